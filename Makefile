@@ -1,0 +1,36 @@
+# make run     install what is missing, serve on 127.0.0.1:8000   (MODEL=Qwen/Qwen-Image-Edit make run)
+# make test    install what is missing, run every test that needs no GPU
+# make lint    ruff and mypy
+# make install only the environment, in .venv
+
+MODEL ?= builtin:tiny
+HOST ?= 127.0.0.1
+PORT ?= 8000
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint install clean
+
+run: install
+	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: .venv/.installed
+
+# uv installs torch and all in half a minute; plain pip takes minutes.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info

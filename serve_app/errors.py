@@ -1,0 +1,103 @@
+"""Every error a caller can meet, as one tree. No HTTP and no Ray in here: `status` is only a number.
+
+    EditError
+    ├── InvalidInput            400  INVALID_INPUT           form, request, images; the prompt's length in pipeline
+    ├── Unauthorized            401  UNAUTHORIZED            http
+    ├── NotFound                404  NOT_FOUND               http
+    │   └── ModelNotFound       404  MODEL_NOT_FOUND         form, http
+    ├── MethodNotAllowed        405  METHOD_NOT_ALLOWED      http
+    ├── PayloadTooLarge         413  PAYLOAD_TOO_LARGE       form, while the body is read
+    ├── UnsupportedMediaType    415  UNSUPPORTED_MEDIA_TYPE  form
+    ├── GenerationError         500  GENERATION_ERROR        pipeline, engine: this request only
+    │   ├── OutOfMemory                                      pipeline: the engine halves the batch and tries again
+    │   ├── NotFinite                                        pipeline: a sample turned into NaN or infinity
+    │   └── DeviceLost                                       pipeline: the device is unusable, the replica must go
+    ├── Overloaded              503  OVERLOADED              engine, with `retry_after_s`
+    ├── NotReady                503  NOT_READY               http: no replica has a warm model
+    └── DeadlineExceeded        504  TIMEOUT                 engine, ingress
+
+An error crosses Ray by pickle, so constructor arguments other than the message live in `__dict__`. `param` and
+`retry_after_s` are deliberately no class attributes: the class that Ray 2.60 raises on the other side forwards to the
+original error only those attributes that its bases lack.
+"""
+
+
+class EditError(Exception):
+    """Base of all errors. `message` is written for the caller and never holds a path, a host or a traceback."""
+
+    status: int = 500
+    code: str = "GENERATION_ERROR"
+    type: str = "server_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidInput(EditError):
+    """The caller's request cannot be honoured; `param` names the field."""
+
+    status, code, type = 400, "INVALID_INPUT", "invalid_request_error"
+
+
+class Unauthorized(EditError):
+    status, code, type = 401, "UNAUTHORIZED", "authentication_error"
+
+
+class NotFound(EditError):
+    status, code, type = 404, "NOT_FOUND", "invalid_request_error"
+
+
+class ModelNotFound(NotFound):
+    code = "MODEL_NOT_FOUND"
+
+
+class MethodNotAllowed(EditError):
+    status, code, type = 405, "METHOD_NOT_ALLOWED", "invalid_request_error"
+
+
+class PayloadTooLarge(EditError):
+    status, code, type = 413, "PAYLOAD_TOO_LARGE", "invalid_request_error"
+
+
+class UnsupportedMediaType(EditError):
+    status, code, type = 415, "UNSUPPORTED_MEDIA_TYPE", "invalid_request_error"
+
+
+class GenerationError(EditError):
+    """The model failed on this request. The message always begins with `Image generation failed: `."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Image generation failed: {reason}")
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["GenerationError"], tuple[str]]:
+        return type(self), (self.reason,)
+
+
+class OutOfMemory(GenerationError):
+    pass
+
+
+class NotFinite(GenerationError):
+    pass
+
+
+class DeviceLost(GenerationError):
+    """The device or the engine is gone: nothing on this replica can succeed any more."""
+
+
+class Overloaded(EditError):
+    """The bounded queue is full; `retry_after_s` is always set."""
+
+    status, code = 503, "OVERLOADED"
+
+
+class NotReady(EditError):
+    status, code = 503, "NOT_READY"
+
+
+class DeadlineExceeded(EditError):
+    status, code = 504, "TIMEOUT"

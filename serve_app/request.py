@@ -1,0 +1,192 @@
+"""The types that travel: a validated request, and its result. Frozen; only validated input can be one."""
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from serve_app.errors import InvalidInput
+from serve_app.images import Geometry, Size, check_picture_size, convert
+from serve_app.settings import LimitSettings
+
+MAX_VARIANTS = 10
+MAX_PROMPT_CHARS = 4000
+MAX_STEPS = 150
+MAX_GUIDANCE = 20.0
+# The largest integer that JSON clients (JavaScript) carry exactly.
+MAX_SEED = 2**53 - 1
+
+Pixels = NDArray[np.uint8]
+"""A picture: uint8, height × width × 3, RGB."""
+
+# Tokenizers read these as control tokens; `<|image_pad|>` in a prompt would shift every picture of a batch.
+_CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+
+
+def _as_size(value: Any) -> Any:
+    if isinstance(value, str):
+        return None if value == "auto" else Size.parse(value)
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _new_seed() -> int:
+    return secrets.randbelow(2**32)
+
+
+class EditParams(BaseModel):
+    """What a request asks for, besides its pictures. Fields, ranges and defaults as in the README's field table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    prompt: Annotated[str | tuple[str, ...], BeforeValidator(_as_tuple)]
+    negative_prompt: str = Field(" ", max_length=MAX_PROMPT_CHARS)
+    n: int = Field(1, ge=1, le=MAX_VARIANTS)
+    size: Annotated[Size | None, BeforeValidator(_as_size)] = None
+    num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    guidance_scale: float | None = Field(None, ge=1, le=MAX_GUIDANCE, allow_inf_nan=False)
+    seed: int = Field(default_factory=_new_seed, ge=0, le=MAX_SEED)
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _check_text(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for text in (value,) if isinstance(value, str) else value:
+            if len(text) > MAX_PROMPT_CHARS:
+                raise ValueError(f"must have at most {MAX_PROMPT_CHARS} characters, not {len(text)}")
+            if token := _CONTROL_TOKEN.search(text):
+                raise ValueError(f"must not contain the model's control token {token[0]}")
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not all(text.strip() for text in ((value,) if isinstance(value, str) else value)):
+            raise ValueError("must not be empty")
+        return value
+
+
+class EditRequest(EditParams):
+    """One caller's edit. `images` may be given as PIL pictures or uint8 RGB arrays and are kept as arrays.
+
+    Raises InvalidInput, which names the first offending field in `param`.
+    """
+
+    images: tuple[Pixels, ...]
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise invalid_input(error) from None
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _check_images(cls, value: Any) -> tuple[Pixels, ...]:
+        if value is None or (isinstance(value, Sequence) and not value):
+            raise ValueError("At least one image is required")
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"images must be a list of pictures, not {type(value).__name__}")
+        return tuple(_as_pixels(image, index) for index, image in enumerate(value))
+
+    @model_validator(mode="after")
+    def _check_prompts(self) -> "EditRequest":
+        if isinstance(self.prompt, tuple) and len(self.prompt) != len(self.images):
+            raise ValueError(
+                f"prompt is given {len(self.prompt)} times for {len(self.images)} images: "
+                "give it once, or once for each image"
+            )
+        return self
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """One prompt for each picture."""
+        return (self.prompt,) * len(self.images) if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def outputs(self) -> int:
+        return len(self.images) * self.n
+
+    def output_seed(self, image_index: int, variant_index: int) -> int:
+        """The seed of one output: the request's seed plus its place in output order."""
+        return self.seed + image_index * self.n + variant_index
+
+
+def _as_pixels(image: Any, index: int) -> Pixels:
+    if isinstance(image, PIL.Image.Image):
+        return convert(image, index)
+    is_rgb = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+    if is_rgb and image.size:
+        # OpenCV users turn BGR round with [..., ::-1]; PyTorch takes no array with a negative stride.
+        return np.ascontiguousarray(image)
+    raise ValueError(
+        f"Invalid image format at index {index}: expected a PIL image or a uint8 array of height × width × 3"
+    )
+
+
+def invalid_input(error: ValidationError) -> InvalidInput:
+    """The first complaint of pydantic, in our words."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    # The check of prompts against images belongs to the model as a whole, hence without a location.
+    param = str(first["loc"][0]) if first["loc"] else "prompt"
+    if param == "images" or message.startswith(param):
+        return InvalidInput(message, param=param)
+    return InvalidInput(f"{param}: {message}", param=param)
+
+
+def check_limits(request: EditRequest, limits: LimitSettings) -> None:
+    """Raise InvalidInput where a request is more than this server takes. The same for HTTP and for handles."""
+    if len(request.images) > limits.max_images:
+        raise InvalidInput(f"At most {limits.max_images} images are allowed, not {len(request.images)}", param="images")
+    if request.outputs > limits.max_outputs:
+        raise InvalidInput(
+            f"images × n must be at most {limits.max_outputs}, not {len(request.images)} × {request.n}", param="n"
+        )
+    for index, pixels in enumerate(request.images):
+        check_picture_size(Size(pixels.shape[1], pixels.shape[0]), index, limits)
+    if request.size is not None and request.size.aspect_ratio > limits.max_aspect_ratio:
+        raise InvalidInput(f"size: {request.size} is longer than {limits.max_aspect_ratio:g}:1", param="size")
+
+
+def check_output_size(request: EditRequest, geometry: Geometry, limits: LimitSettings) -> None:
+    """Raise InvalidInput where `size` asks for many more pixels than the model was made for."""
+    most = round(limits.max_area_factor * geometry.native_area)
+    if request.size is not None and request.size.pixels > most:
+        raise InvalidInput(f"size: {request.size} has more than {most} pixels, the most for this model", param="size")
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where one request's time went, in seconds.
+
+    queue: until its first sample was encoded · encode, decode: of the passes it took part in · denoise: the rest,
+    pauses included.
+    """
+
+    queue_s: float
+    encode_s: float
+    denoise_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class EditResult:
+    """One request's pictures: `pixels[i][j]` and `seeds[i][j]` are variant j of picture i."""
+
+    pixels: tuple[tuple[Pixels, ...], ...]
+    seeds: tuple[tuple[int, ...], ...]
+    timings: Timings
+
+    @property
+    def images(self) -> list[list[PIL.Image.Image]]:
+        """The pictures as PIL, in the same order."""
+        return [[PIL.Image.fromarray(pixels) for pixels in variants] for variants in self.pixels]

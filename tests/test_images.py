@@ -1,0 +1,304 @@
+"""Untrusted pictures in, picture files out."""
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from serve_app.errors import InvalidInput
+from serve_app.images import Geometry, OutputFormat, Size, decode, encode, from_pil
+from serve_app.request import Pixels
+from serve_app.settings import LimitSettings
+
+LIMITS = LimitSettings()
+
+
+def photo(width: int = 64, height: int = 48) -> Pixels:
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], axis=-1).astype(np.uint8)
+
+
+def file_of(image: PIL.Image.Image, file_format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def one_bit_png(width: int, height: int) -> bytes:
+    """A white PNG of one bit a pixel, made without ever holding its pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row, packer = b"\0" + b"\xff" * ((width + 7) // 8), zlib.compressobj(9)
+    packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+
+
+def refusal(data: bytes, index: int = 0, limits: LimitSettings = LIMITS) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        decode(data, index, limits)
+    assert caught.value.param == "images"
+    assert " at 0x" not in caught.value.message
+    assert "BytesIO" not in caught.value.message
+    return caught.value.message
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_files_decode_to_the_same_pixels(file_format: str) -> None:
+    pixels = decode(file_of(PIL.Image.fromarray(photo()), file_format), 0, LIMITS)
+    np.testing.assert_array_equal(pixels, photo())
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "WEBP", "AVIF", "JPEG2000", "MPO", "GIF"])
+def test_lossy_files_decode_to_nearly_the_same_pixels(file_format: str) -> None:
+    pixels = decode(file_of(PIL.Image.fromarray(photo()), file_format), 0, LIMITS)
+    assert np.abs(pixels.astype(int) - photo()).mean() < 8
+
+
+def test_first_frame_of_an_animation_is_taken() -> None:
+    frames = [PIL.Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
+    for file_format in ("GIF", "WEBP", "PNG"):
+        data = file_of(frames[0], file_format, save_all=True, append_images=frames[1:], duration=50)
+        red, green, blue = decode(data, 0, LIMITS)[4, 4]
+        assert red > 200
+        assert green < 50
+        assert blue < 50
+
+
+def test_cmyk_jpeg_becomes_rgb() -> None:
+    data = file_of(PIL.Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG")
+    assert np.abs(decode(data, 0, LIMITS)[8, 8].astype(int) - [255, 0, 0]).max() < 16
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
+    values = np.array([[0, 257, 32768, 65535]], np.uint16)
+    pixels = decode(file_of(PIL.Image.fromarray(values), "PNG"), 0, LIMITS)
+    assert pixels[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
+
+
+def test_transparent_16_bit_grey_is_laid_on_white() -> None:
+    image = PIL.Image.fromarray(np.array([[0, 32768]], np.uint16))
+    image.info["transparency"] = 0
+    assert from_pil(image)[0, :, 0].tolist() == [255, 128]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 65535]], np.int32), [0, 255]),
+        (np.array([[-100, 100]], np.int32), [0, 255]),
+        (np.array([[70000, 70000]], np.int32), [0, 0]),
+        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
+        (np.array([[0.0, 128.0, 255.0]], np.float32), [0, 128, 255]),
+        (np.array([[-2.0, 0.0, 2.0]], np.float32), [0, 128, 255]),
+    ],
+)
+def test_deep_grey_uses_the_whole_range(values: Any, expected: list[int]) -> None:
+    assert from_pil(PIL.Image.fromarray(values))[0, :, 1].tolist() == expected
+
+
+def test_nan_is_refused() -> None:
+    data = file_of(PIL.Image.fromarray(np.array([[np.nan, 1.0]], np.float32)), "TIFF")
+    assert refusal(data, 2) == "Invalid image format at index 2: it holds NaN or infinity"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
+def test_alpha_is_laid_on_white(mode: str) -> None:
+    clear = PIL.Image.new("LA", (4, 4), (0, 0)) if mode in ("LA", "La") else PIL.Image.new("RGBA", (4, 4), (9, 9, 9, 0))
+    image = PIL.Image.new("PA", (4, 4), (0, 0)) if mode == "PA" else clear.convert(mode)
+    assert (from_pil(image) == 255).all()
+
+
+def test_half_alpha_is_half_white() -> None:
+    assert from_pil(PIL.Image.new("RGBA", (1, 1), (0, 0, 0, 128)))[0, 0].tolist() == [127] * 3
+
+
+@pytest.mark.parametrize(
+    ("image", "key"),
+    [
+        (PIL.Image.new("RGB", (2, 2), (1, 2, 3)), (1, 2, 3)),
+        (PIL.Image.new("L", (2, 2), 7), 7),
+        (PIL.Image.new("P", (2, 2), 0), 0),
+    ],
+)
+def test_a_transparent_colour_is_laid_on_white(image: Any, key: Any) -> None:
+    assert (decode(file_of(image, "PNG", transparency=key), 0, LIMITS) == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "YCbCr", "LAB", "HSV", "RGBX", "CMYK"])
+def test_every_colour_mode_becomes_rgb(mode: str) -> None:
+    if mode == "LAB":
+        image = PIL.Image.new("LAB", (3, 2), (255, 128, 128))
+    else:
+        image = PIL.Image.new("RGB", (3, 2), "white").convert(mode)
+    pixels = from_pil(image)
+    assert pixels.shape == (2, 3, 3)
+    assert pixels.min() >= 250
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied(orientation: int, file_format: str) -> None:
+    corner = np.zeros((16, 32, 3), np.uint8)
+    corner[:8, :8] = 255  # white where the photo's own top left is
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    pixels = decode(file_of(PIL.Image.fromarray(corner), file_format, exif=exif), 0, LIMITS)
+    assert pixels.shape[:2] == ((16, 32) if orientation < 5 else (32, 16))
+    row, column = {1: (2, 2), 2: (2, -3), 3: (-3, -3), 4: (-3, 2), 5: (2, 2), 6: (2, -3), 7: (-3, -3), 8: (-3, 2)}[
+        orientation
+    ]
+    assert pixels[row, column].min() > 200
+
+
+def test_a_photo_with_damaged_exif_is_still_read() -> None:
+    data = file_of(PIL.Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0garbage, no TIFF header")
+    assert decode(data, 0, LIMITS).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+def test_truncated_files_are_refused(file_format: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    data = file_of(PIL.Image.fromarray(noise), file_format)
+    assert refusal(data[: int(len(data) * share)], 1).startswith("Invalid image format at index 1: ")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_files_are_read_or_refused_and_nothing_else(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    file_format = ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "BMP", "JPEG2000"][seed % 8]
+    data = bytearray(file_of(PIL.Image.fromarray(photo()), file_format))
+    for position in random.integers(0, len(data), 8):
+        data[position] = random.integers(0, 256)
+    try:
+        assert decode(bytes(data), 0, LIMITS).shape[2] == 3
+    except InvalidInput as error:
+        assert error.message  # noqa: PT017, either outcome is right
+
+
+def test_what_is_no_picture_is_refused_in_plain_words() -> None:
+    assert refusal(b"hello, I am a text file\n") == (
+        "Invalid image format at index 0: not a JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000 or PPM file, "
+        "or its header is damaged"
+    )
+    assert refusal(b"", 3) == "Invalid image format at index 3: the file is empty"
+
+
+def test_formats_that_run_programs_are_not_read() -> None:
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    assert "not a JPEG" in refusal(eps)
+
+
+@pytest.mark.parametrize("side", [7000, 10_000, 20_000])
+def test_too_many_pixels_are_refused(side: int) -> None:
+    data = one_bit_png(side, side)
+    assert len(data) < 150_000
+    assert refusal(data, 5).startswith("Image at index 5 is too large: ")
+
+
+def test_a_decompression_bomb_is_refused_without_its_memory() -> None:
+    code = (
+        "import resource, sys, time\n"
+        "from serve_app.errors import InvalidInput\n"
+        "from serve_app.images import decode\n"
+        "from serve_app.settings import LimitSettings\n"
+        "import PIL.Image; PIL.Image.init()\n"
+        "data = sys.stdin.buffer.read()\n"
+        "before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()\n"
+        "try:\n    decode(data, 0, LimitSettings())\n"
+        "except InvalidInput: print('refused')\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - start)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], input=one_bit_png(20_000, 20_000), capture_output=True)
+    verdict, figures = run.stdout.decode().splitlines()
+    grown_kib, seconds = map(float, figures.split())
+    assert verdict == "refused"
+    assert grown_kib < 10 * 1024  # its pixels would be 400 MB
+    assert seconds < 1
+
+
+def test_long_strips_are_refused_before_decoding() -> None:
+    assert refusal(one_bit_png(1000, 100), 1) == "Image at index 1 is longer than 8:1: 1000x100"
+
+
+def test_the_limit_itself_is_allowed() -> None:
+    limits = LimitSettings(max_image_pixels=64 * 48)
+    data = file_of(PIL.Image.fromarray(photo()), "PNG")
+    assert decode(data, 0, limits).shape == (48, 64, 3)
+    assert "64x48" in refusal(data, 0, LimitSettings(max_image_pixels=64 * 48 - 1))
+
+
+def test_a_picture_without_pixels_is_refused() -> None:
+    with pytest.raises(ValueError, match="no pixels"):
+        from_pil(PIL.Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp"])
+def test_lossless_at_100(output_format: OutputFormat) -> None:
+    data = encode(photo(), output_format, 100)
+    image = PIL.Image.open(io.BytesIO(data))
+    assert image.format == output_format.upper()
+    np.testing.assert_array_equal(np.asarray(image), photo())
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_less_quality_makes_smaller_files(output_format: OutputFormat) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    sizes = [len(encode(noise, output_format, quality)) for quality in (0, 30, 60, 95, 100)]
+    assert sizes == sorted(set(sizes))
+
+
+def test_jpeg_at_100_keeps_the_colours() -> None:
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(encode(photo(), "jpeg", 100))))
+    assert np.abs(pixels.astype(int) - photo()).max() <= 5
+
+
+def test_read_only_pixels_are_encoded() -> None:
+    pixels = photo()
+    pixels.flags.writeable = False
+    assert encode(pixels, "png", 100).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "text", ["0x0", "0x8", "1024", "1024X768", "-1x5", "1024x768 ", "٣x٣", "9999999x1", "auto", ""]
+)
+def test_texts_that_are_no_size_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
+        Size.parse(text)
+
+
+def test_size_reads_what_it_writes() -> None:
+    assert Size.parse("1024x768") == Size(1024, 768)
+    assert str(Size(1024, 768)) == "1024x768"
+    assert Size(100, 400).aspect_ratio == Size(400, 100).aspect_ratio == 4
+
+
+def test_a_size_has_at_least_one_pixel() -> None:
+    with pytest.raises(ValueError, match="1x1"):
+        Size(0, 5)
+
+
+def test_auto_keeps_the_aspect_ratio_at_the_native_area() -> None:
+    geometry = Geometry(native_area=1024 * 1024, multiple=16)
+    assert geometry.auto(Size(500, 500)) == Size(1024, 1024)
+    wide = geometry.auto(Size(1600, 900))
+    assert wide.width % 32 == wide.height % 32 == 0
+    assert abs(wide.width / wide.height - 16 / 9) < 0.05
+    assert min(geometry.auto(Size(100_000, 1)).height, geometry.auto(Size(1, 100_000)).width) > 0
+
+
+def test_cover_is_the_next_multiple() -> None:
+    assert Geometry(1024, 16).cover(Size(1, 33)) == Size(16, 48)
+    assert Geometry(1024, 16).cover(Size(32, 48)) == Size(32, 48)

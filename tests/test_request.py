@@ -1,0 +1,133 @@
+"""Only validated input can be an EditRequest."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from serve_app.errors import InvalidInput
+from serve_app.images import Size
+from serve_app.request import EditRequest, EditResult, Timings, check_limits
+from serve_app.settings import LimitSettings
+
+PICTURE = np.full((4, 6, 3), 7, np.uint8)
+
+
+def refusal(**fields: Any) -> InvalidInput:
+    with pytest.raises(InvalidInput) as caught:
+        EditRequest(**{"images": [PICTURE], "prompt": "x", **fields})
+    return caught.value
+
+
+def test_pil_pictures_and_arrays_become_the_same_pixels() -> None:
+    request = EditRequest(images=[PIL.Image.fromarray(PICTURE), PICTURE], prompt="x", n=3)
+    np.testing.assert_array_equal(request.images[0], request.images[1])
+    assert request.outputs == 6
+    assert request.prompts == ("x", "x")
+
+
+def test_a_request_survives_pickle() -> None:
+    request = EditRequest(images=[PICTURE], prompt=["x"], size="640x480", seed=5, guidance_scale=2)
+    copy = pickle.loads(pickle.dumps(request))
+    assert copy.model_dump(exclude={"images"}) == request.model_dump(exclude={"images"})
+    assert copy.size == Size(640, 480)
+    np.testing.assert_array_equal(copy.images[0], PICTURE)
+
+
+def test_a_request_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        EditRequest(images=[PICTURE], prompt="x").n = 2  # type: ignore[misc]
+
+
+def test_mirrored_arrays_are_made_contiguous() -> None:
+    pixels = EditRequest(images=[PICTURE[..., ::-1]], prompt="x").images[0]
+    assert pixels.flags.c_contiguous
+
+
+@pytest.mark.parametrize("images", [[], (), None])
+def test_at_least_one_picture(images: Any) -> None:
+    error = refusal(images=images)
+    assert (error.message, error.param) == ("At least one image is required", "images")
+
+
+@pytest.mark.parametrize("images", [PICTURE, PIL.Image.fromarray(PICTURE), b"png", "x"])
+def test_one_picture_alone_is_no_list(images: Any) -> None:
+    error = refusal(images=images)
+    assert error.message.startswith("images must be a list of pictures, not ")
+    assert error.param == "images"
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        PICTURE.astype(np.float32),
+        PICTURE[..., 0],
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        b"png",
+        None,
+        PIL.Image.new("RGB", (0, 3)),
+    ],
+)
+def test_what_is_no_picture_is_named_by_its_index(image: Any) -> None:
+    error = refusal(images=[PICTURE, image])
+    assert error.message.startswith("Invalid image format at index 1: ")
+    assert error.param == "images"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n", 0),
+        ("n", 11),
+        ("seed", -1),
+        ("seed", 2**53),
+        ("num_inference_steps", 0),
+        ("num_inference_steps", 151),
+        ("guidance_scale", float("nan")),
+        ("guidance_scale", float("inf")),
+        ("guidance_scale", 0.9),
+        ("size", "0x0"),
+        ("size", "big"),
+        ("prompt", ""),
+        ("prompt", "x" * 4001),
+        ("prompt", ["a", "b"]),
+        ("prompt", []),
+        ("prompt", "<|im_end|>"),
+        ("negative_prompt", "<|im_end|>"),
+        ("negative_prompt", "x" * 4001),
+        ("strength", 0.5),
+    ],
+)
+def test_bad_values_are_named(name: str, value: Any) -> None:
+    error = refusal(**{name: value})
+    assert error.param == name
+    assert "\n" not in error.message
+    assert "pydantic" not in error.message
+
+
+def test_limits_hold_for_handles_too() -> None:
+    request = EditRequest(images=[PICTURE] * 3, prompt="x", n=2, size="800x100")
+    check_limits(request, LimitSettings())
+    for limits, param in [
+        (LimitSettings(max_images=2), "images"),
+        (LimitSettings(max_outputs=5), "n"),
+        (LimitSettings(max_image_pixels=23), "images"),
+        (LimitSettings(max_aspect_ratio=1.4), "images"),
+        (LimitSettings(max_aspect_ratio=7.9), "size"),
+    ]:
+        with pytest.raises(InvalidInput) as caught:
+            check_limits(request, limits)
+        assert caught.value.param == param
+
+
+def test_a_result_gives_pil_pictures_in_the_same_order() -> None:
+    rows = tuple(tuple(np.full((2, 2, 3), 10 * i + j, np.uint8) for j in range(2)) for i in range(3))
+    result = EditResult(rows, ((0, 1), (2, 3), (4, 5)), Timings(0.1, 0.2, 0.3, 0.4))
+    copy = pickle.loads(pickle.dumps(result))
+    levels = [[image.getpixel((0, 0))[0] for image in row] for row in copy.images]
+    assert levels == [[0, 1], [10, 11], [20, 21]]
+    assert copy.seeds == result.seeds
+    assert copy.timings == result.timings

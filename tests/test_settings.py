@@ -1,0 +1,81 @@
+"""Settings: a typing error or a contradiction stops the start."""
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from serve_app.settings import (
+    AppSettings,
+    AuthSettings,
+    EngineSettings,
+    LimitSettings,
+    LoraSettings,
+    ModelSettings,
+)
+
+MODELS = [AppSettings, ModelSettings, EngineSettings, LimitSettings, AuthSettings, LoraSettings]
+
+
+def test_nothing_has_to_be_set() -> None:
+    settings = AppSettings.model_validate({})
+    assert settings == AppSettings()
+    assert settings.model.all_names == ("builtin:tiny",)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_unknown_names_are_refused(model: Any) -> None:
+    with pytest.raises(ValidationError, match="max_imagse"):
+        model.model_validate({"max_imagse": 1})
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_setting_is_described(model: type[BaseModel]) -> None:
+    for name, field in model.model_fields.items():
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        assert field.description or nested, name
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        AppSettings().limits.max_images = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"model": {"offload": "model"}}, "engine.join: batch"),
+        ({"model": {"offload": "model", "device": "cpu"}}, "there is no GPU"),
+        ({"engine": {"max_waiting": 3}}, "engine.max_waiting"),
+        ({"limits": {"max_file_bytes": 2, "max_request_bytes": 1}}, "no such file could arrive"),
+        ({"limits": {"max_images": 0}}, "max_images"),
+        ({"limits": {"max_images": "many"}}, "max_images"),
+        ({"model": {"default_guidance": float("nan")}}, "default_guidance"),
+        ({"model": {"default_steps": 151}}, "default_steps"),
+        ({"engine": {"max_samples": "all"}}, "max_samples"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_reason(values: Any, complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        AppSettings.model_validate(values)
+
+
+def test_offload_works_with_classic_batches() -> None:
+    settings = AppSettings.model_validate({"model": {"offload": "model"}, "engine": {"join": "batch"}})
+    assert settings.engine.join == "batch"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("Qwen/Qwen-Image-Edit", "Qwen-Image-Edit"), ("/models/mine/", "mine"), ("builtin:tiny", "builtin:tiny")],
+)
+def test_a_model_is_named_after_its_source(source: str, name: str) -> None:
+    settings = ModelSettings(source=source, aliases=("gpt-image-1",))
+    assert settings.all_names == (name, "gpt-image-1")
+    assert ModelSettings(source=source, name="other").served_name == "other"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_settings_survive_json(model: Any) -> None:
+    settings = model(source="x") if "source" in model.model_fields else model()
+    assert model.model_validate_json(settings.model_dump_json()) == settings
