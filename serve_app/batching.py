@@ -1,0 +1,205 @@
+"""The policy: which samples exist, who joins, which samples take the next step, whose result is whose.
+
+Pure: no torch, no Ray, no thread, and no clock of its own. The engine asks `plan` before every step and obeys.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from serve_app.images import Geometry, Size
+from serve_app.request import EditRequest, Pixels
+
+T = TypeVar("T")
+
+# A batch may be at most this much slower, per sample, than the best one measured and still count as the knee.
+KNEE_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the samples of one forward must share: RoPE is computed once for the whole batch (diffusers 0.42)."""
+
+    output: Size
+    reference: Size
+
+    def tokens(self, multiple: int) -> int:
+        """Image tokens of one transformer row; `multiple` is the side of a token in pixels."""
+        return (self.output.pixels + self.reference.pixels) // multiple**2
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What variants of one picture share, and what is encoded once for all of them."""
+
+    picture: Pixels
+    prompt: str
+    negative_prompt: str | None
+    """None where guidance is off."""
+    reference: Size
+
+
+@dataclass(slots=True, eq=False)
+class Sample:
+    """One output picture in the making. `tokens` are those of one step: both rows where guidance is on."""
+
+    entry: "Entry"
+    image_index: int
+    variant_index: int
+    shape: Shape
+    tokens: int
+    seed: int
+    steps: int
+    guidance: float
+    steps_done: int = 0
+    encoded: bool = False
+    state: Any = None
+    """The pipeline's, opaque here."""
+
+    @property
+    def steps_left(self) -> int:
+        return self.steps - self.steps_done
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """A request as the queue holds it; `samples` are those not yet finished, in output order."""
+
+    sequence: int
+    arrived_s: float
+    deadline_s: float
+    conditions: tuple[Condition, ...]
+    samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def work_tokens(self) -> int:
+        """Tokens still to be pushed through the transformer: a diffusion edit tells its cost in advance."""
+        return sum(sample.tokens * sample.steps_left for sample in self.samples)
+
+    @property
+    def waiting(self) -> int:
+        return sum(not sample.encoded for sample in self.samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules of `plan`, as in the settings of the same names; `seconds_per_token` is measured."""
+
+    max_samples: int
+    batch_tokens: int
+    max_paused: int
+    join: Literal["step", "batch"]
+    order: Literal["shortest", "fifo"]
+    aging: float
+    seconds_per_token: float
+
+
+def expand(
+    request: EditRequest,
+    geometry: Geometry,
+    *,
+    sequence: int,
+    arrived_s: float,
+    deadline_s: float,
+    default_steps: int,
+    default_guidance: float,
+) -> Entry:
+    """A request's samples: every variant of the first picture, then every variant of the second, and so on."""
+    steps = request.num_inference_steps or default_steps
+    guidance = request.guidance_scale or default_guidance
+    negative = request.negative_prompt if guidance > 1 else None
+    entry = Entry(sequence, arrived_s, deadline_s, _conditions(request, geometry, negative))
+    for index, condition in enumerate(entry.conditions):
+        output = geometry.cover(request.size) if request.size else condition.reference
+        shape = Shape(output, condition.reference)
+        rows = 1 if negative is None else 2
+        entry.samples += [
+            Sample(
+                entry=entry,
+                image_index=index,
+                variant_index=variant,
+                shape=shape,
+                tokens=rows * shape.tokens(geometry.multiple),
+                seed=request.output_seed(index, variant),
+                steps=steps,
+                guidance=guidance,
+            )
+            for variant in range(request.n)
+        ]
+    return entry
+
+
+def _conditions(request: EditRequest, geometry: Geometry, negative: str | None) -> tuple[Condition, ...]:
+    return tuple(
+        Condition(picture, prompt, negative, geometry.auto(Size(picture.shape[1], picture.shape[0])))
+        for picture, prompt in zip(request.images, request.prompts, strict=True)
+    )
+
+
+def in_order(entries: Sequence[Entry], policy: Policy) -> list[Entry]:
+    """The entries, the first to be served first.
+
+    `shortest` sorts by remaining work minus `aging` × time waited, both in seconds. Time waited grows alike for all, so
+    `now` cancels out of every comparison, and with it the bound: an entry with work W is never overtaken by one that
+    arrived more than W / aging seconds after it.
+    """
+    if policy.order == "fifo":
+        return sorted(entries, key=lambda entry: entry.sequence)
+    return sorted(
+        entries,
+        key=lambda entry: (
+            entry.work_tokens * policy.seconds_per_token + policy.aging * entry.arrived_s,
+            entry.sequence,
+        ),
+    )
+
+
+def plan(entries: Sequence[Entry], policy: Policy, caps: Mapping[Shape, int] | None = None) -> list[Sample]:
+    """The samples that take the next step, first in order first. Those not yet encoded join with this step.
+
+    All have the shape of the first sample in order. At most `max_samples` (or the shape's cap, where memory ran out
+    before) and, beyond the first, at most `batch_tokens`. Never are more than `max_samples` + `max_paused` encoded.
+    """
+    samples = [sample for entry in in_order(entries, policy) for sample in entry.samples]
+    encoded = sum(sample.encoded for sample in samples)
+    if policy.join == "batch" and encoded:
+        samples = [sample for sample in samples if sample.encoded]
+    room = policy.max_samples + policy.max_paused - encoded
+    return _fill(samples, room, policy, caps or {})
+
+
+def _fill(samples: Sequence[Sample], room: int, policy: Policy, caps: Mapping[Shape, int]) -> list[Sample]:
+    batch: list[Sample] = []
+    tokens = 0
+    for sample in samples:
+        if not sample.encoded and room <= 0:
+            continue
+        if batch:
+            cap = min(policy.max_samples, caps.get(batch[0].shape, policy.max_samples))
+            if len(batch) >= cap:
+                break
+            if sample.shape != batch[0].shape or tokens + sample.tokens > policy.batch_tokens:
+                continue
+        batch.append(sample)
+        tokens += sample.tokens
+        room -= not sample.encoded
+    return batch
+
+
+def arrange(outputs: Mapping[tuple[int, int], T], images: int, variants: int) -> tuple[tuple[T, ...], ...]:
+    """Outputs by (image, variant) as nested tuples in the guaranteed order. Raises KeyError where one is missing."""
+    return tuple(tuple(outputs[index, variant] for variant in range(variants)) for index in range(images))
+
+
+def knee(seconds_by_samples: Mapping[int, float]) -> int:
+    """The smallest batch within KNEE_TOLERANCE of the best throughput, from the seconds of one step by batch size."""
+    best = max(samples / seconds for samples, seconds in seconds_by_samples.items())
+    return min(
+        samples for samples, seconds in seconds_by_samples.items() if samples / seconds >= (1 - KNEE_TOLERANCE) * best
+    )
+
+
+def drain_s(entries: Sequence[Entry], policy: Policy) -> int:
+    """Whole seconds until the present work is done, at least 1: what `Retry-After` says."""
+    return max(1, math.ceil(sum(entry.work_tokens for entry in entries) * policy.seconds_per_token))

@@ -1,0 +1,77 @@
+"""Warm-up: run every stage once at the native size, and find the knee by measuring steps of growing batches."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from serve_app.batching import Entry, expand, knee
+from serve_app.errors import OutOfMemory
+from serve_app.protocol import Pipeline
+from serve_app.request import EditRequest
+
+_REPEATS = 2
+_STEPS = 100
+"""Of the samples stepped here: more than are ever taken, so that none runs out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured: seconds of one step by number of samples, the knee in tokens, and the price of a token."""
+
+    seconds_by_samples: dict[int, float]
+    knee_tokens: int
+    seconds_per_token: float
+
+
+def calibrate(
+    pipeline: Pipeline, *, max_samples: int, default_guidance: float, clock: Callable[[], float] = time.perf_counter
+) -> Calibration:
+    """Measure steps of 1, 2, 4 … `max_samples` samples, each twice, the faster counting.
+
+    Where memory ends first, the sizes that fit are used. Raises OutOfMemory where not even one sample fits.
+    """
+    entry, states = _blank(pipeline, max_samples, default_guidance)
+    seconds: dict[int, float] = {}
+    for size in sizes_to_measure(max_samples):
+        try:
+            seconds[size] = min(_time_step(pipeline, states[:size], clock) for _ in range(_REPEATS))
+        except OutOfMemory:
+            if size == 1:
+                raise
+            break
+    pipeline.decode(states[:1])
+    best, tokens = knee(seconds), entry.samples[0].tokens
+    return Calibration(seconds, best * tokens, seconds[best] / (best * tokens))
+
+
+def sizes_to_measure(max_samples: int) -> list[int]:
+    """1, 2, 4 … and `max_samples` itself."""
+    return sorted({2**power for power in range(max_samples.bit_length())} | {max_samples})
+
+
+def _blank(pipeline: Pipeline, samples: int, guidance: float) -> tuple[Entry, list[Any]]:
+    """That many samples of one grey square at the native size."""
+    side = math.isqrt(pipeline.geometry.native_area)
+    grey = np.full((side, side, 3), 128, np.uint8)
+    request = EditRequest(images=[grey], prompt="warm up", seed=0)
+    entry = expand(
+        request,
+        pipeline.geometry,
+        sequence=0,
+        arrived_s=0.0,
+        deadline_s=0.0,
+        default_steps=_STEPS,
+        default_guidance=guidance,
+    )
+    encoding = pipeline.encode(entry.conditions)[0]
+    return entry, [pipeline.start(encoding, entry.samples[0]) for _ in range(samples)]
+
+
+def _time_step(pipeline: Pipeline, states: Sequence[Any], clock: Callable[[], float]) -> float:
+    start_s = clock()
+    pipeline.step(states)
+    return clock() - start_s

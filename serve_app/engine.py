@@ -1,0 +1,335 @@
+"""The engine: one thread that owns the GPU and loops admit → encode → step → decode, for all requests at once."""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from serve_app import batching
+from serve_app.batching import Entry, Policy, Sample, Shape
+from serve_app.calibration import Calibration
+from serve_app.errors import DeadlineExceeded, DeviceLost, EditError, GenerationError, OutOfMemory, Overloaded
+from serve_app.isolation import isolate
+from serve_app.protocol import Pipeline
+from serve_app.request import EditRequest, Pixels
+from serve_app.settings import EngineSettings
+from serve_app.tickets import Claim, Ticket
+
+logger = logging.getLogger("ray.serve")
+
+R = TypeVar("R")
+
+# Weight of the newest step in the running average of seconds per token.
+_RATE_WEIGHT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the start, and what is in the engine now.
+
+    `sample_steps` / `forwards` is the mean batch; `shared_forwards` had samples of more than one request.
+    """
+
+    requests: int = 0
+    samples: int = 0
+    forwards: int = 0
+    sample_steps: int = 0
+    shared_forwards: int = 0
+    encoded_images: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    failed: int = 0
+    refused: int = 0
+    waiting: int = 0
+    running: int = 0
+    paused: int = 0
+
+
+class EditEngine:
+    """Runs many requests on one pipeline: `submit` from any thread, results through tickets.
+
+    `max_samples`, `default_steps` and `default_guidance` are the model's, `calibration` is of that model here.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        settings: EngineSettings,
+        calibration: Calibration,
+        *,
+        max_samples: int,
+        default_steps: int,
+        default_guidance: float,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pipeline = pipeline
+        self._settings = settings
+        self._default_steps = default_steps
+        self._default_guidance = default_guidance
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._policy = Policy(
+            max_samples=max_samples,
+            batch_tokens=calibration.knee_tokens if settings.batch_tokens == "auto" else settings.batch_tokens,
+            max_paused=settings.max_paused,
+            join=settings.join,
+            order=settings.order,
+            aging=settings.aging,
+            seconds_per_token=calibration.seconds_per_token,
+        )
+        # `submit` runs on callers' threads, all else on the engine's. Guards _claims, _sequence, _counts.
+        self._lock = threading.Condition()
+        self._claims: dict[int, Claim] = {}
+        self._sequence = 0
+        self._counts: Counter[str] = Counter()
+        self._running = 0
+        self._caps: dict[Shape, int] = {}
+        self._stopping = False
+        self._fault: DeviceLost | None = None
+        self._busy_since_s: float | None = None
+        self._thread = threading.Thread(target=self._run, name="edit-engine", daemon=True)
+
+    # ---- the callers' side ----
+
+    @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """End the thread after its present stage; tickets still open fail with DeviceLost."""
+        with self._lock:
+            self._stopping = True
+            self._lock.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def submit(self, requests: Sequence[EditRequest]) -> list[Ticket | EditError]:
+        """One ticket for each request, or the error that refuses it: InvalidInput, Overloaded or DeviceLost."""
+        entries = [self._prepare(request) for request in requests]
+        with self._lock:
+            answers = [
+                entry if isinstance(entry, EditError) else self._admit(request, entry)
+                for request, entry in zip(requests, entries, strict=True)
+            ]
+            self._lock.notify_all()
+        return answers
+
+    def _prepare(self, request: EditRequest) -> Entry | EditError:
+        now_s = self._clock()
+        entry = batching.expand(
+            request,
+            self._pipeline.geometry,
+            sequence=-1,
+            arrived_s=now_s,
+            deadline_s=now_s + self._timeout_s,
+            default_steps=self._default_steps,
+            default_guidance=self._default_guidance,
+        )
+        try:
+            for condition in entry.conditions:
+                self._pipeline.check(condition)
+        except EditError as error:
+            return error
+        return entry
+
+    def _admit(self, request: EditRequest, entry: Entry) -> Ticket | EditError:
+        if self._fault is not None or self._stopping:
+            return self._fault or DeviceLost("this replica is shutting down")
+        waiting = self._waiting()
+        if waiting + len(entry.samples) > self._settings.max_waiting:
+            self._counts["refused"] += 1
+            seconds = batching.drain_s([claim.entry for claim in self._claims.values()], self._policy)
+            message = f"The queue is full: {waiting} pictures wait. Try again in {seconds} s"
+            return Overloaded(message, retry_after_s=seconds)
+        entry.sequence, self._sequence = self._sequence, self._sequence + 1
+        claim = self._claims[entry.sequence] = Claim(request, entry)
+        self._counts.update(requests=1, samples=len(entry.samples))
+        return claim.ticket
+
+    def _waiting(self) -> int:
+        return sum(claim.entry.waiting for claim in self._claims.values())
+
+    def stats(self) -> EngineStats:
+        """A consistent copy of the counters."""
+        with self._lock:
+            waiting = self._waiting()
+            open_samples = sum(len(claim.entry.samples) for claim in self._claims.values())
+            paused = max(0, open_samples - waiting - self._running)
+            return EngineStats(**self._counts, waiting=waiting, running=self._running, paused=paused)
+
+    def check_health(self) -> None:
+        """Raise DeviceLost where the device is lost, the thread is dead, or one stage has run for `stall_s`."""
+        if self._fault is not None:
+            raise self._fault
+        if not self._thread.is_alive():
+            raise DeviceLost("the engine's thread has ended")
+        since_s = self._busy_since_s
+        if since_s is not None and self._clock() - since_s > self._settings.stall_s:
+            raise DeviceLost(f"one stage has run for more than {self._settings.stall_s:g} s")
+
+    # ---- the engine's thread ----
+
+    def _run(self) -> None:
+        try:
+            while self._wait_for_work():
+                self._tick()
+        except BaseException as error:
+            logger.exception("The engine's thread failed")
+            self._fault = error if isinstance(error, DeviceLost) else DeviceLost("internal error")
+        with self._lock:
+            for claim in list(self._claims.values()):
+                self._reject(claim, self._fault or DeviceLost("this replica is shutting down"))
+
+    def _wait_for_work(self) -> bool:
+        with self._lock:
+            while not self._claims and not self._stopping:
+                self._caps.clear()
+                self._lock.wait()
+            return not self._stopping
+
+    def _tick(self) -> None:
+        """One round: drop who left, plan, let samples join, step, hand out what is done."""
+        with self._lock:
+            self._drop_departed()
+            batch = batching.plan([claim.entry for claim in self._claims.values()], self._policy, self._caps)
+        self._join([sample for sample in batch if not sample.encoded])
+        batch = [sample for sample in batch if self._is_here(sample)]
+        self._step(batch)
+        self._finish([sample for sample in batch if sample.steps_left == 0 and self._is_here(sample)])
+
+    def _drop_departed(self) -> None:
+        now_s = self._clock()
+        for claim in list(self._claims.values()):
+            if claim.ticket.cancelled():
+                self._counts["cancelled"] += 1
+                del self._claims[claim.entry.sequence]
+            elif now_s >= claim.entry.deadline_s:
+                self._counts["expired"] += 1
+                self._reject(claim, DeadlineExceeded(f"The edit was not done within {self._timeout_s:g} s"))
+
+    def _join(self, samples: Sequence[Sample]) -> None:
+        """Encode each picture once, however many of its variants join, and start the samples."""
+        start_s = self._clock()
+        claims = self._claims_of(samples)
+        for claim in claims:
+            claim.joined_s = start_s if claim.joined_s is None else claim.joined_s
+        # The first variant of each picture that has no encoding yet stands for it.
+        firsts = {
+            (sample.entry.sequence, sample.image_index): sample
+            for sample in reversed(samples)
+            if sample.image_index not in self._claims[sample.entry.sequence].encodings
+        }
+        for some, encodings in self._isolated(self._encode, list(firsts.values())):
+            self._count(encoded_images=len(some))
+            for sample, encoding in zip(some, encodings, strict=True):
+                self._claims[sample.entry.sequence].encodings[sample.image_index] = encoding
+        for some, states in self._isolated(self._start_samples, samples):
+            for sample, state in zip(some, states, strict=True):
+                sample.state, sample.encoded = state, True
+        elapsed_s = self._clock() - start_s
+        for claim in claims:
+            claim.encode_s += elapsed_s
+
+    def _encode(self, samples: Sequence[Sample]) -> Sequence[Any]:
+        return self._pipeline.encode([sample.entry.conditions[sample.image_index] for sample in samples])
+
+    def _start_samples(self, samples: Sequence[Sample]) -> list[Any]:
+        encodings = [self._claims[sample.entry.sequence].encodings[sample.image_index] for sample in samples]
+        return [self._pipeline.start(*pair) for pair in zip(encodings, samples, strict=True)]
+
+    def _step(self, batch: Sequence[Sample]) -> None:
+        start_s, tokens = self._clock(), 0
+        self._running = len(batch)
+        for samples, _ in self._isolated(self._step_samples, batch, halved=self._remember_memory):
+            for sample in samples:
+                sample.steps_done += 1
+                tokens += sample.tokens
+            shared = len({sample.entry.sequence for sample in samples}) > 1
+            self._count(forwards=1, sample_steps=len(samples), shared_forwards=int(shared))
+        self._running = 0
+        if tokens:
+            self._learn_rate((self._clock() - start_s) / tokens)
+
+    def _step_samples(self, samples: Sequence[Sample]) -> None:
+        self._pipeline.step([sample.state for sample in samples])
+
+    def _remember_memory(self, error: Exception, half: Sequence[Sample]) -> None:
+        """Until the engine is idle again, batch no more of this shape than may fit."""
+        if isinstance(error, OutOfMemory):
+            self._caps[half[0].shape] = len(half)
+
+    def _learn_rate(self, seconds_per_token: float) -> None:
+        rate = (1 - _RATE_WEIGHT) * self._policy.seconds_per_token + _RATE_WEIGHT * seconds_per_token
+        self._policy = replace(self._policy, seconds_per_token=rate)
+
+    def _finish(self, done: Sequence[Sample]) -> None:
+        """Decode finished samples together and resolve the requests that are complete."""
+        start_s = self._clock()
+        claims = self._claims_of(done)
+        for samples, pictures in self._isolated(self._decode, done):
+            for sample, picture in zip(samples, pictures, strict=True):
+                self._claims[sample.entry.sequence].keep(sample, picture)
+                with self._lock:
+                    sample.entry.samples.remove(sample)
+        now_s = self._clock()
+        for claim in claims:
+            claim.decode_s += now_s - start_s
+            if not claim.entry.samples:
+                with self._lock:
+                    del self._claims[claim.entry.sequence]
+                self._count(finished=1)
+                claim.resolve(now_s)
+
+    def _decode(self, samples: Sequence[Sample]) -> Sequence[Pixels]:
+        return self._pipeline.decode([sample.state for sample in samples])
+
+    # ---- isolation ----
+
+    def _isolated(
+        self,
+        stage: Callable[[Sequence[Sample]], R],
+        samples: Sequence[Sample],
+        halved: Callable[[Exception, Sequence[Sample]], None] = lambda error, half: None,
+    ) -> Iterator[tuple[Sequence[Sample], R]]:
+        """`isolate` over samples whose requests are still here, watched by `check_health`."""
+
+        def watched(some: Sequence[Sample]) -> R:
+            self._busy_since_s = self._clock()
+            try:
+                return stage(some)
+            finally:
+                self._busy_since_s = None
+
+        return isolate(watched, samples, alive=self._is_here, fail=self._fail, halved=halved)
+
+    def _is_here(self, sample: Sample) -> bool:
+        return sample.entry.sequence in self._claims
+
+    def _claims_of(self, samples: Sequence[Sample]) -> list[Claim]:
+        """The claims that samples belong to, each once."""
+        return [self._claims[sequence] for sequence in dict.fromkeys(sample.entry.sequence for sample in samples)]
+
+    def _fail(self, sample: Sample, error: Exception) -> None:
+        """One sample failed alone: its request fails, its neighbours go on."""
+        if not isinstance(error, EditError):
+            logger.error("An edit failed", exc_info=error)
+            error = GenerationError("internal error")
+        self._count(failed=1)
+        self._reject(self._claims[sample.entry.sequence], error)
+
+    def _reject(self, claim: Claim, error: EditError) -> None:
+        with self._lock:
+            del self._claims[claim.entry.sequence]
+        claim.reject(error)
+
+    def _count(self, **increments: int) -> None:
+        with self._lock:
+            self._counts.update(increments)

@@ -1,0 +1,47 @@
+"""Run a stage over items of several requests so that a failure is its own. Pure: no torch, no thread."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from serve_app.errors import DeviceLost
+
+logger = logging.getLogger("ray.serve")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def isolate(
+    stage: Callable[[Sequence[T]], R],
+    items: Sequence[T],
+    *,
+    alive: Callable[[T], bool],
+    fail: Callable[[T, Exception], None],
+    halved: Callable[[Exception, Sequence[T]], None] = lambda error, half: None,
+) -> Iterator[tuple[Sequence[T], R]]:
+    """Yield (items, result) of every call of `stage` that succeeded.
+
+    Where all together fail, halves are tried, down to the one item that fails alone, which is given to `fail`. Items
+    that are no longer `alive`, since another item of their request failed, are skipped. `halved` hears of each halving,
+    with the half that is tried next. Raises DeviceLost, because then nothing can succeed.
+    """
+    pending = [items]
+    while pending:
+        some = [item for item in pending.pop(0) if alive(item)]
+        if not some:
+            continue
+        try:
+            result = stage(some)
+        except DeviceLost:
+            raise
+        except Exception as error:
+            if len(some) == 1:
+                fail(some[0], error)
+                continue
+            logger.warning("A stage failed over %d items (%r); trying halves", len(some), error)
+            middle = (len(some) + 1) // 2
+            halved(error, some[:middle])
+            pending[:0] = [some[:middle], some[middle:]]
+        else:
+            yield some, result

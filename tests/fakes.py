@@ -1,0 +1,90 @@
+"""A small real implementation of the Pipeline protocol: arithmetic instead of a model.
+
+A sample's picture is a function of its picture, prompt, seed, steps and guidance alone, so that any mix-up shows.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from serve_app.batching import Condition, Sample
+from serve_app.errors import InvalidInput, NotFinite
+from serve_app.images import Geometry
+from serve_app.request import EditRequest, Pixels
+
+
+@dataclass
+class State:
+    prompt: str
+    base: int
+    seed: int
+    steps: int
+    guidance: float
+    sample: Sample
+    done: int = 0
+    poisoned: bool = False
+
+
+@dataclass
+class ArithmeticPipeline:
+    """`on_step` is called with the states before each step and may raise; `gate` holds every step until it is set."""
+
+    on_step: Callable[[Sequence[State]], None] = lambda states: None
+    on_encode: Callable[[Sequence[Condition]], None] = lambda conditions: None
+    gate: threading.Event = field(default_factory=threading.Event)
+    at_step: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    batches: list[list[State]] = field(default_factory=list)
+    encoded: list[Condition] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(native_area=64 * 64, multiple=16)
+
+    def check(self, condition: Condition) -> None:
+        if len(condition.prompt) > 1000:
+            raise InvalidInput("prompt: too long", param="prompt")
+
+    def encode(self, conditions: Sequence[Condition]) -> list[Condition]:
+        self.on_encode(conditions)
+        self.encoded += conditions
+        return list(conditions)
+
+    def start(self, encoding: Condition, sample: Sample) -> State:
+        base = int(encoding.picture.astype(int).sum())
+        return State(encoding.prompt, base, sample.seed, sample.steps, sample.guidance, sample)
+
+    def step(self, states: Sequence[State]) -> None:
+        self.at_step.release()
+        assert self.gate.wait(20)
+        self.on_step(states)
+        self.batches.append(list(states))
+        for state in states:
+            state.done += 1
+
+    def decode(self, states: Sequence[State]) -> list[Pixels]:
+        if any(state.poisoned for state in states):
+            raise NotFinite("the model produced values that are not numbers")
+        return [self._picture(state) for state in states]
+
+    def _picture(self, state: State) -> Pixels:
+        assert state.done == state.steps
+        size = state.sample.shape.output
+        values = (state.base, state.seed, state.steps, state.guidance, state.prompt)
+        rng = np.random.default_rng(abs(hash(values)))
+        return rng.integers(0, 256, (size.height, size.width, 3), dtype=np.uint8)
+
+
+def picture(seed: int, width: int = 64, height: int = 64) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def edit_request(seed: int = 0, **fields: Any) -> EditRequest:
+    return EditRequest(
+        **{"images": [picture(seed)], "prompt": f"prompt {seed}", "seed": seed, "num_inference_steps": 4, **fields}
+    )

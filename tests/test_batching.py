@@ -1,0 +1,271 @@
+"""The policy, by simulation: no clock but the simulated one, no thread, no model."""
+
+import random
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from serve_app.batching import Entry, Policy, Sample, arrange, drain_s, expand, in_order, knee, plan
+from serve_app.images import Geometry, Size
+from serve_app.request import EditRequest
+
+GEOMETRY = Geometry(native_area=256 * 256, multiple=16)
+SQUARE, WIDE = np.zeros((64, 64, 3), np.uint8), np.zeros((40, 80, 3), np.uint8)
+TOKENS = 512
+"""Of one unguided sample of SQUARE: 256 of the result and 256 of the reference."""
+
+POLICY = Policy(
+    max_samples=4,
+    batch_tokens=4 * TOKENS,
+    max_paused=8,
+    join="step",
+    order="shortest",
+    aging=0.1,
+    seconds_per_token=0.1 / TOKENS,
+)
+
+
+def entry(sequence=0, *, arrived_s=0.0, steps=10, images=(SQUARE,), n=1, guidance=1.0, seed=0, size=None) -> Entry:
+    request = EditRequest(
+        images=list(images),
+        prompt="x",
+        n=n,
+        seed=seed,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        size=size,
+    )
+    return expand(
+        request,
+        GEOMETRY,
+        sequence=sequence,
+        arrived_s=arrived_s,
+        deadline_s=1e9,
+        default_steps=50,
+        default_guidance=4.0,
+    )
+
+
+def advance(batch: list[Sample]) -> None:
+    for sample in batch:
+        sample.encoded = True
+        sample.steps_done += 1
+        if sample.steps_left == 0:
+            sample.entry.samples.remove(sample)
+
+
+class TestExpand:
+    def test_samples_come_in_output_order_with_consecutive_seeds(self):
+        samples = entry(images=[SQUARE, WIDE, SQUARE], n=2, seed=40).samples
+        assert [(s.image_index, s.variant_index) for s in samples] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+        assert [s.seed for s in samples] == [40, 41, 42, 43, 44, 45]
+
+    def test_guidance_doubles_the_tokens_and_brings_the_negative_prompt(self):
+        plain, guided = entry(guidance=1.0), entry(guidance=4.0)
+        assert [e.samples[0].tokens for e in (plain, guided)] == [TOKENS, 2 * TOKENS]
+        assert plain.conditions[0].negative_prompt is None
+        assert guided.conditions[0].negative_prompt == " "
+
+    def test_auto_size_follows_each_picture_and_an_exact_size_is_covered(self):
+        square, wide = entry(images=[SQUARE, WIDE]).samples
+        assert square.shape.output == Size(256, 256)
+        assert wide.shape.output == wide.shape.reference == Size(352, 192)
+        exact = entry(size="100x50").samples[0]
+        assert exact.shape.output == Size(112, 64)
+        assert exact.shape.reference == Size(256, 256)
+
+    def test_what_a_request_leaves_open_is_the_models_default(self):
+        request = EditRequest(images=[SQUARE], prompt="x")
+        sample = expand(
+            request, GEOMETRY, sequence=0, arrived_s=0, deadline_s=1, default_steps=7, default_guidance=3.0
+        ).samples[0]
+        assert (sample.steps, sample.guidance) == (7, 3.0)
+
+
+class TestPlan:
+    def test_samples_of_different_requests_share_a_forward(self):
+        entries = [entry(k, steps=10 + k) for k in range(3)]
+        assert [s.entry.sequence for s in plan(entries, POLICY)] == [0, 1, 2]
+
+    def test_only_one_shape_a_forward_and_it_is_that_of_the_first_in_order(self):
+        entries = [entry(0, images=[WIDE], steps=20), entry(1, steps=5), entry(2, images=[WIDE], steps=3), entry(3)]
+        batch = plan(entries, POLICY)
+        assert [s.entry.sequence for s in batch] == [2, 0]
+
+    def test_never_more_than_max_samples(self):
+        assert len(plan([entry(n=10)], replace(POLICY, batch_tokens=10**9))) == 4
+
+    def test_never_past_the_knee_but_always_one(self):
+        entries = [entry(k, guidance=4.0) for k in range(4)]
+        assert len(plan(entries, replace(POLICY, batch_tokens=4 * TOKENS))) == 2
+        assert len(plan(entries, replace(POLICY, batch_tokens=1))) == 1
+
+    def test_a_sample_that_fits_beside_the_first_is_taken_though_a_larger_one_before_it_does_not(self):
+        entries = [entry(0, steps=1), entry(1, steps=1, guidance=4.0), entry(2, steps=9)]
+        assert [s.entry.sequence for s in plan(entries, replace(POLICY, batch_tokens=2 * TOKENS))] == [0, 2]
+
+    def test_a_shape_that_ran_out_of_memory_keeps_its_cap(self):
+        entries = [entry(n=4)]
+        assert len(plan(entries, POLICY, {entries[0].samples[0].shape: 2})) == 2
+
+    def test_a_shorter_request_passes_a_longer_one_that_is_half_way(self):
+        long = entry(0, n=4, steps=50)
+        advance(plan([long], POLICY))
+        short = entry(1, n=4, steps=4, arrived_s=1.0)
+        assert {s.entry.sequence for s in plan([long, short], POLICY)} == {1}
+
+    def test_fifo_never_lets_anyone_pass(self):
+        long, short = entry(0, n=4, steps=50), entry(1, n=4, steps=4)
+        assert {s.entry.sequence for s in plan([long, short], replace(POLICY, order="fifo"))} == {0}
+
+    def test_join_batch_lets_nobody_join_what_is_in_flight(self):
+        policy = replace(POLICY, join="batch")
+        first = entry(0, steps=5)
+        advance(plan([first], policy))
+        second = entry(1, steps=1)
+        assert {s.entry.sequence for s in plan([first, second], policy)} == {0}
+        for _ in range(4):
+            advance(plan([first, second], policy))
+        assert {s.entry.sequence for s in plan([first, second], policy)} == {1}
+
+    def test_no_samples_no_batch(self):
+        assert plan([], POLICY) == []
+
+
+class TestOrder:
+    def test_an_entry_is_never_overtaken_by_one_that_arrives_later_than_its_work_over_aging(self):
+        old = entry(0, steps=50)
+        work_s = old.work_tokens * POLICY.seconds_per_token
+        bound_s = work_s / POLICY.aging
+        tiny = entry(1, steps=1)
+        tiny_s = tiny.work_tokens * POLICY.seconds_per_token
+        just_before, just_after = (
+            entry(1, steps=1, arrived_s=bound_s - tiny_s / POLICY.aging + d) for d in (-0.1, 0.1)
+        )
+        assert in_order([old, just_before], POLICY)[0] is just_before
+        assert in_order([old, just_after], POLICY)[0] is old
+
+    def test_equal_work_is_served_in_order_of_arrival(self):
+        entries = [entry(k, arrived_s=float(k)) for k in range(5)]
+        assert in_order(entries[::-1], POLICY) == entries
+
+
+def test_arrange_gives_every_variant_of_the_first_picture_first():
+    outputs = {(i, j): f"{i}{j}" for j in range(2) for i in range(3)}
+    assert arrange(outputs, images=3, variants=2) == (("00", "01"), ("10", "11"), ("20", "21"))
+    with pytest.raises(KeyError):
+        arrange({(0, 0): "00"}, images=1, variants=2)
+
+
+def test_the_knee_is_the_smallest_batch_within_five_percent_of_the_best():
+    assert knee({1: 1.0, 2: 2.0, 4: 4.0}) == 1
+    assert knee({1: 1.0, 2: 1.0, 4: 1.0, 8: 2.0}) == 4
+    assert knee({1: 1.0, 2: 1.04, 4: 2.0, 8: 4.0}) == 2
+
+
+def test_drain_is_the_remaining_work_in_whole_seconds_and_at_least_one():
+    assert drain_s([entry(steps=25)], POLICY) == 3
+    assert drain_s([], POLICY) == 1
+
+
+@dataclass
+class Finished:
+    entry: Entry
+    work_s: float
+    done_s: float
+
+    @property
+    def slowdown(self) -> float:
+        return (self.done_s - self.entry.arrived_s) / self.work_s
+
+
+def simulate(policy: Policy, arrivals: list[Entry], watch=lambda now_s, batch, present: None) -> list[Finished]:
+    """Run the policy over a trace; a forward takes as long as its tokens, so merging saves nothing."""
+    now_s = 0.0
+    present: list[Entry] = []
+    finished: list[Finished] = []
+    work_s = {e.sequence: e.work_tokens * policy.seconds_per_token for e in arrivals}
+    coming = sorted(arrivals, key=lambda e: e.arrived_s)
+    while coming or present:
+        if not present:
+            now_s = max(now_s, coming[0].arrived_s)
+        while coming and coming[0].arrived_s <= now_s:
+            present.append(coming.pop(0))
+        batch = plan(present, policy)
+        watch(now_s, batch, present)
+        now_s += sum(s.tokens for s in batch) * policy.seconds_per_token
+        advance(batch)
+        for done in [e for e in present if not e.samples]:
+            present.remove(done)
+            finished.append(Finished(done, work_s[done.sequence], now_s))
+    return finished
+
+
+def poisson_trace(load: float, requests: int = 250, seed: int = 1) -> list[Entry]:
+    """40 % of 8 steps and 60 % of 50, of 1, 2 or 4 samples; `load` of what one GPU can serve."""
+    rng = random.Random(seed)
+    kinds = [
+        (rng.choices([8, 50], [0.4, 0.6])[0], rng.choices([1, 2, 4], [0.6, 0.25, 0.15])[0]) for _ in range(requests)
+    ]
+    mean_s = sum(steps * n for steps, n in kinds) / requests * TOKENS * POLICY.seconds_per_token
+    now_s, entries = 0.0, []
+    for sequence, (steps, n) in enumerate(kinds):
+        now_s += rng.expovariate(load / mean_s)
+        entries.append(entry(sequence, arrived_s=now_s, steps=steps, n=n))
+    return entries
+
+
+class TestSimulation:
+    def test_everything_that_arrives_is_finished_once_and_nothing_starves(self):
+        trace = poisson_trace(load=0.9)
+        finished = simulate(POLICY, trace)
+        assert sorted(f.entry.sequence for f in finished) == list(range(len(trace)))
+
+    def test_shortest_beats_fifo_in_the_mean_and_by_far_in_slowdown(self):
+        shortest = simulate(POLICY, poisson_trace(load=0.9))
+        fifo = simulate(replace(POLICY, order="fifo"), poisson_trace(load=0.9))
+
+        def mean_s(runs):
+            return sum(f.done_s - f.entry.arrived_s for f in runs) / len(runs)
+
+        def p95(runs):
+            return sorted(f.slowdown for f in runs)[int(0.95 * len(runs))]
+
+        assert mean_s(shortest) < 0.75 * mean_s(fifo)
+        assert p95(shortest) < 0.5 * p95(fifo)
+
+    def test_a_long_request_under_a_flood_of_short_ones_is_done_within_the_bound(self):
+        # Short ones alone fill the GPU for ever: without aging, the long one would never be served.
+        long = entry(0, steps=50, n=1)
+        work_s = long.work_tokens * POLICY.seconds_per_token
+        bound_s = work_s / POLICY.aging
+        shorts = [entry(k, steps=5, arrived_s=0.5 * k) for k in range(1, 400)]
+        one_by_one = replace(POLICY, batch_tokens=TOKENS)
+        finished = simulate(one_by_one, [long, *shorts])
+        done_s = next(f.done_s for f in finished if f.entry is long)
+        # It waits at most for what arrived within the bound, then for its own steps.
+        assert done_s <= bound_s + work_s + 0.5
+        without = replace(one_by_one, aging=1e-9)
+        late = [entry(k, steps=5, arrived_s=0.5 * k) for k in range(1, 400)]
+        starved = simulate(without, [entry(0, steps=50, n=1), *late])
+        assert next(f.done_s for f in starved if f.entry.sequence == 0) > 1.5 * done_s
+
+    @pytest.mark.parametrize("max_paused", [0, 1, 5])
+    def test_never_more_samples_are_encoded_than_fit_beside_the_paused_ones(self, max_paused):
+        most = 0
+
+        def watch(now_s, batch, present):
+            nonlocal most
+            in_flight = {id(s) for e in present for s in e.samples if s.encoded} | {id(s) for s in batch}
+            most = max(most, len(in_flight))
+            assert len(in_flight) <= POLICY.max_samples + max_paused
+
+        # Each shorter than the last, so that each passes all before it while there is room to pause them.
+        trace = [entry(k, arrived_s=0.8 * k, steps=60 - 8 * k, n=4) for k in range(6)]
+        simulate(replace(POLICY, max_paused=max_paused), trace, watch)
+        assert most == POLICY.max_samples + max_paused
+
+    def test_two_shapes_both_make_progress(self):
+        trace = [entry(k, arrived_s=0.3 * k, steps=10, images=[SQUARE if k % 2 else WIDE]) for k in range(60)]
+        assert len(simulate(POLICY, trace)) == 60

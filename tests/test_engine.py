@@ -1,0 +1,330 @@
+"""The engine's six promises, on a pipeline that is arithmetic: fast, exact, and as poisonous as a test wants it."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serve_app.calibration import Calibration
+from serve_app.engine import EditEngine
+from serve_app.errors import (
+    DeadlineExceeded,
+    DeviceLost,
+    EditError,
+    GenerationError,
+    InvalidInput,
+    OutOfMemory,
+    Overloaded,
+)
+from serve_app.request import EditRequest, EditResult
+from serve_app.settings import EngineSettings
+from serve_app.tickets import Ticket
+from tests.fakes import ArithmeticPipeline, edit_request, picture
+
+TIMEOUT_S = 20
+
+
+@contextmanager
+def engine(
+    pipeline: ArithmeticPipeline, *, max_samples: int = 8, timeout_s: float = 600, **settings: Any
+) -> Iterator[EditEngine]:
+    running = EditEngine(
+        pipeline,
+        EngineSettings(**{"batch_tokens": 10**9, **settings}),
+        Calibration({1: 0.01}, knee_tokens=1, seconds_per_token=1e-5),
+        max_samples=max_samples,
+        default_steps=4,
+        default_guidance=4.0,
+        timeout_s=timeout_s,
+    )
+    running.start()
+    try:
+        yield running
+    finally:
+        pipeline.gate.set()
+        running.stop()
+
+
+def submit(running: EditEngine, *requests: EditRequest) -> list[Ticket]:
+    tickets = [answer for answer in running.submit(requests) if not isinstance(answer, EditError)]
+    assert len(tickets) == len(requests)
+    return tickets
+
+
+def alone(request: EditRequest) -> EditResult:
+    with engine(ArithmeticPipeline()) as running:
+        return submit(running, request)[0].result(TIMEOUT_S)
+
+
+def assert_same(result: EditResult, reference: EditResult) -> None:
+    for row, expected in zip(result.pixels, reference.pixels, strict=True):
+        for pixels, wanted in zip(row, expected, strict=True):
+            np.testing.assert_array_equal(pixels, wanted)
+
+
+def mixed_requests() -> list[EditRequest]:
+    return [
+        edit_request(1, n=2),
+        edit_request(2, images=[picture(20), picture(21, 96, 48)], n=3, num_inference_steps=7),
+        edit_request(3, guidance_scale=1.0, num_inference_steps=2),
+        edit_request(4, images=[picture(k) for k in (1, 2, 3)], prompt=["a", "b", "c"], num_inference_steps=3),
+        edit_request(5, size="50x40", guidance_scale=9.0),
+    ]
+
+
+@pytest.mark.parametrize("order", ["shortest", "fifo"])
+@pytest.mark.parametrize("join", ["step", "batch"])
+def test_every_request_gets_what_it_gets_alone_in_order(join, order):
+    requests = mixed_requests()
+    references = [alone(request) for request in requests]
+    with engine(ArithmeticPipeline(), max_samples=3, join=join, order=order) as running:
+        tickets = submit(running, *requests)
+        results = [ticket.result(TIMEOUT_S) for ticket in tickets]
+        stats = running.stats()
+    for request, result, reference in zip(requests, results, references, strict=True):
+        assert len(result.pixels) == len(request.images)
+        assert_same(result, reference)
+        flat = [seed for row in result.seeds for seed in row]
+        assert flat == list(range(request.seed, request.seed + request.outputs))
+    assert results[4].pixels[0][0].shape == (40, 50, 3)
+    assert stats.shared_forwards > 0
+    assert (stats.requests, stats.finished, stats.waiting, stats.running, stats.paused) == (5, 5, 0, 0, 0)
+
+
+def test_a_picture_is_encoded_once_whatever_the_number_of_variants():
+    pipeline = ArithmeticPipeline()
+    with engine(pipeline, max_samples=2) as running:
+        submit(running, edit_request(1, images=[picture(1), picture(2)], n=5))[0].result(TIMEOUT_S)
+    assert len(pipeline.encoded) == 2
+
+
+def test_a_request_that_arrives_half_way_joins_and_finishes_first_when_it_has_fewer_steps():
+    pipeline = ArithmeticPipeline()
+    pipeline.gate.clear()
+    with engine(pipeline) as running:
+        [long] = submit(running, edit_request(1, num_inference_steps=20))
+        assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+        [short] = submit(running, edit_request(2, num_inference_steps=3))
+        pipeline.gate.set()
+        short.result(TIMEOUT_S)
+        long.result(TIMEOUT_S)
+    sizes = [len(batch) for batch in pipeline.batches]
+    assert sizes == [1, 2, 2, 2] + [1] * 16
+
+
+def test_join_batch_accumulates_while_busy():
+    pipeline = ArithmeticPipeline()
+    pipeline.gate.clear()
+    with engine(pipeline, join="batch") as running:
+        first = submit(running, edit_request(1))
+        assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+        others = [submit(running, edit_request(k))[0] for k in range(2, 5)]
+        pipeline.gate.set()
+        for ticket in [*first, *others]:
+            ticket.result(TIMEOUT_S)
+    assert [len(batch) for batch in pipeline.batches] == [1] * 4 + [3] * 4
+
+
+class TestIsolation:
+    def test_a_sample_that_raises_fails_its_own_request_with_words_that_tell_nothing_of_the_inside(self):
+        def poison(states):
+            if any(state.prompt == "prompt 2" for state in states):
+                raise RuntimeError("secret /path")
+
+        requests = [edit_request(k) for k in range(4)]
+        with engine(ArithmeticPipeline(on_step=poison)) as running:
+            tickets = submit(running, *requests)
+            with pytest.raises(GenerationError, match=r"^Image generation failed: internal error$"):
+                tickets[2].result(TIMEOUT_S)
+            for index in (0, 1, 3):
+                assert_same(tickets[index].result(TIMEOUT_S), alone(requests[index]))
+            stats = running.stats()
+        assert (stats.failed, stats.finished) == (1, 3)
+
+    def test_a_picture_that_cannot_be_encoded_fails_its_own_request(self):
+        def poison(conditions):
+            if any(condition.prompt == "prompt 1" for condition in conditions):
+                raise ValueError("no")
+
+        with engine(ArithmeticPipeline(on_encode=poison)) as running:
+            tickets = submit(running, *(edit_request(k) for k in range(3)))
+            with pytest.raises(GenerationError):
+                tickets[1].result(TIMEOUT_S)
+            assert_same(tickets[2].result(TIMEOUT_S), alone(edit_request(2)))
+
+    def test_one_bad_sample_of_a_request_frees_the_others(self):
+        def poison(states):
+            if any(state.seed == 11 for state in states):
+                raise RuntimeError("bad")
+
+        pipeline = ArithmeticPipeline(on_step=poison)
+        with engine(pipeline) as running:
+            tickets = submit(running, edit_request(10, n=3), edit_request(5))
+            with pytest.raises(GenerationError):
+                tickets[0].result(TIMEOUT_S)
+            tickets[1].result(TIMEOUT_S)
+            assert running.stats().finished == 1
+        assert {state.seed for batch in pipeline.batches[1:] for state in batch} == {5}
+
+    def test_a_sample_that_is_not_a_number_fails_its_own_request(self):
+        def poison(states):
+            for state in states:
+                state.poisoned = state.seed == 3
+
+        with engine(ArithmeticPipeline(on_step=poison)) as running:
+            tickets = submit(running, *(edit_request(k) for k in range(6)))
+            with pytest.raises(GenerationError, match="not numbers"):
+                tickets[3].result(TIMEOUT_S)
+            for index in (0, 1, 2, 4, 5):
+                assert_same(tickets[index].result(TIMEOUT_S), alone(edit_request(index)))
+
+    def test_out_of_memory_halves_the_batch_and_nobody_fails(self):
+        def limited(states):
+            if len(states) > 2:
+                raise OutOfMemory("CUDA out of memory")
+
+        pipeline = ArithmeticPipeline(on_step=limited)
+        with engine(pipeline) as running:
+            for ticket in submit(running, *(edit_request(k) for k in range(6))):
+                ticket.result(TIMEOUT_S)
+            assert running.stats().failed == 0
+        assert max(len(batch) for batch in pipeline.batches) <= 2
+
+    def test_out_of_memory_alone_is_told_as_the_guide_has_it(self):
+        def limited(states):
+            if any(state.seed == 1 for state in states):
+                raise OutOfMemory("CUDA out of memory")
+
+        with engine(ArithmeticPipeline(on_step=limited)) as running:
+            tickets = submit(running, edit_request(0), edit_request(1))
+            with pytest.raises(OutOfMemory, match=r"^Image generation failed: CUDA out of memory$"):
+                tickets[1].result(TIMEOUT_S)
+            tickets[0].result(TIMEOUT_S)
+
+
+class TestLeaving:
+    def test_a_cancelled_request_leaves_at_the_next_step(self):
+        pipeline = ArithmeticPipeline()
+        pipeline.gate.clear()
+        with engine(pipeline) as running:
+            leaver, stayer = submit(running, edit_request(1, n=3), edit_request(2))
+            assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+            assert leaver.cancel()
+            pipeline.gate.set()
+            stayer.result(TIMEOUT_S)
+            assert running.stats().cancelled == 1
+        assert [len(batch) for batch in pipeline.batches] == [4, 1, 1, 1]
+        with pytest.raises(CancelledError):
+            leaver.result()
+
+    def test_a_request_cancelled_while_it_waits_never_reaches_the_model(self):
+        pipeline = ArithmeticPipeline()
+        pipeline.gate.clear()
+        with engine(pipeline, max_samples=1, order="fifo") as running:
+            first, waiting = submit(running, edit_request(1), edit_request(2))
+            assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+            waiting.cancel()
+            pipeline.gate.set()
+            first.result(TIMEOUT_S)
+        assert {condition.prompt for condition in pipeline.encoded} == {"prompt 1"}
+
+    def test_a_passed_deadline_is_told_and_costs_no_further_step(self):
+        pipeline = ArithmeticPipeline(on_step=lambda states: time.sleep(0.05))
+        with engine(pipeline, timeout_s=0.12) as running:
+            with pytest.raises(DeadlineExceeded) as caught:
+                submit(running, edit_request(1, num_inference_steps=100))[0].result(TIMEOUT_S)
+            assert caught.value.status == 504
+            assert running.stats().expired == 1
+        assert len(pipeline.batches) < 10
+
+
+class TestBounds:
+    def test_a_full_queue_refuses_with_the_time_to_come_back_and_keeps_what_it_accepted(self):
+        pipeline = ArithmeticPipeline()
+        pipeline.gate.clear()
+        with engine(pipeline, max_samples=1, max_waiting=4) as running:
+            accepted = submit(running, edit_request(1, n=4))
+            [refused] = running.submit([edit_request(2)])
+            assert isinstance(refused, Overloaded)
+            assert (refused.retry_after_s or 0) >= 1
+            pipeline.gate.set()
+            accepted[0].result(TIMEOUT_S)
+            assert running.stats().refused == 1
+            submit(running, edit_request(3))[0].result(TIMEOUT_S)
+
+    def test_what_the_model_cannot_take_is_refused_before_it_waits(self):
+        pipeline = ArithmeticPipeline()
+        with engine(pipeline) as running:
+            refused, accepted = running.submit([edit_request(1, prompt="x" * 2000), edit_request(2)])
+            assert isinstance(refused, InvalidInput)
+            assert not isinstance(accepted, EditError)
+            accepted.result(TIMEOUT_S)
+        assert len(pipeline.encoded) == 1
+
+    def test_paused_samples_go_on_where_they_were(self):
+        pipeline = ArithmeticPipeline()
+        pipeline.gate.clear()
+        requests = [edit_request(1, n=2, num_inference_steps=30), edit_request(2, n=2, num_inference_steps=2)]
+        with engine(pipeline, max_samples=2) as running:
+            long = submit(running, requests[0])
+            assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+            short = submit(running, requests[1])
+            pipeline.gate.set()
+            results = [ticket.result(TIMEOUT_S) for ticket in [*long, *short]]
+        assert [len({s.prompt for s in batch}) for batch in pipeline.batches] == [1] * 32
+        assert [batch[0].prompt for batch in pipeline.batches[:4]] == ["prompt 1", "prompt 2", "prompt 2", "prompt 1"]
+        for request, result in zip(requests, results, strict=True):
+            assert_same(result, alone(request))
+
+
+class TestHealth:
+    def test_a_lost_device_fails_everyone_and_turns_health_red(self):
+        def lose(states):
+            raise DeviceLost("the GPU failed")
+
+        with engine(ArithmeticPipeline(on_step=lose)) as running:
+            running.check_health()
+            for ticket in submit(running, edit_request(1), edit_request(2)):
+                with pytest.raises(DeviceLost):
+                    ticket.result(TIMEOUT_S)
+            with pytest.raises(DeviceLost, match="the GPU failed"):
+                running.check_health()
+            assert isinstance(running.submit([edit_request(3)])[0], DeviceLost)
+
+    def test_a_stuck_stage_turns_health_red(self):
+        pipeline = ArithmeticPipeline()
+        pipeline.gate.clear()
+        with engine(pipeline, stall_s=0.05) as running:
+            [ticket] = submit(running, edit_request(1))
+            assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+            time.sleep(0.1)
+            with pytest.raises(DeviceLost, match="one stage"):
+                running.check_health()
+            pipeline.gate.set()
+            ticket.result(TIMEOUT_S)
+            running.check_health()
+
+    def test_stopping_answers_everyone(self):
+        pipeline = ArithmeticPipeline()
+        pipeline.gate.clear()
+        with engine(pipeline, max_samples=1) as running:
+            tickets = submit(running, edit_request(1), edit_request(2))
+            assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+            running.stop(timeout_s=0)
+            pipeline.gate.set()
+            for ticket in tickets:
+                with pytest.raises(DeviceLost, match="shutting down"):
+                    ticket.result(TIMEOUT_S)
+
+
+def test_timings_add_up_to_the_time_in_the_engine():
+    with engine(ArithmeticPipeline(on_step=lambda states: time.sleep(0.02))) as running:
+        start_s = time.monotonic()
+        timings = submit(running, edit_request(1))[0].result(TIMEOUT_S).timings
+        elapsed_s = time.monotonic() - start_s
+    total_s = timings.queue_s + timings.encode_s + timings.denoise_s + timings.decode_s
+    assert 0.08 <= timings.denoise_s <= total_s <= elapsed_s
