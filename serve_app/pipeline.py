@@ -1,0 +1,279 @@
+"""The stepwise pipeline: diffusers' QwenImageEditPipeline with its call cut into encode, start, step, preview, decode.
+
+Each stage takes any number of samples, which need share nothing but their shape. A row of the transformer's batch is
+one sample (or its negative prompt), expanded by us: diffusers 0.42 pairs variants with the wrong picture.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import QwenImageEditPipeline
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift, retrieve_timesteps
+from diffusers.utils.torch_utils import randn_tensor
+
+from serve_app.batching import Condition, Sample, Shape
+from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
+from serve_app.images import Geometry
+from serve_app.request import Pixels
+
+NATIVE_AREA = 1024 * 1024
+"""Pixels that Qwen-Image-Edit was made for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """What the variants of one picture share: text (tokens × width), negative text, reference latents (tokens × 64)."""
+
+    positive: torch.Tensor
+    negative: torch.Tensor | None
+    reference: torch.Tensor
+
+
+@dataclass(slots=True, eq=False)
+class SampleState:
+    """One sample on its way: packed latents (tokens × 64), its own schedule, and the last prediction."""
+
+    encoding: Encoding
+    shape: Shape
+    guidance: float
+    sigmas: list[float]
+    timesteps: list[float]
+    latents: torch.Tensor
+    velocity: torch.Tensor | None = None
+    step: int = 0
+
+
+class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc]
+    """Still the diffusers pipeline: from_pretrained, save_pretrained, LoRA and offload work as there.
+
+    `native_area` is kept in model_index.json beside the components.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        processor: Any,
+        transformer: Any,
+        native_area: int = NATIVE_AREA,
+    ) -> None:
+        super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
+        self.register_to_config(native_area=native_area)
+        # 64 in diffusers, which is right for the published tokenizer only.
+        prefix = self.prompt_template_encode.split("<|vision_start|>")[0]
+        self.prompt_template_encode_start_idx = len(tokenizer(prefix)["input_ids"])
+        # A fast tokenizer refuses a second thread ("Already borrowed", tokenizers 0.23), and `check` runs on callers'.
+        self._check_tokenizer = copy.deepcopy(tokenizer)
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.config.native_area, 2 * self.vae_scale_factor)
+
+    def check(self, condition: Condition) -> None:
+        """Raise InvalidInput for a text longer than the model's positions. Cheap, and safe on any thread."""
+        reference, merge = condition.reference, self.processor.image_processor.merge_size
+        patches = self.processor.image_processor.get_number_of_image_patches(reference.height, reference.width, {})
+        longest_side = max(reference.width, reference.height) // self.geometry.multiple
+        positions = self.transformer.pos_embed.pos_freqs.shape[0] - longest_side - patches // merge**2
+        for param in ("prompt", "negative_prompt"):
+            text = self.prompt_template_encode.format(getattr(condition, param) or "")
+            tokens = len(self._check_tokenizer(text)["input_ids"])
+            if tokens > positions:
+                raise InvalidInput(f"{param}: {tokens} tokens; this model takes at most {positions}", param=param)
+
+    @torch.no_grad()
+    def encode(self, conditions: Sequence[Condition]) -> list[Encoding]:
+        """Texts and pictures of any sizes, in as few calls as there are reference sizes."""
+        with _translated_errors():
+            pictures = [self._resize(condition) for condition in conditions]
+            texts = self._encode_texts(conditions, pictures)
+            references = self._encode_references(conditions, pictures)
+            return [Encoding(*text, reference) for text, reference in zip(texts, references, strict=True)]
+
+    def _resize(self, condition: Condition) -> PIL.Image.Image:
+        size, picture = condition.reference, PIL.Image.fromarray(condition.picture)
+        return cast(PIL.Image.Image, self.image_processor.resize(picture, size.height, size.width))
+
+    def _encode_texts(
+        self, conditions: Sequence[Condition], pictures: Sequence[PIL.Image.Image]
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        guided = [index for index, condition in enumerate(conditions) if condition.negative_prompt is not None]
+        prompts = [condition.prompt for condition in conditions]
+        prompts += [conditions[index].negative_prompt or "" for index in guided]
+        images = [*pictures, *(pictures[index] for index in guided)]
+        embeds, mask = self._get_qwen_prompt_embeds(prompts, images, self._execution_device)
+        rows = [row[:length] for row, length in zip(embeds, mask.sum(dim=1).tolist(), strict=True)]
+        negatives = dict(zip(guided, rows[len(conditions) :], strict=True))
+        return [(row, negatives.get(index)) for index, row in enumerate(rows[: len(conditions)])]
+
+    def _encode_references(
+        self, conditions: Sequence[Condition], pictures: Sequence[PIL.Image.Image]
+    ) -> list[torch.Tensor]:
+        packed: dict[int, torch.Tensor] = {}
+        for size in {condition.reference for condition in conditions}:
+            indices = [index for index, condition in enumerate(conditions) if condition.reference == size]
+            pixels = self.image_processor.preprocess([pictures[index] for index in indices], size.height, size.width)
+            pixels = pixels.unsqueeze(2).to(self._execution_device, self.vae.dtype)
+            latents = self._encode_vae_image(pixels, generator=None)
+            rows = self._pack_latents(latents, len(indices), self._channels, *latents.shape[3:])
+            packed.update(zip(indices, rows.to(self.transformer.dtype), strict=True))
+        return [packed[index] for index in range(len(conditions))]
+
+    @property
+    def _channels(self) -> int:
+        return int(self.transformer.config.in_channels) // 4
+
+    @torch.no_grad()
+    def start(self, encoding: Encoding, sample: Sample) -> SampleState:
+        """A sample's noise and schedule. The noise is drawn on the CPU: the same seed, the same on any device."""
+        with _translated_errors():
+            height = sample.shape.output.height // self.vae_scale_factor
+            width = sample.shape.output.width // self.vae_scale_factor
+            noise = randn_tensor(
+                (1, 1, self._channels, height, width),
+                generator=torch.Generator("cpu").manual_seed(sample.seed),
+                device=self._execution_device,
+                dtype=encoding.reference.dtype,
+            )
+            latents = self._pack_latents(noise, 1, self._channels, height, width)[0]
+            sigmas, timesteps = self._schedule(sample.steps, tokens=latents.shape[0])
+            return SampleState(encoding, sample.shape, sample.guidance, sigmas, timesteps, latents)
+
+    def _schedule(self, steps: int, tokens: int) -> tuple[list[float], list[float]]:
+        config = self.scheduler.config
+        mu = calculate_shift(
+            tokens,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        timesteps, _ = retrieve_timesteps(self.scheduler, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        return self.scheduler.sigmas.tolist(), timesteps.tolist()
+
+    @torch.no_grad()
+    def step(self, states: Sequence[SampleState]) -> None:
+        """One denoising step of every sample, in one forward. A step that raises leaves all states as they were."""
+        with _translated_errors():
+            velocity = self._predict(states)
+            moves = [state.sigmas[state.step + 1] - state.sigmas[state.step] for state in states]
+            latents = torch.stack([state.latents for state in states])
+            # The Euler step of FlowMatchEulerDiscreteScheduler, each row with its own sigmas.
+            moved = (latents.float() + self._column(moves) * velocity.float()).to(latents.dtype)
+            # Kernels run behind Python's back: wait, so that errors and timings belong to this step.
+            if moved.is_cuda:
+                torch.cuda.synchronize(moved.device)
+        for state, row, prediction in zip(states, moved, velocity, strict=True):
+            state.latents, state.velocity, state.step = row, prediction, state.step + 1
+
+    def _column(self, values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self._execution_device).view(-1, 1, 1)
+
+    def _predict(self, states: Sequence[SampleState]) -> torch.Tensor:
+        """The velocity of each sample (samples × tokens × 64), guided where its scale asks for it."""
+        guided = [index for index, state in enumerate(states) if state.encoding.negative is not None]
+        rows = [*states, *(states[index] for index in guided)]
+        texts = [state.encoding.positive for state in states]
+        texts += [negative for state in states if (negative := state.encoding.negative) is not None]
+        predicted = self._forward(rows, texts)
+        velocity, negative = predicted[: len(states)], predicted[len(states) :]
+        if guided:
+            scale = self._column([states[index].guidance for index in guided]).to(velocity.dtype)
+            velocity[guided] = _guide(velocity[guided], negative, scale)
+        return velocity
+
+    def _forward(self, rows: Sequence[SampleState], texts: Sequence[torch.Tensor]) -> torch.Tensor:
+        text, mask = _pad(texts)
+        shape, multiple = rows[0].shape, self.geometry.multiple
+        grid = [(1, size.height // multiple, size.width // multiple) for size in (shape.output, shape.reference)]
+        hidden = torch.stack([torch.cat([row.latents, row.encoding.reference]) for row in rows])
+        timesteps = self._column([row.timesteps[row.step] for row in rows]).flatten()
+        with self.transformer.cache_context("edit"):
+            predicted: torch.Tensor = self.transformer(
+                hidden_states=hidden,
+                timestep=timesteps.to(hidden.dtype) / 1000,
+                encoder_hidden_states=text,
+                encoder_hidden_states_mask=mask,
+                img_shapes=[grid] * len(rows),
+                return_dict=False,
+            )[0]
+        return predicted[:, : rows[0].latents.shape[0]]
+
+    @torch.no_grad()
+    def preview(self, states: Sequence[SampleState]) -> list[Pixels]:
+        """What each sample would be if its last prediction were exact: the clean latents, decoded."""
+        with _translated_errors():
+            clean = [
+                state.latents if state.velocity is None else state.latents - state.sigmas[state.step] * state.velocity
+                for state in states
+            ]
+            return self._decode_latents(clean, states[0].shape)
+
+    @torch.no_grad()
+    def decode(self, states: Sequence[SampleState]) -> list[Pixels]:
+        """The pictures of finished samples of one shape. Raises NotFinite where one of them is not a number."""
+        with _translated_errors():
+            latents = [state.latents for state in states]
+            if not torch.stack(latents).isfinite().all():
+                raise NotFinite("the model produced values that are not numbers")
+            pictures = self._decode_latents(latents, states[0].shape)
+            self.maybe_free_model_hooks()
+            return pictures
+
+    def _decode_latents(self, latents: Sequence[torch.Tensor], shape: Shape) -> list[Pixels]:
+        size, config = shape.output, self.vae.config
+        batch = self._unpack_latents(torch.stack(list(latents)), size.height, size.width, self.vae_scale_factor)
+        batch = batch.to(self.vae.dtype)
+        mean, std = (
+            torch.tensor(values, device=batch.device, dtype=batch.dtype).view(1, -1, 1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        decoded = self.vae.decode(batch * std + mean, return_dict=False)[0][:, :, 0]
+        pixels = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+
+
+def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Classifier-free guidance, rescaled to the norm of the conditional prediction, as QwenImageEditPipeline does."""
+    combined = negative + scale * (positive - negative)
+    wanted, got = (torch.linalg.vector_norm(tensor, dim=-1, keepdim=True) for tensor in (positive, combined))
+    rescaled: torch.Tensor = combined * (wanted / got)
+    return rescaled
+
+
+def _pad(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Texts of unequal lengths as one tensor with its mask; no mask where all are equal.
+
+    With a mask, PyTorch leaves its flash attention kernel, and others refuse (diffusers 0.42).
+    """
+    lengths = [text.shape[0] for text in texts]
+    if len(set(lengths)) == 1:
+        return torch.stack(list(texts)), None
+    padded = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True)
+    positions = torch.arange(max(lengths), device=padded.device)
+    return padded, positions[None, :] < torch.tensor(lengths, device=padded.device)[:, None]
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Turn what torch raises into our tree, so that the engine need not know torch."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        raise OutOfMemory("CUDA out of memory") from error
+    except RuntimeError as error:
+        text = str(error)
+        if "DefaultCPUAllocator" in text:
+            raise OutOfMemory("out of memory") from error
+        if "CUDA error" in text or "cuDNN error" in text or "CUBLAS_STATUS_" in text:
+            raise DeviceLost("the GPU failed") from error
+        raise
