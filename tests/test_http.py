@@ -1,0 +1,503 @@
+"""The application over a small editor of its own: routes, error bodies, keys, order. No Ray, no model."""
+
+import asyncio
+import base64
+import io
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import PIL.Image
+import pytest
+from starlette.applications import Starlette
+from starlette.types import Message, Receive
+
+from serve_app.auth import load_keys
+from serve_app.errors import DeadlineExceeded, InvalidInput, OutOfMemory, Overloaded
+from serve_app.http import create_app
+from serve_app.request import EditRequest, EditResult, Pixels, Timings
+from serve_app.settings import AppSettings, AuthSettings, LimitSettings, ModelSettings
+
+MODEL = ModelSettings(source="Qwen/Qwen-Image-Edit", aliases=("lab/edit",))
+
+
+class Inverter:
+    """An editor without a model: inverts each picture and writes the seed into its first value."""
+
+    def __init__(self) -> None:
+        self.is_ready: bool = True
+        self.error: Exception | None = None
+        self.requests: list[EditRequest] = []
+
+    async def ready(self) -> bool:
+        return self.is_ready
+
+    async def edit(self, request: EditRequest) -> EditResult:
+        self.requests.append(request)
+        if self.error is not None:
+            raise self.error
+        seeds = [[request.seed + i * request.n + j for j in range(request.n)] for i in range(len(request.images))]
+        pixels = tuple(
+            tuple(self._edit(image, seed) for seed in row) for image, row in zip(request.images, seeds, strict=True)
+        )
+        return EditResult(pixels, tuple(map(tuple, seeds)), Timings(0.001, 0.002, 0.003, 0.004))
+
+    def _edit(self, image: Pixels, seed: int) -> Pixels:
+        result = 255 - image
+        result[0, 0] = seed % 256
+        return result
+
+
+def png(value: int, width: int = 8, height: int = 6) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (width, height), (value,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def pixels_of(item: dict[str, Any]) -> Pixels:
+    return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))).convert("RGB"))
+
+
+def call(app: Starlette, method: str, url: str, **options: Any) -> httpx.Response:
+    async def go() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, url, **options)
+
+    return asyncio.run(go())
+
+
+def edit(app: Starlette, values: Sequence[int] = (10,), headers: Any = None, **fields: Any) -> httpx.Response:
+    files = [("images", (f"{value}.png", png(value), "image/png")) for value in values]
+    data = {"prompt": "invert", **fields}
+    return call(app, "POST", "/v1/images/edits", files=files, data=data, headers=headers)
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error, once its body has been checked to be the one that both kinds of client can read."""
+    body: dict[str, dict[str, Any]] = response.json()
+    assert response.headers["content-type"] == "application/json"
+    assert set(body) == {"detail", "error"}
+    assert body["detail"] == {"error": body["error"]["code"], "message": body["error"]["message"]}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    return body["error"]
+
+
+@pytest.fixture
+def editor() -> Inverter:
+    return Inverter()
+
+
+@pytest.fixture
+def app(editor: Inverter) -> Starlette:
+    return create_app(editor, AppSettings(model=MODEL))
+
+
+def test_the_answer_has_the_shape_of_the_contract(app: Starlette) -> None:
+    response = edit(app, (10, 20), n="2", seed="7")
+    body = response.json()
+    assert response.status_code == 200
+    assert list(body) == ["created", "data", "output_format", "usage"]
+    assert isinstance(body["created"], int)
+    assert body["output_format"] == "png"
+    assert body["usage"]["input_images"] == 2
+    assert body["usage"]["generated_images"] == 4
+    assert 0 <= body["usage"]["processing_time_seconds"] < 10
+    assert set(body["data"][0]) == {"b64_json", "size", "seed", "input_index", "variant_index"}
+    assert body["data"][0]["size"] == "8x6"
+
+
+def test_data_is_in_order_down_to_the_pixels(app: Starlette) -> None:
+    values, n, seed = (10, 120, 250), 2, 40
+    data = edit(app, values, n=str(n), seed=str(seed)).json()["data"]
+    assert len(data) == len(values) * n
+    for k, item in enumerate(data):
+        i, j = divmod(k, n)
+        assert (item["input_index"], item["variant_index"], item["seed"]) == (i, j, seed + k)
+        pixels = pixels_of(item)
+        assert pixels[0, 0, 0] == seed + k
+        assert (pixels[1:] == 255 - values[i]).all()
+
+
+@pytest.mark.parametrize("output_format", ["png", "jpeg", "webp"])
+def test_pictures_come_in_the_format_asked_for(app: Starlette, output_format: str) -> None:
+    body = edit(app, output_format=output_format).json()
+    file = base64.b64decode(body["data"][0]["b64_json"])
+    assert PIL.Image.open(io.BytesIO(file)).format == output_format.upper()
+    assert body["output_format"] == output_format
+
+
+def test_compression_reaches_the_encoder(app: Starlette) -> None:
+    files = {"images": ("a.png", png_noise(), "image/png")}
+    sizes = [
+        len(
+            call(
+                *(app, "POST", "/v1/images/edits"),
+                files=files,
+                data={"prompt": "x", "output_format": "jpeg", "output_compression": quality},
+            ).content
+        )
+        for quality in ("10", "90")
+    ]
+    assert sizes[0] < sizes[1] / 2
+
+
+def png_noise() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_server_timing_tells_milliseconds(app: Starlette) -> None:
+    header = edit(app).headers["server-timing"]
+    assert re.fullmatch(
+        r"queue;dur=1\.0, encode;dur=2\.0, denoise;dur=3\.0, decode;dur=4\.0, serialize;dur=\d+\.\d", header
+    )
+
+
+def test_the_answer_carries_no_request_id_of_its_own(app: Starlette) -> None:
+    assert "x-request-id" not in edit(app, headers={"x-request-id": "abc"}).headers
+
+
+def test_the_openai_client_names_work(app: Starlette) -> None:
+    response = call(
+        app, "POST", "/v1/images/edits", files={"image": ("a.png", png(5))}, data={"prompt": "x", "model": "lab/edit"}
+    )
+    assert len(response.json()["data"]) == 1
+
+
+def test_bad_input_has_the_error_body(app: Starlette, editor: Inverter) -> None:
+    response = edit(app, n="0")
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "n"
+    assert error_of(response)["code"] == "INVALID_INPUT"
+    assert editor.requests == []
+
+
+def test_no_image_is_said_in_the_words_of_the_document(app: Starlette) -> None:
+    response = call(app, "POST", "/v1/images/edits", files={"prompt": (None, "x")})
+    assert response.status_code == 400
+    assert response.json()["detail"] == {"error": "INVALID_INPUT", "message": "At least one image is required"}
+
+
+def test_a_broken_image_is_said_in_the_words_of_the_document(app: Starlette) -> None:
+    files = [("images", ("a.png", png(1))), ("images", ("b.png", b"text"))]
+    response = call(app, "POST", "/v1/images/edits", files=files, data={"prompt": "x"})
+    assert response.json()["detail"]["message"].startswith("Invalid image format at index 1: ")
+
+
+def test_an_unknown_model_is_not_found(app: Starlette) -> None:
+    response = edit(app, model="dall-e-2")
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "MODEL_NOT_FOUND"
+    assert error_of(response)["param"] == "model"
+
+
+def test_json_is_an_unsupported_media_type(app: Starlette) -> None:
+    response = call(app, "POST", "/v1/images/edits", json={"prompt": "x"})
+    assert response.status_code == 415
+    assert error_of(response)["code"] == "UNSUPPORTED_MEDIA_TYPE"
+
+
+def test_a_large_request_is_refused(editor: Inverter) -> None:
+    app = create_app(editor, AppSettings(limits=LimitSettings(max_file_bytes=100, max_request_bytes=300)))
+    response = edit(app, (1, 2, 3))
+    assert response.status_code == 413
+    assert error_of(response)["code"] == "PAYLOAD_TOO_LARGE"
+
+
+def test_unknown_paths_have_the_error_body(app: Starlette) -> None:
+    for path in ("/", "/v1/images", "/v1/images/edits/", "/health/x", "/v1/images/edits/1"):
+        response = call(app, "POST", path)
+        assert response.status_code == 404
+        assert error_of(response)["code"] == "NOT_FOUND"
+
+
+def test_other_methods_are_told_which_are_allowed(app: Starlette) -> None:
+    response = call(app, "GET", "/v1/images/edits")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "POST"
+    assert error_of(response)["code"] == "METHOD_NOT_ALLOWED"
+    assert call(app, "DELETE", "/v1/models").headers["allow"] in ("GET, HEAD", "HEAD, GET")
+
+
+def test_errors_of_the_editor_reach_the_client(app: Starlette, editor: Inverter) -> None:
+    for error, status, code in [
+        (OutOfMemory("CUDA out of memory"), 500, "GENERATION_ERROR"),
+        (Overloaded("The queue is full", retry_after_s=7), 503, "OVERLOADED"),
+        (DeadlineExceeded("The deadline passed"), 504, "TIMEOUT"),
+        (InvalidInput("size is too large", param="size"), 400, "INVALID_INPUT"),
+    ]:
+        editor.error = error
+        response = edit(app)
+        assert response.status_code == status
+        assert error_of(response) == {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": code,
+        }
+        assert response.headers.get("retry-after") == ("7" if code == "OVERLOADED" else None)
+
+
+def test_a_bug_is_told_to_the_log_and_not_to_the_client(
+    app: Starlette, editor: Inverter, caplog: pytest.LogCaptureFixture
+) -> None:
+    editor.error = RuntimeError("/secret/path on host-7")
+    response = edit(app, headers={"x-request-id": "req-1"})
+    assert response.status_code == 500
+    assert error_of(response)["message"] == "Image generation failed: internal error"
+    assert "secret" not in response.text
+    assert "/secret/path" in caplog.text
+    assert "Traceback" in caplog.text
+    assert "req-1" in caplog.text
+
+
+def test_a_bug_on_any_route_has_the_error_body(editor: Inverter) -> None:
+    class Broken(Inverter):
+        async def ready(self) -> bool:
+            raise RuntimeError("boom")
+
+    response = call(create_app(Broken(), AppSettings()), "GET", "/health/ready")
+    assert response.status_code == 500
+    assert error_of(response)["code"] == "GENERATION_ERROR"
+
+
+def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.getMessage().startswith("edit ")]
+
+
+def test_every_edit_leaves_one_log_line(app: Starlette, editor: Inverter, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ray.serve")
+    edit(app, (1, 2), n="3", user="ann\nroot", headers={"x-request-id": "a.b-c_1"})
+    edit(app, n="0", headers={"x-request-id": "bad id\t"})
+    editor.error = ValueError("bug")
+    edit(app)
+    good, bad, bug = log_lines(caplog)
+    assert re.fullmatch(r"edit request_id=a\.b-c_1 user='annroot' pictures=2 n=3 status=200 seconds=\d\.\d{3}", good)
+    assert re.fullmatch(r"edit request_id=[0-9a-f]{32} user=None pictures=None n=None status=400 seconds=\S+", bad)
+    assert "status=500" in bug
+
+
+def test_health_follows_the_editor(app: Starlette, editor: Inverter) -> None:
+    for path in ("/health", "/health/ready", "/health/live"):
+        assert call(app, "GET", path).status_code == 200
+        assert call(app, "HEAD", path).status_code == 200
+    editor.is_ready = False
+    assert call(app, "GET", "/health/live").status_code == 200
+    for path in ("/health", "/health/ready"):
+        response = call(app, "GET", path)
+        assert response.status_code == 503
+        assert error_of(response)["code"] == "NOT_READY"
+        assert int(response.headers["retry-after"]) > 0
+
+
+def test_models_are_listed_and_found_by_every_name(app: Starlette) -> None:
+    models = call(app, "GET", "/v1/models").json()
+    assert models["object"] == "list"
+    assert [model["id"] for model in models["data"]] == ["Qwen-Image-Edit", "lab/edit"]
+    for model in models["data"]:
+        assert set(model) == {"id", "object", "created", "owned_by"}
+        assert call(app, "GET", f"/v1/models/{model['id']}").json() == model
+    response = call(app, "GET", "/v1/models/other")
+    assert response.status_code == 404
+    assert error_of(response)["code"] == "MODEL_NOT_FOUND"
+
+
+# --- raw ASGI: what an HTTP client library would hide ---
+
+
+async def drive(
+    app: Starlette,
+    receive: Receive,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    path: str = "/v1/images/edits",
+    root_path: str = "",
+    method: str = "POST",
+) -> list[Message]:
+    scope = {"type": "http", "method": method, "path": path, "root_path": root_path, "query_string": b""}
+    sent = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app({**scope, "headers": list(headers)}, receive, send)
+    return sent
+
+
+MULTIPART = (b"content-type", b"multipart/form-data; boundary=b")
+
+
+async def never() -> Message:
+    raise AssertionError("the body was read")
+
+
+def test_a_request_without_a_key_is_answered_before_its_body_is_read(editor: Inverter, key_file: Path) -> None:
+    app = create_app(editor, AppSettings(auth=AuthSettings(keys_file=key_file)))
+    sent = asyncio.run(drive(app, never, [MULTIPART]))
+    assert sent[0]["status"] == 401
+
+
+def test_an_announced_large_body_is_answered_before_it_is_read(app: Starlette) -> None:
+    sent = asyncio.run(drive(app, never, [MULTIPART, (b"content-length", b"200000000")]))
+    assert sent[0]["status"] == 413
+
+
+def test_a_client_that_leaves_during_the_upload_is_no_error(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ray.serve")
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    sent = asyncio.run(drive(app, receive, [MULTIPART]))
+    assert sent[0]["status"] == 499
+    assert "status=499" in log_lines(caplog)[0]
+    assert "Traceback" not in caplog.text
+
+
+def test_cancellation_reaches_the_editor_and_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ray.serve")
+
+    class Slow(Inverter):
+        def __init__(self) -> None:
+            super().__init__()
+            self.started, self.cancelled = asyncio.Event(), False
+
+        async def edit(self, request: EditRequest) -> EditResult:
+            self.started.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.cancelled = True
+            raise AssertionError("nobody sets that event")
+
+    request = httpx.Request("POST", "http://t/", files={"images": ("a.png", png(1)), "prompt": (None, "x")})
+    body = request.read()
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    async def go() -> bool:
+        editor = Slow()
+        app = create_app(editor, AppSettings())
+        headers = [(b"content-type", request.headers["content-type"].encode())]
+        task = asyncio.create_task(drive(app, receive, headers))
+        await asyncio.wait_for(editor.started.wait(), 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return editor.cancelled
+
+    assert asyncio.run(go())
+    assert "status=499" in log_lines(caplog)[0]
+
+
+# --- keys ---
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text("# the team's keys\n\nalpha-key   # Ann\n beta#key\n", "utf-8")
+    return path
+
+
+@pytest.fixture
+def closed_app(editor: Inverter, key_file: Path) -> Starlette:
+    return create_app(editor, AppSettings(model=MODEL, auth=AuthSettings(keys_file=key_file)))
+
+
+def basic(text: str) -> str:
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "Bearer alpha-key",
+        "bearer alpha-key",
+        "BEARER  beta#key",
+        basic("user:alpha-key"),
+        basic(":beta#key"),
+        "basic " + basic("u:alpha-key")[6:],
+    ],
+)
+def test_a_key_opens(closed_app: Starlette, authorization: Any) -> None:
+    assert edit(closed_app, headers={"authorization": authorization}).status_code == 200
+    assert call(closed_app, "GET", "/v1/models", headers={"authorization": authorization}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer alpha",
+        "Bearer alpha-key2",
+        "Bearer # the team's keys",
+        "alpha-key",
+        "Token alpha-key",
+        "Basic",
+        "Basic alpha-key",
+        "Basic !!!",
+        "Basic abcde",
+        basic("user:alpha-key").replace("Basic ", "Basic !"),
+        basic("alpha-key"),
+        basic("alpha-key:"),
+        basic("user:wrong"),
+        basic("user:alpha-key:"),
+        "Bearer \xff".encode("latin-1"),
+    ],
+)
+def test_without_a_fitting_key_nothing_opens(closed_app: Starlette, editor: Inverter, authorization: Any) -> None:
+    headers = {} if authorization is None else {"authorization": authorization}
+    for response in (edit(closed_app, headers=headers), call(closed_app, "GET", "/nothing", headers=headers)):
+        assert response.status_code == 401
+        assert error_of(response)["code"] == "UNAUTHORIZED"
+        challenges = response.headers.get_list("www-authenticate")
+        assert [challenge.split()[0] for challenge in challenges] == ["Bearer", "Basic"]
+    assert editor.requests == []
+
+
+def test_health_needs_no_key(closed_app: Starlette) -> None:
+    for path in ("/health", "/health/live", "/health/ready"):
+        assert call(closed_app, "GET", path).status_code == 200
+    for path in ("/health/", "/health/../v1/models", "/healthy", "//health"):
+        sent = asyncio.run(drive(closed_app, never, path=path, method="GET"))
+        assert sent[0]["status"] == 401
+
+
+def test_a_route_prefix_changes_nothing_about_keys(closed_app: Starlette) -> None:
+    for path, status in [("/edits/health/live", 200), ("/edits/v1/models", 401)]:
+        sent = asyncio.run(drive(closed_app, never, path=path, root_path="/edits", method="GET"))
+        assert sent[0]["status"] == status
+
+
+def test_keys_come_from_the_file_and_the_environment(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEYS", " gamma , ,delta ")
+    assert load_keys(AuthSettings(keys_file=key_file, keys_env="MY_KEYS")) == (
+        *(b"alpha-key", b"beta#key", b"gamma", b"delta"),
+    )
+    monkeypatch.setenv("MY_KEYS", "")
+    assert load_keys(AuthSettings(keys_env="MY_KEYS")) == ()
+    monkeypatch.delenv("MY_KEYS")
+    assert load_keys(AuthSettings(keys_env="MY_KEYS")) == ()
+
+
+def test_a_server_meant_to_be_closed_does_not_start_open(
+    editor: Inverter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("# nothing yet\n\n")
+    for path in (empty, tmp_path / "missing", tmp_path):
+        with pytest.raises(ValueError, match="keys_file"):
+            create_app(editor, AppSettings(auth=AuthSettings(keys_file=path)))
+    monkeypatch.setenv("MY_KEYS", " , ")
+    with pytest.raises(ValueError, match="MY_KEYS"):
+        create_app(editor, AppSettings(auth=AuthSettings(keys_env="MY_KEYS")))
