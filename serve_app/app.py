@@ -1,0 +1,43 @@
+"""Composition root: settings in, Serve application out."""
+
+import ray
+from ray.serve import Application
+
+from serve_app.ingress import EditIngress
+from serve_app.replica import ImageEditor
+from serve_app.settings import AppSettings
+
+APP_NAME = "image-edits"
+
+# A stage of the engine that has begun is not interrupted; beyond the deadline this is for it and for the answer.
+_SHUTDOWN_MARGIN_S = 30.0
+
+
+def build(args: AppSettings) -> Application:
+    """The application for `serve run serve_app.app:build` and serve_config.yaml, whose `args:` are the settings.
+
+    Options that a configuration file sets on a deployment go before those given here.
+    """
+    # The engine refuses by samples, exactly; Serve must not hold requests back before it.
+    ongoing = args.engine.max_waiting + 512
+    editor = ImageEditor.options(  # type: ignore[attr-defined]
+        max_ongoing_requests=ongoing,
+        max_queued_requests=ongoing,
+        graceful_shutdown_timeout_s=args.limits.request_timeout_s + _SHUTDOWN_MARGIN_S,
+        health_check_period_s=10,
+        health_check_timeout_s=30,
+        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if _wants_gpu(args) else 0},
+    ).bind(args)
+    ingress = EditIngress.options(  # type: ignore[attr-defined]
+        max_ongoing_requests=ongoing,
+        graceful_shutdown_timeout_s=args.limits.request_timeout_s + 2 * _SHUTDOWN_MARGIN_S,
+        ray_actor_options={"num_cpus": 1},
+    )
+    return ingress.bind(editor, args)
+
+
+def _wants_gpu(settings: AppSettings) -> bool:
+    """With `device: auto`, a GPU where the cluster has one now."""
+    if settings.model.device != "auto":
+        return settings.model.device == "cuda"
+    return bool(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0)

@@ -1,0 +1,68 @@
+"""The Serve deployment EditIngress: the Starlette application in front of the editor's handle."""
+
+import asyncio
+
+from ray import serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from serve_app.errors import DeadlineExceeded, EditError, GenerationError, NotReady, Overloaded
+from serve_app.http import create_app
+from serve_app.request import EditRequest, EditResult
+from serve_app.settings import AppSettings
+
+_READY_TIMEOUT_S = 2.0
+_RETRY_AFTER_S = 5
+
+
+class HandleEditor:
+    """The editor behind a Serve handle, with Ray's errors turned into ours."""
+
+    def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:
+        self._handle = handle
+        self._timeout_s = timeout_s
+
+    async def edit(self, request: EditRequest) -> EditResult:
+        """As ImageEditor.edit. The deadline counts from here, so that it holds while no replica is there to keep it."""
+        response = self._handle.edit.remote(request)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                result: EditResult = await response
+                return result
+        except TimeoutError:
+            response.cancel()
+            raise DeadlineExceeded(f"The edit was not done within {self._timeout_s:g} s") from None
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, EditError) else error from None
+        except BackPressureError as error:
+            message = "Too many requests wait for a GPU"
+            raise Overloaded(message, retry_after_s=round(error.retry_after_s or _RETRY_AFTER_S)) from None
+        except DeploymentUnavailableError:
+            raise NotReady("No replica has a warm model", retry_after_s=_RETRY_AFTER_S) from None
+        except RayActorError as error:
+            raise GenerationError("the process that worked on it ended") from error
+
+    async def ready(self) -> bool:
+        """Whether a replica with a warm model answers within two seconds."""
+        response = self._handle.ready.remote()
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                return bool(await response)
+        except (TimeoutError, RayError, RayServeException):
+            response.cancel()
+            return False
+
+
+@serve.deployment(name="EditIngress")
+@serve.ingress()
+class EditIngress:
+    """Parses untrusted bytes and shapes answers; CPU only, so it scales cheaply."""
+
+    def __init__(self, editor: DeploymentHandle, settings: AppSettings) -> None:
+        self._editor = HandleEditor(editor, settings.limits.request_timeout_s)
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return create_app(self._editor, self._settings)

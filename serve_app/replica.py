@@ -1,0 +1,97 @@
+"""The Serve deployment ImageEditor: one process, one GPU, one engine."""
+
+import asyncio
+import logging
+from dataclasses import asdict
+
+from ray import serve
+
+from serve_app.calibration import calibrate
+from serve_app.engine import EditEngine, EngineStats
+from serve_app.errors import EditError
+from serve_app.request import EditRequest, EditResult, check_limits, check_output_size
+from serve_app.settings import AppSettings
+from serve_app.tickets import Ticket
+
+logger = logging.getLogger("ray.serve")
+
+# Requests that @serve.batch hands over at once; more than ever arrive within `engine.gather_s`.
+_MAX_SUBMISSION = 256
+
+
+@serve.deployment(name="ImageEditor")
+class ImageEditor:
+    """Edits pictures for callers in the cluster: `handle.edit.remote(EditRequest(...))`."""
+
+    def __init__(self, settings: AppSettings) -> None:
+        # Here, so that building the application and running the ingress need no torch.
+        from serve_app import models
+
+        model = models.load(settings.model)
+        self._limits = settings.limits
+        self._geometry = model.pipeline.geometry
+        limit = model.max_samples if settings.engine.max_samples == "auto" else settings.engine.max_samples
+        calibration = calibrate(
+            model.pipeline,
+            max_samples=limit if settings.engine.batch_tokens == "auto" else 1,
+            default_guidance=model.default_guidance,
+        )
+        logger.info("Loaded %s; measured %s", settings.model.source, asdict(calibration))
+        self._engine = EditEngine(
+            model.pipeline,
+            settings.engine,
+            calibration,
+            max_samples=limit,
+            default_steps=model.default_steps,
+            default_guidance=model.default_guidance,
+            timeout_s=settings.limits.request_timeout_s,
+        )
+        self._submit.set_batch_wait_timeout_s(settings.engine.gather_s)
+        self._engine.start()
+
+    async def edit(self, request: EditRequest) -> EditResult:
+        """The request's pictures. Raises the errors of `serve_app.errors`; cancelling the call frees its samples."""
+        check_limits(request, self._limits)
+        check_output_size(request, self._geometry, self._limits)
+        return await asyncio.wrap_future(await self._claim(request))
+
+    async def _claim(self, request: EditRequest) -> Ticket:
+        """The request's ticket. Where the caller leaves before it has one, the ticket is cancelled when it is made."""
+        submission = asyncio.ensure_future(self._submit(request))
+        try:
+            ticket: Ticket | EditError = await asyncio.shield(submission)
+        except asyncio.CancelledError:
+            submission.add_done_callback(_cancel_ticket)
+            raise
+        if isinstance(ticket, EditError):
+            raise ticket
+        return ticket
+
+    # Only merges and returns at once: @serve.batch itself closes batches while the GPU is busy, one request each
+    # (Ray 2.60). The engine owns the queue.
+    @serve.batch(max_batch_size=_MAX_SUBMISSION, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+    async def _submit(self, requests: list[EditRequest]) -> list[Ticket | EditError]:
+        return self._engine.submit(requests)
+
+    async def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    async def ready(self) -> bool:
+        """True: a replica that answers has loaded and warmed its model."""
+        return True
+
+    async def check_health(self) -> None:
+        self._engine.check_health()
+
+    def __del__(self) -> None:
+        """Serve calls this once the replica's last request is answered."""
+        if hasattr(self, "_engine"):
+            self._engine.stop()
+
+
+def _cancel_ticket(submission: "asyncio.Future[Ticket | EditError]") -> None:
+    if submission.cancelled() or submission.exception() is not None:
+        return
+    answer = submission.result()
+    if not isinstance(answer, EditError):
+        answer.cancel()
