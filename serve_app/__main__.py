@@ -21,7 +21,7 @@ def main() -> None:
     settings = AppSettings(model=ModelSettings(source=arguments.model))
     stop = threading.Event()
     print(f"Starting; loading {arguments.model} …", flush=True)
-    ray.init(include_dashboard=False)
+    ray.init(address="local", include_dashboard=False)
     try:
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, lambda *_: stop.set())

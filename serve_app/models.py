@@ -77,7 +77,7 @@ def _read(settings: ModelSettings, dtype: torch.dtype) -> StepwiseQwenImageEditP
         _check_class(settings)
         diffusers_logging.disable_progress_bar()
         pipeline = StepwiseQwenImageEditPipeline.from_pretrained(
-            settings.source, revision=settings.revision, torch_dtype=dtype
+            settings.source, revision=settings.revision, dtype=dtype
         )
     if settings.native_area is not None:
         pipeline.register_to_config(native_area=settings.native_area)

@@ -149,6 +149,9 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
     def _schedule(self, steps: int, tokens: int) -> tuple[list[float], list[float]]:
         config = self.scheduler.config
+        if steps == 1:
+            # Stretching a single sigma to `shift_terminal` divides zero by zero (diffusers 0.42).
+            return [1.0, 0.0], [float(config.num_train_timesteps)]
         mu = calculate_shift(
             tokens,
             config.get("base_image_seq_len", 256),

@@ -1,0 +1,276 @@
+"""The stepwise pipeline, with the real diffusers classes on the CPU in float32."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from diffusers import QwenImageEditPipeline
+
+from serve_app.batching import Condition, Sample, Shape, expand
+from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
+from serve_app.images import Geometry, Size
+from serve_app.pipeline import NATIVE_AREA, StepwiseQwenImageEditPipeline, _pad, _translated_errors
+from serve_app.request import EditRequest, Pixels
+from tests.scenes import difference, scene
+
+BOUND = 1
+"""Merged or alone, a value may differ by so much of 255: rounding may fall either way at float noise."""
+
+MIXED = [
+    {"images": [scene(1)], "prompt": "make the sky blue"},
+    {"images": [scene(2)], "prompt": "enhance colors, and while at it remove the people in the background", "seed": 8},
+    {"images": [scene(3)], "prompt": "artistic style transformation", "guidance_scale": 8.0, "num_inference_steps": 9},
+    {"images": [scene(4)], "prompt": "变成黑白", "guidance_scale": 1.0, "num_inference_steps": 3},
+    {"images": [scene(5)], "prompt": "x", "negative_prompt": "blurry, ugly, low quality", "seed": 1},
+]
+
+
+def request(**fields) -> EditRequest:
+    return EditRequest(
+        **{"images": [scene(1)], "prompt": "x", "seed": 7, "num_inference_steps": 5, "size": "96x64", **fields}
+    )
+
+
+def samples_of(tiny: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Sample]:
+    """Encoded and started samples of all requests, encoded in one call."""
+    entries = [
+        expand(r, tiny.geometry, sequence=k, arrived_s=0, deadline_s=1, default_steps=5, default_guidance=4.0)
+        for k, r in enumerate(requests)
+    ]
+    conditions = [condition for entry in entries for condition in entry.conditions]
+    encodings = dict(zip(map(id, conditions), tiny.encode(conditions), strict=True))
+    samples = [sample for entry in entries for sample in entry.samples]
+    for sample in samples:
+        sample.state = tiny.start(encodings[id(sample.entry.conditions[sample.image_index])], sample)
+    return samples
+
+
+def step(tiny: StepwiseQwenImageEditPipeline, samples: Sequence[Sample]) -> None:
+    tiny.step([sample.state for sample in samples])
+    for sample in samples:
+        sample.steps_done += 1
+
+
+def edit(tiny: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Pixels]:
+    """All requests merged: each step takes every sample that has steps left."""
+    samples = samples_of(tiny, requests)
+    while unfinished := [sample for sample in samples if sample.steps_left]:
+        step(tiny, unfinished)
+    return tiny.decode([sample.state for sample in samples])
+
+
+def test_merged_edits_equal_lone_ones_and_any_mix_up_would_show(tiny):
+    requests = [request(**fields) for fields in MIXED]
+    merged = edit(tiny, requests)
+    alone = [edit(tiny, [r])[0] for r in requests]
+    for index, (one, other) in enumerate(zip(merged, alone, strict=True)):
+        assert difference(one, other) <= BOUND, index
+    for i, one in enumerate(alone):
+        for other in alone[:i]:
+            assert difference(one, other) >= 10 * BOUND
+
+
+def test_each_of_picture_prompt_seed_guidance_and_steps_matters_far_more_than_the_bound(tiny):
+    changes = (
+        {"images": [scene(2)]},
+        {"prompt": "y"},
+        {"negative_prompt": "z"},
+        {"seed": 8},
+        {"guidance_scale": 1.0},
+        {"num_inference_steps": 9},
+    )
+    results = [edit(tiny, [request(**change)])[0] for change in ({}, *changes)]
+    for change, result in zip(changes, results[1:], strict=True):
+        assert difference(result, results[0]) >= 10 * BOUND, change
+
+
+def test_a_sample_that_joins_half_way_ends_as_it_does_alone(tiny):
+    requests = [request(num_inference_steps=6), request(images=[scene(2)], prompt="y", num_inference_steps=3, seed=3)]
+    first, second = samples_of(tiny, requests)
+    for batch in ([first], [first], [first, second], [second], [first, second], [first]):
+        step(tiny, batch)
+    step(tiny, [first])
+    for sample, r in zip((first, second), requests, strict=True):
+        assert sample.steps_left == 0
+        assert difference(tiny.decode([sample.state])[0], edit(tiny, [r])[0]) <= BOUND
+
+
+def test_variants_share_the_encoding_and_differ(tiny):
+    samples = samples_of(tiny, [request(images=[scene(1), scene(2)], n=2)])
+    encodings = [id(sample.state.encoding) for sample in samples]
+    assert encodings[0] == encodings[1] != encodings[2] == encodings[3]
+    pictures = edit(tiny, [request(images=[scene(1), scene(2)], n=2)])
+    lone = [edit(tiny, [request(images=[scene(image)], seed=7 + k)])[0] for k, image in enumerate((1, 1, 2, 2))]
+    for one, other in zip(pictures, lone, strict=True):
+        assert difference(one, other) <= BOUND
+    assert difference(pictures[0], pictures[1]) >= 10 * BOUND
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_a_lone_edit_equals_the_stock_pipeline(guidance):
+    from serve_app.tiny import build_tiny
+
+    ours = build_tiny()
+    # The stock call has the native area of the published model as a literal.
+    ours.register_to_config(native_area=NATIVE_AREA)
+    stock = QwenImageEditPipeline(**ours.components)
+    stock.prompt_template_encode_start_idx = ours.prompt_template_encode_start_idx
+    stock.set_progress_bar_config(disable=True)
+    picture = scene(1, 90, 60)
+    expected = stock(
+        image=PIL.Image.fromarray(picture),
+        prompt="make the sky blue",
+        negative_prompt="ugly" if guidance > 1 else None,
+        true_cfg_scale=guidance,
+        width=96,
+        height=64,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]
+    [result] = edit(
+        ours,
+        [
+            request(
+                images=[picture],
+                prompt="make the sky blue",
+                negative_prompt="ugly",
+                guidance_scale=guidance,
+                num_inference_steps=2,
+            )
+        ],
+    )
+    assert difference(result, np.asarray(expected)) <= BOUND
+
+
+def test_pictures_of_different_sizes_are_encoded_in_one_call_as_alone(tiny):
+    requests = [request(images=[scene(k, *size)]) for k, size in enumerate([(256, 256), (300, 200), (100, 100)])]
+    together = [sample.state.encoding for sample in samples_of(tiny, requests)]
+    for encoding, r in zip(together, requests, strict=True):
+        alone = samples_of(tiny, [r])[0].state.encoding
+        for name in ("positive", "negative", "reference"):
+            torch.testing.assert_close(getattr(encoding, name), getattr(alone, name), rtol=1e-4, atol=1e-4)
+
+
+def test_the_shape_follows_picture_and_size(tiny):
+    [wide] = edit(tiny, [request(images=[scene(1, 300, 150)], size=None, num_inference_steps=1)])
+    assert wide.shape == (192, 352, 3)
+    [exact] = edit(tiny, [request(size="48x112", num_inference_steps=1)])
+    assert exact.shape == (112, 48, 3)
+
+
+def test_the_last_preview_is_the_result_and_an_earlier_one_is_not(tiny):
+    [sample] = samples_of(tiny, [request()])
+    noise = tiny.preview([sample.state])[0]
+    step(tiny, [sample])
+    early = tiny.preview([sample.state])[0]
+    while sample.steps_left:
+        step(tiny, [sample])
+    result = tiny.decode([sample.state])[0]
+    assert noise.shape == early.shape == result.shape
+    assert difference(tiny.preview([sample.state])[0], result) <= BOUND
+    assert difference(early, result) > 10 * BOUND
+    # The first preview is the clean picture predicted from the first step, not the noise it began with.
+    assert difference(early, noise) > 10 * BOUND
+
+
+def test_a_step_that_raises_leaves_every_state_as_it_was(tiny):
+    good, bad = samples_of(tiny, [request(), request(seed=8)])
+    before = good.state.latents.clone()
+    bad.state.latents = bad.state.latents[:-1]
+    with pytest.raises(RuntimeError):
+        tiny.step([good.state, bad.state])
+    assert good.state.step == 0
+    assert torch.equal(good.state.latents, before)
+
+
+def test_a_sample_that_is_not_a_number_is_told_and_does_not_touch_its_neighbours(tiny):
+    good, bad = samples_of(tiny, [request(), request(seed=8)])
+    bad.state.latents = torch.full_like(bad.state.latents, float("nan"))
+    for _ in range(5):
+        step(tiny, [good, bad])
+    with pytest.raises(NotFinite, match="Image generation failed"):
+        tiny.decode([good.state, bad.state])
+    assert difference(tiny.decode([good.state])[0], edit(tiny, [request()])[0]) <= BOUND
+
+
+class TestCheck:
+    def condition(self, prompt="x", negative_prompt=" ") -> Condition:
+        return Condition(scene(1), prompt, negative_prompt, Size(256, 256))
+
+    def test_a_text_longer_than_the_positions_is_refused_by_name(self, tiny):
+        tiny.check(self.condition("字" * 1000))
+        for name in ("prompt", "negative_prompt"):
+            with pytest.raises(InvalidInput, match="tokens") as caught:
+                tiny.check(self.condition(**{name: "字" * 1330}))
+            assert caught.value.param == name
+
+    def test_the_longest_text_that_passes_goes_through_the_model(self, tiny):
+        def passes(length: int) -> bool:
+            try:
+                tiny.check(self.condition("a" * length))
+            except InvalidInput:
+                return False
+            return True
+
+        assert passes(3000)
+        assert not passes(4096)
+        low, high = 3000, 4096
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if passes(middle) else (low, middle)
+        assert edit(tiny, [request(prompt="a" * low, guidance_scale=1.0, num_inference_steps=1)])
+
+
+def test_the_template_is_dropped_up_to_the_picture(tiny):
+    ids = tiny.tokenizer(tiny.prompt_template_encode.format("x"))["input_ids"]
+    kept = tiny.tokenizer.decode(ids[tiny.prompt_template_encode_start_idx :])
+    assert kept.startswith("<|vision_start|>")
+
+
+def test_no_mask_where_all_texts_are_equally_long():
+    assert _pad([torch.ones(3, 2), torch.ones(3, 2)])[1] is None
+    padded, mask = _pad([torch.ones(3, 2), torch.ones(1, 2)])
+    assert padded.sum(dim=(1, 2)).tolist() == [6, 2]
+    assert mask is not None
+    assert mask.tolist() == [[True, True, True], [True, False, False]]
+
+
+def test_it_is_saved_and_loaded_as_any_diffusers_pipeline(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    ours = StepwiseQwenImageEditPipeline.from_pretrained(tmp_path)
+    assert ours.geometry == tiny.geometry == Geometry(256 * 256, 16)
+    assert difference(edit(ours, [request()])[0], edit(tiny, [request()])[0]) <= BOUND
+    assert isinstance(QwenImageEditPipeline.from_pretrained(tmp_path), QwenImageEditPipeline)
+
+
+def test_the_model_is_the_same_at_every_build(tiny):
+    from serve_app.tiny import build_tiny
+
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        other = build_tiny()
+    for name, weights in tiny.transformer.state_dict().items():
+        assert torch.equal(weights, other.transformer.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), OutOfMemory),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), OutOfMemory),
+        (RuntimeError("CUDA error: device-side assert triggered"), DeviceLost),
+        (RuntimeError("shapes do not match"), RuntimeError),
+    ],
+)
+def test_what_torch_raises_is_told_in_our_words(raised, expected):
+    with pytest.raises(expected) as caught, _translated_errors():
+        raise raised
+    if isinstance(caught.value, OutOfMemory):
+        assert caught.value.message.startswith("Image generation failed: ")
+        assert "GiB" not in caught.value.message
+
+
+def test_shapes_count_tokens_of_result_and_reference():
+    assert Shape(Size(1024, 1024), Size(1024, 1024)).tokens(16) == 8192

@@ -1,0 +1,291 @@
+"""The README against the code: its tables, its file tree, and every command and client in it, run.
+
+`python -m tests.test_readme` writes the tables into the README.
+"""
+
+import ast
+import base64
+import io
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import httpx
+import numpy as np
+import PIL.Image
+import pytest
+import uvicorn
+from pydantic import BaseModel
+from starlette.applications import Starlette
+
+import serve_app
+from serve_app import errors
+from serve_app.errors import EditError
+from serve_app.http import create_app
+from serve_app.settings import AppSettings
+from tests.test_http import Inverter, call
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+URL = "http://localhost:8000"
+PICTURES = ("photo.jpg", "photo1.jpg", "photo2.jpg", "photo3.jpg")
+
+WHEN = {
+    "INVALID_INPUT": "a field or a picture cannot be used; `param` names the field",
+    "UNAUTHORIZED": "keys are set and none was sent that fits; with `WWW-Authenticate`",
+    "NOT_FOUND": "nothing is served at this path",
+    "MODEL_NOT_FOUND": "`model` is neither the served name nor an alias",
+    "METHOD_NOT_ALLOWED": "the path exists, the method does not; with `Allow`",
+    "PAYLOAD_TOO_LARGE": "a file, a text field or the whole body is over its limit; refused while it arrives",
+    "UNSUPPORTED_MEDIA_TYPE": "the body is not multipart/form-data",
+    "GENERATION_ERROR": "the model failed on this request, out of memory included; its neighbours go on",
+    "OVERLOADED": "the queue is full; with `Retry-After`",
+    "NOT_READY": "no replica has a warm model; with `Retry-After`",
+    "TIMEOUT": "the deadline `limits.request_timeout_s` passed; its work is dropped",
+}
+
+
+# --- the tables ---------------------------------------------------------------------------------------------------
+
+
+def settings_table() -> str:
+    lines = ["| name | default | meaning |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in _settings(AppSettings, "")]) + "\n"
+
+
+def _settings(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, setting in model.model_fields.items():
+        kind = setting.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _settings(kind, f"{prefix}{name}.")
+            continue
+        default = "required" if setting.is_required() else _default(setting.default)
+        others = [f"`{value}`" for value in get_args(kind) if value != setting.default]
+        if get_origin(kind) is Literal:
+            default += f" (or {', '.join(others)})"
+        yield f"`{prefix}{name}`", default, str(setting.description)
+        if get_origin(kind) is tuple and issubclass(get_args(kind)[0], BaseModel):
+            yield from _settings(get_args(kind)[0], f"{prefix}{name}[].")
+
+
+def _default(value: Any) -> str:
+    if value is None:
+        return "unset"
+    if value == ():
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def error_classes() -> list[type[EditError]]:
+    """The whole tree without its root, in the order of the file."""
+    members = [member for member in vars(errors).values() if isinstance(member, type)]
+    return [member for member in members if issubclass(member, EditError) and member is not EditError]
+
+
+def error_table() -> str:
+    codes = dict.fromkeys((cls.status, cls.code) for cls in error_classes())
+    lines = ["| status | code | when |", "|---|---|---|"]
+    return "\n".join(lines + [f"| {status} | {code} | {WHEN[code]} |" for status, code in sorted(codes)]) + "\n"
+
+
+TABLES = {"settings": settings_table, "errors": error_table}
+
+
+def _between(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_says_what_the_code_says(name: str) -> None:
+    found = _between(name).findall(README.read_text())
+    assert found == [TABLES[name]()], "run `python -m tests.test_readme`"
+
+
+def test_every_error_code_is_explained() -> None:
+    assert {cls.code for cls in error_classes()} == set(WHEN)
+
+
+def test_the_file_tree_names_every_file_of_the_package() -> None:
+    tree = next(block for block in blocks("") if block.startswith("serve_app/"))
+    package, _, rest = tree.partition("\ntests/")
+    assert rest
+    named = re.findall(r"^  (\S+\.py) +\S", package, re.MULTILINE)
+    assert sorted(named) == sorted(path.name for path in (ROOT / "serve_app").glob("*.py"))
+
+
+# --- the commands -------------------------------------------------------------------------------------------------
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == language]
+
+
+@dataclass
+class Command:
+    """One curl of the README, and the Python script that its answer is piped into."""
+
+    method: str = "GET"
+    path: str = ""
+    headers: dict[str, str] = field(default_factory=dict)
+    parts: list[tuple[str, tuple[str | None, bytes]]] = field(default_factory=list)
+    script: str | None = None
+
+
+def commands() -> list[Command]:
+    found: list[Command] = []
+    for block in blocks("bash"):
+        # shlex keeps an escaped line break, which a shell drops.
+        tokens = iter(shlex.split(block.replace("\\\n", ""), comments=True))
+        command: Command | None = None
+        for token in tokens:
+            if token == "curl":
+                command = Command()
+                found.append(command)
+            elif command is not None:
+                _read(command, token, tokens)
+    return found
+
+
+def _read(command: Command, token: str, rest: Iterator[str]) -> None:
+    if token == "-F":
+        command.method = "POST"
+        command.parts.append(_part(next(rest)))
+    elif token == "-H":
+        name, _, value = next(rest).partition(": ")
+        command.headers[name] = value
+    elif token == "-X":
+        command.method = next(rest)
+    elif token == "-c":
+        command.script = next(rest)
+    elif token.startswith(URL):
+        command.path = token.removeprefix(URL)
+    else:
+        assert token in ("-s", "|", "python3"), token
+
+
+def _part(form: str) -> tuple[str, tuple[str | None, bytes]]:
+    name, _, value = form.partition("=")
+    if not value.startswith("@"):
+        return name, (None, value.encode())
+    assert value[1:] in PICTURES
+    return name, (value[1:], photo(PICTURES.index(value[1:])))
+
+
+def photo(value: int) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.full((6, 8, 3), 40 * value, np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IMAGE_EDITS_API_KEYS", raising=False)
+
+
+@pytest.fixture
+def app() -> Starlette:
+    return create_app(Inverter(), AppSettings())
+
+
+def test_there_are_commands() -> None:
+    assert len([command for command in commands() if command.path == "/v1/images/edits"]) >= 6
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: command.path)
+def test_a_command_is_answered(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheme, _, key = command.headers.get("Authorization", "").partition(" ")
+    if scheme:
+        monkeypatch.setenv("IMAGE_EDITS_API_KEYS", key)
+    app = create_app(Inverter(), AppSettings())
+    response = call(app, command.method, command.path, files=command.parts or None, headers=command.headers)
+    assert response.status_code == 200, response.text
+    if command.script is not None:
+        subprocess.run([sys.executable, "-c", command.script], input=response.content, cwd=tmp_path, check=True)
+        assert_saved(tmp_path, response)
+
+
+def assert_saved(folder: Path, response: httpx.Response) -> None:
+    data = response.json()["data"]
+    assert len(list(folder.iterdir())) == len(data)
+    for k, item in enumerate(data):
+        assert (folder / f"output_{k}.png").read_bytes() == base64.b64decode(item["b64_json"])
+
+
+# --- the clients --------------------------------------------------------------------------------------------------
+
+
+def python_block(marker: str) -> str:
+    (block,) = [block for block in blocks("python") if marker in block]
+    return block
+
+
+@contextmanager
+def listening(app: Starlette) -> Iterator[str]:
+    """The application on a free port; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+            assert not thread.is_alive()
+
+
+def test_the_python_client_saves_every_picture(app: Starlette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for index, name in enumerate(PICTURES):
+        Path(name).write_bytes(photo(index))
+    with listening(app) as url:
+        code = python_block("def edit_images").replace(URL, url)
+        space: dict[str, Any] = {}
+        exec(compile(code, "README.md", "exec"), space)
+        assert sorted(path.name for path in Path().glob("output_*")) == [f"output_{k}.png" for k in range(6)]
+        # All variants of photo1, then of photo2, then of photo3: the editor inverts.
+        centres = [np.asarray(PIL.Image.open(f"output_{k}.png"))[3, 4, 0] for k in range(6)]
+        assert np.abs(np.array(centres, int) - [215, 215, 175, 175, 135, 135]).max() <= 2
+        assert space["edit_images"](["photo.jpg"], ["one"], seed=7) == ["output_0.png"]
+        with pytest.raises(Exception, match="400"):
+            space["edit_images"](["photo.jpg"], "one", n=0)
+
+
+def test_the_openai_call_sends_only_known_fields(app: Starlette) -> None:
+    tree = ast.parse(python_block("client.images.edit"))
+    (arguments,) = [
+        {keyword.arg: keyword.value for keyword in node.keywords}
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "edit"
+    ]
+    fields = {name: ast.literal_eval(value) for name, value in arguments.items() if name and name != "image"}
+    fields.update(fields.pop("extra_body", {}))
+    files = {"image": ("photo.jpg", photo(0))}
+    response = call(app, "POST", "/v1/images/edits", files=files, data={name: str(fields[name]) for name in fields})
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_parses_and_names_what_exists(block: str) -> None:
+    tree = compile(block, "README.md", "exec", flags=ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("serve_app", "serve_app.errors"):
+            module = errors if node.module == "serve_app.errors" else serve_app
+            assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+if __name__ == "__main__":
+    text = README.read_text()
+    for name, table in TABLES.items():
+        text = _between(name).sub(lambda _, table=table: table(), text)  # type: ignore[misc]
+    README.write_text(text)
