@@ -9,6 +9,9 @@ PORT ?= 8000
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Where it is set, every process compiles torch and diffusers anew: 20 s a start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test lint install clean
 
 run: install

@@ -1,7 +1,10 @@
 """`python -m serve_app`: one machine, one command. Clusters use serve_config.yaml."""
 
 import argparse
+import logging
+import os
 import signal
+import sys
 import threading
 
 import ray
@@ -21,18 +24,33 @@ def main() -> None:
     settings = AppSettings(model=ModelSettings(source=arguments.model))
     stop = threading.Event()
     print(f"Starting; loading {arguments.model} …", flush=True)
-    ray.init(address="local", include_dashboard=False)
+    # One CPU each for ingress and replica, also where the machine has only one. Ray's own lines go to its log.
+    cpus = max(2, len(os.sched_getaffinity(0)))
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, lambda *_: stop.set())
-        serve.start(http_options={"host": arguments.host, "port": arguments.port})
-        serve.run(build(settings), name=APP_NAME)
+        _start(settings, arguments.host, arguments.port)
         print(_welcome(arguments.host, arguments.port), flush=True)
         stop.wait()
-        print("Stopping …", flush=True)
+        print("Stopping; edits that run are finished first. Ctrl-C again drops them.", flush=True)
     finally:
-        serve.shutdown()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Not serve.shutdown: it prints an alarm over Serve's own controller, which has ended as it should (Ray 2.60).
+        serve.delete(APP_NAME)
         ray.shutdown()
+
+
+def _start(settings: AppSettings, host: str, port: int) -> None:
+    """Serve the application, or exit with the reason that Serve leaves out of its exception."""
+    serve.start(http_options={"host": host, "port": port})
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    try:
+        serve.run(build(settings), name=APP_NAME)
+    except RuntimeError as error:
+        deployments = serve.status().applications[APP_NAME].deployments.values()
+        reasons = [deployment.message for deployment in deployments if deployment.message]
+        sys.exit("\n\n".join([f"The server did not start: {error}", *reasons]))
 
 
 def _parse() -> argparse.Namespace:
@@ -51,6 +69,7 @@ Ready. In another terminal, edit a picture:
     -F "prompt=make the sky blue" -F "images=@photo.jpg" \\
     | {_SAVE}
 
+The log of every request: /tmp/ray/session_latest/logs/serve
 Ctrl-C stops the server.
 """
 

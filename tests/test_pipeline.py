@@ -1,6 +1,7 @@
 """The stepwise pipeline, with the real diffusers classes on the CPU in float32."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -18,7 +19,7 @@ from tests.scenes import difference, scene
 BOUND = 1
 """Merged or alone, a value may differ by so much of 255: rounding may fall either way at float noise."""
 
-MIXED = [
+MIXED: list[dict[str, Any]] = [
     {"images": [scene(1)], "prompt": "make the sky blue"},
     {"images": [scene(2)], "prompt": "enhance colors, and while at it remove the people in the background", "seed": 8},
     {"images": [scene(3)], "prompt": "artistic style transformation", "guidance_scale": 8.0, "num_inference_steps": 9},

@@ -78,7 +78,7 @@ def test_a_request_that_arrives_half_way_finishes_first_when_it_has_fewer_steps(
 
 def test_pictures_times_n_come_in_the_guaranteed_order(served: Served):
     pictures = [scene(1), scene(2), scene(3)]
-    common = {"prompt": "enhance colors", "num_inference_steps": 2}
+    common: dict[str, Any] = {"prompt": "enhance colors", "num_inference_steps": 2}
     response = served.client.edit(pictures, n=2, seed=100, **common)
     together = pictures_of(response)
     assert [(item["input_index"], item["variant_index"], item["seed"]) for item in response.json()["data"]] == [

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -163,13 +164,13 @@ class Thumbnailer:
 
 class TestHandles:
     def test_another_application_edits_by_handle(self, served: Served):
-        other = serve.run(Thumbnailer.bind(), name="thumbnails", route_prefix=None)
+        other = serve.run(Thumbnailer.bind(), name="thumbnails", route_prefix=None)  # type: ignore[attr-defined]
         thumbnails = other.remote(PIL.Image.fromarray(scene(1))).result()
         assert [image.size for image in thumbnails] == [(32, 32)] * 2
         serve.delete("thumbnails")
 
     def test_by_handle_and_by_http_are_the_same_edit(self, served: Served):
-        fields = {"prompt": "make the sky blue", "seed": 3, "num_inference_steps": 2}
+        fields: dict[str, Any] = {"prompt": "make the sky blue", "seed": 3, "num_inference_steps": 2}
         result = served.editor.edit.remote(EditRequest(images=[scene(1)], **fields)).result()
         [picture] = pictures_of(served.client.edit([scene(1)], **fields))
         assert difference(result.pixels[0][0], picture) <= 1
