@@ -1,5 +1,6 @@
 # make run     install what is missing, serve on 127.0.0.1:8000   (MODEL=Qwen/Qwen-Image-Edit make run)
 # make test    install what is missing, run every test that needs no GPU
+# make test-gpu the others
 # make lint    ruff and mypy
 # make install only the environment, in .venv
 
@@ -12,13 +13,17 @@ BIN := .venv/bin
 # Where it is set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test lint install clean
+.PHONY: run test test-gpu lint install clean
 
 run: install
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
 
+# Without the GPU also where there is one, so that the bounds are those of float32 on a CPU.
 test: install
-	$(BIN)/python -m pytest
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: install
+	$(BIN)/python -m pytest -m gpu
 
 lint: install
 	$(BIN)/ruff check .

@@ -32,20 +32,37 @@ EDITS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+def one_by_one(edit: dict[str, Any]) -> list[dict[str, Any]]:
+    """An edit's outputs as edits of one picture and one variant each: what they are if nothing is paired wrongly."""
+    pictures, n, prompt = edit["pictures"], edit.get("n", 1), edit["prompt"]
+    return [
+        {
+            **edit,
+            "pictures": [picture],
+            "n": 1,
+            "prompt": prompt if isinstance(prompt, str) else prompt[i],
+            "seed": edit["seed"] + i * n + j,
+        }
+        for i, picture in enumerate(pictures)
+        for j in range(n)
+    ]
+
+
 def test_eight_callers_at_once_each_get_what_they_get_alone(served: Served):
     alone = [pictures_of(served.client.edit(**edit)) for edit in EDITS]
+    singles = [[pictures_of(served.client.edit(**single))[0] for single in one_by_one(edit)] for edit in EDITS]
     before = served.stats()
     merged = [pictures_of(response) for response in served.client.edit_all(EDITS)]
     after = served.stats()
 
-    for edit, one, other in zip(EDITS, alone, merged, strict=True):
-        assert len(one) == len(other) == len(edit["pictures"]) * edit.get("n", 1)
-        for picture, reference in zip(other, one, strict=True):
+    for answer, references in [*zip(merged, alone, strict=True), *zip(merged, singles, strict=True)]:
+        assert len(answer) == len(references)
+        for picture, reference in zip(answer, references, strict=True):
             assert picture.shape == reference.shape
             assert difference(picture, reference) <= BOUND
 
     # Had any two been mixed up, it would have shown.
-    pictures = [picture for request in alone for picture in request]
+    pictures = [picture for answer in singles for picture in answer]
     for index, picture in enumerate(pictures):
         for other_picture in pictures[:index]:
             if other_picture.shape == picture.shape:

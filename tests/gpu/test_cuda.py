@@ -1,0 +1,53 @@
+"""What only a CUDA device can show, with the built-in model."""
+
+import numpy as np
+import pytest
+import torch
+
+from serve_app import models
+from serve_app.settings import ModelSettings
+from tests.test_pipeline import MIXED, edit, request, samples_of
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+# In bfloat16 kernels differ by batch size, and guidance amplifies that: no equality, but the same picture.
+LEAST_PSNR_DB = 25.0
+
+
+def psnr_db(one: np.ndarray, other: np.ndarray) -> float:
+    error = np.mean((one.astype(float) - other.astype(float)) ** 2)
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+
+
+def test_merged_edits_are_the_lone_ones_up_to_float_noise():
+    pipeline = models.load(ModelSettings(device="cuda", dtype="float32")).pipeline
+    requests = [request(**fields) for fields in MIXED]
+    alone = [edit(pipeline, [r])[0] for r in requests]
+    merged = edit(pipeline, requests)
+    for index, (one, other) in enumerate(zip(merged, alone, strict=True)):
+        assert psnr_db(one, other) >= LEAST_PSNR_DB
+        for stranger in alone[:index]:
+            assert psnr_db(one, stranger) < LEAST_PSNR_DB
+
+
+def test_the_noise_of_a_seed_is_that_of_the_cpu(tiny):
+    pipeline = models.load(ModelSettings(device="cuda", dtype="float32")).pipeline
+    [here], [there] = samples_of(tiny, [request()]), samples_of(pipeline, [request()])
+    assert torch.equal(here.state.latents, there.state.latents.cpu())
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_offloaded_weights_give_the_same_picture(offload):
+    plain, offloaded = (
+        models.load(ModelSettings(device="cuda", dtype="float32", offload=kind)).pipeline for kind in ("none", offload)
+    )
+    assert psnr_db(edit(plain, [request()])[0], edit(offloaded, [request()])[0]) >= LEAST_PSNR_DB
+
+
+def test_max_samples_follow_the_memory():
+    gigabytes = torch.cuda.get_device_properties(0).total_memory / 2**30
+    samples = models.load(ModelSettings(device="cuda")).max_samples
+    assert samples == (10 if gigabytes > 24.5 else 5 if gigabytes > 11.5 else 2)

@@ -1,0 +1,141 @@
+"""Poison in the real model: whatever one sample does, its neighbours get what they get alone."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from serve_app.batching import Condition, Sample
+from serve_app.calibration import calibrate
+from serve_app.engine import EditEngine, EngineStats
+from serve_app.errors import EditError, GenerationError, NotFinite, OutOfMemory
+from serve_app.images import Geometry
+from serve_app.pipeline import SampleState, StepwiseQwenImageEditPipeline
+from serve_app.protocol import Pipeline
+from serve_app.request import EditRequest, Pixels
+from serve_app.settings import EngineSettings
+from serve_app.tickets import Ticket
+from tests.scenes import difference, scene
+
+POISON = 666
+"""The seed of the sample that misbehaves."""
+TIMEOUT_S = 120
+
+
+class Poisoned:
+    """The real pipeline, but for what `kind` says of the poisoned seed."""
+
+    def __init__(self, real: StepwiseQwenImageEditPipeline, kind: str) -> None:
+        self._real = real
+        self._kind = kind
+        self._poisoned: list[SampleState] = []
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._real.geometry
+
+    def check(self, condition: Condition) -> None:
+        self._real.check(condition)
+
+    def encode(self, conditions: Sequence[Condition]) -> list[Any]:
+        return self._real.encode(conditions)
+
+    def start(self, encoding: Any, sample: Sample) -> SampleState:
+        state = self._real.start(encoding, sample)
+        if sample.seed == POISON:
+            self._poisoned.append(state)
+        return state
+
+    def step(self, states: Sequence[SampleState]) -> None:
+        poisoned = [state for state in states if any(state is known for known in self._poisoned)]
+        if self._kind == "exception" and any(state.step == 1 for state in poisoned):
+            raise RuntimeError("something broke in /secret/place")
+        if self._kind == "memory" and poisoned:
+            raise OutOfMemory("CUDA out of memory")
+        if self._kind == "crowd" and len(states) > 2:
+            raise OutOfMemory("CUDA out of memory")
+        self._real.step(states)
+        for state in poisoned if self._kind == "nan" else []:
+            state.latents = torch.full_like(state.latents, float("nan"))
+
+    def decode(self, states: Sequence[SampleState]) -> list[Pixels]:
+        return self._real.decode(states)
+
+
+@contextmanager
+def engine(pipeline: Pipeline) -> Iterator[EditEngine]:
+    running = EditEngine(
+        pipeline,
+        EngineSettings(batch_tokens=10**9),
+        calibrate(pipeline, max_samples=1, default_guidance=4.0),
+        max_samples=8,
+        default_steps=3,
+        default_guidance=4.0,
+        timeout_s=TIMEOUT_S,
+    )
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def requests() -> list[EditRequest]:
+    """Five callers; the third is the one whose sample is poisoned."""
+    seeds = (1, 2, POISON, 4, 5)
+    return [EditRequest(images=[scene(seed)], prompt=f"prompt {seed}", seed=seed, size="64x64") for seed in seeds]
+
+
+def run(pipeline: Pipeline) -> tuple[list[Pixels | EditError], EngineStats]:
+    with engine(pipeline) as running:
+        answers = [outcome(ticket) for ticket in running.submit(requests())]
+        return answers, running.stats()
+
+
+def outcome(ticket: Ticket | EditError) -> Pixels | EditError:
+    assert not isinstance(ticket, EditError)
+    try:
+        return ticket.result(TIMEOUT_S).pixels[0][0]
+    except EditError as error:
+        return error
+
+
+@pytest.fixture(scope="module")
+def alone(tiny) -> list[Pixels]:
+    pictures = []
+    for request in requests():
+        with engine(tiny) as running:
+            [ticket] = running.submit([request])
+            picture = outcome(ticket)
+            assert not isinstance(picture, EditError)
+            pictures.append(picture)
+    return pictures
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("exception", GenerationError, "Image generation failed: internal error"),
+        ("memory", OutOfMemory, "Image generation failed: CUDA out of memory"),
+        ("nan", NotFinite, "Image generation failed: the model produced values that are not numbers"),
+    ],
+)
+def test_one_poisoned_sample_fails_its_own_request_only(tiny, alone, kind, error, message):
+    answers, stats = run(Poisoned(tiny, kind))
+    failure = answers.pop(2)
+    assert type(failure) is error
+    assert str(failure) == message
+    for answer, reference in zip(answers, alone[:2] + alone[3:], strict=True):
+        assert not isinstance(answer, EditError)
+        assert difference(answer, reference) <= 1
+    assert (stats.failed, stats.finished) == (1, 4)
+
+
+def test_a_batch_too_large_for_the_memory_is_halved_and_nobody_notices(tiny, alone):
+    answers, stats = run(Poisoned(tiny, "crowd"))
+    for answer, reference in zip(answers, alone, strict=True):
+        assert not isinstance(answer, EditError)
+        assert difference(answer, reference) <= 1
+    assert (stats.failed, stats.finished) == (0, 5)
