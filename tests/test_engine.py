@@ -183,8 +183,11 @@ class TestIsolation:
                 assert_same(tickets[index].result(TIMEOUT_S), alone(edit_request(index)))
 
     def test_out_of_memory_halves_the_batch_and_nobody_fails(self):
+        too_many = []
+
         def limited(states):
             if len(states) > 2:
+                too_many.append(len(states))
                 raise OutOfMemory("CUDA out of memory")
 
         pipeline = ArithmeticPipeline(on_step=limited)
@@ -193,6 +196,8 @@ class TestIsolation:
                 ticket.result(TIMEOUT_S)
             assert running.stats().failed == 0
         assert max(len(batch) for batch in pipeline.batches) <= 2
+        # Learnt in the first step: six, then both halves. Later steps do not try again.
+        assert too_many == [6, 3, 3]
 
     def test_out_of_memory_alone_is_told_as_the_guide_has_it(self):
         def limited(states):
