@@ -136,8 +136,8 @@ class EditEngine:
         try:
             for condition in entry.conditions:
                 self._pipeline.check(condition)
-        except EditError as error:
-            return error
+        except Exception as error:
+            return _as_edit_error(error)
         return entry
 
     def _admit(self, request: EditRequest, entry: Entry) -> Ticket | EditError:
@@ -319,11 +319,8 @@ class EditEngine:
 
     def _fail(self, sample: Sample, error: Exception) -> None:
         """One sample failed alone: its request fails, its neighbours go on."""
-        if not isinstance(error, EditError):
-            logger.error("An edit failed", exc_info=error)
-            error = GenerationError("internal error")
         self._count(failed=1)
-        self._reject(self._claims[sample.entry.sequence], error)
+        self._reject(self._claims[sample.entry.sequence], _as_edit_error(error))
 
     def _reject(self, claim: Claim, error: EditError) -> None:
         with self._lock:
@@ -333,3 +330,11 @@ class EditEngine:
     def _count(self, **increments: int) -> None:
         with self._lock:
             self._counts.update(increments)
+
+
+def _as_edit_error(error: Exception) -> EditError:
+    """What the caller is told; of an error that nobody named, only the log knows more."""
+    if isinstance(error, EditError):
+        return error
+    logger.error("An edit failed", exc_info=error)
+    return GenerationError("internal error")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from serve_app.batching import Condition
 from serve_app.calibration import Calibration
 from serve_app.engine import EditEngine
 from serve_app.errors import (
@@ -269,6 +270,18 @@ class TestBounds:
             assert not isinstance(accepted, EditError)
             accepted.result(TIMEOUT_S)
         assert len(pipeline.encoded) == 1
+
+    def test_a_check_that_breaks_fails_its_own_request_only(self):
+        class Fragile(ArithmeticPipeline):
+            def check(self, condition: Condition) -> None:
+                if condition.prompt == "prompt 1":
+                    raise RuntimeError("bug")
+
+        with engine(Fragile()) as running:
+            broken, accepted = running.submit([edit_request(1), edit_request(2)])
+            assert isinstance(broken, GenerationError)
+            assert not isinstance(accepted, EditError)
+            assert_same(accepted.result(TIMEOUT_S), alone(edit_request(2)))
 
     def test_paused_samples_go_on_where_they_were(self):
         pipeline = ArithmeticPipeline()
