@@ -275,3 +275,13 @@ def test_what_torch_raises_is_told_in_our_words(raised, expected):
 
 def test_shapes_count_tokens_of_result_and_reference():
     assert Shape(Size(1024, 1024), Size(1024, 1024)).tokens(16) == 8192
+
+
+def test_the_offload_hooks_of_diffusers_work_with_the_stages(tiny):
+    from serve_app.tiny import build_tiny
+
+    offloaded = build_tiny()
+    offloaded.enable_model_cpu_offload(device="cpu")
+    for _ in range(2):
+        assert difference(edit(offloaded, [request()])[0], edit(tiny, [request()])[0]) <= BOUND
+    assert offloaded._all_hooks
