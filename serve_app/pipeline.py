@@ -21,6 +21,7 @@ from serve_app.batching import Condition, Sample, Shape
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
 from serve_app.images import Geometry
 from serve_app.request import Pixels
+from serve_app.vae import skip_absent_frames
 
 NATIVE_AREA = 1024 * 1024
 """Pixels that Qwen-Image-Edit was made for."""
@@ -67,6 +68,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     ) -> None:
         super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
         self.register_to_config(native_area=native_area)
+        skip_absent_frames(vae)
         # 64 in diffusers, which is right for the published tokenizer only.
         prefix = self.prompt_template_encode.split("<|vision_start|>")[0]
         self.prompt_template_encode_start_idx = len(tokenizer(prefix)["input_ids"])

@@ -18,6 +18,7 @@ ORDER = [
     "batching",
     "isolation",
     "protocol",
+    "vae",
     "pipeline",
     "tiny",
     "models",
@@ -32,7 +33,7 @@ ORDER = [
     "app",
     "__main__",
 ]
-WITH_TORCH = {"pipeline", "tiny", "models"}
+WITH_TORCH = {"vae", "pipeline", "tiny", "models"}
 WITH_STARLETTE = {"form", "auth", "http", "ingress"}
 WITH_RAY = {"replica", "ingress", "app", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.
