@@ -138,6 +138,10 @@ def invalid_input(error: ValidationError) -> InvalidInput:
     message = first["msg"].removeprefix("Value error, ")
     # The check of prompts against images belongs to the model as a whole, hence without a location.
     param = str(first["loc"][0]) if first["loc"] else "prompt"
+    if first["type"] == "missing":
+        return InvalidInput(
+            "At least one image is required" if param == "images" else f"{param} is required", param=param
+        )
     if param == "images" or message.startswith(param):
         return InvalidInput(message, param=param)
     return InvalidInput(f"{param}: {message}", param=param)
