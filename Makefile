@@ -2,6 +2,7 @@
 # make test    install what is missing, run every test that needs no GPU
 # make test-gpu the others
 # make lint    ruff and mypy
+# make train   the recipe of a built-in model that follows instructions
 # make install only the environment, in .venv
 
 MODEL ?= builtin:tiny
@@ -13,7 +14,7 @@ BIN := .venv/bin
 # Where it is set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-gpu lint install clean
+.PHONY: run test test-gpu train lint install clean
 
 run: install
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
@@ -37,8 +38,13 @@ install: .venv/.installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev,training]'
 	@touch $@
+
+# Hours on a CPU; stopped at any time, the same command goes on. Needs Debian's apt-get for the photographs.
+train: install
+	test -d build/photos || $(BIN)/python -m training.photos
+	$(BIN)/python -m training
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info

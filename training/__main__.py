@@ -1,0 +1,47 @@
+"""`python -m training`: the whole recipe. Stopped at any time, the same command goes on where it was."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from training import photos
+from training.autoencoder import train_autoencoder
+from training.editor import NO_PROMPT, train_editor
+from training.evaluate import write_card
+from training.instructions import INSTRUCTIONS
+from training.parts import build_pipeline
+from training.recipe import RECIPES, Run
+
+
+def main() -> None:
+    arguments = _parse()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = arguments.recipe or ("gpu" if device.type == "cuda" else "cpu")
+    run = Run(RECIPES[name], arguments.folder / name, device, arguments.seed, arguments.workers)
+    pictures = photos.load(arguments.photos)
+    vae = train_autoencoder(run, pictures)
+    torch.manual_seed(run.seed)
+    wordings = [wording for instruction in INSTRUCTIONS for wording in instruction.wordings]
+    pipeline = build_pipeline(run.recipe, vae, [NO_PROMPT, *wordings])
+    train_editor(run, pipeline, pictures)
+    model = run.folder / "model"
+    # Half precision: half the bytes; every format of the GPU and of the CPU is reached from it.
+    pipeline.to("cpu", torch.float16).save_pretrained(model)
+    write_card(model)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("--recipe", choices=sorted(RECIPES), help="gpu where there is one, else cpu")
+    parser.add_argument("--folder", type=Path, default=Path("build/training"), help="checkpoints (%(default)s)")
+    parser.add_argument(
+        "--photos", type=Path, default=Path("build/photos"), help="made by training.photos (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=1, help="processes that make examples (%(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

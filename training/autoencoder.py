@@ -1,0 +1,70 @@
+"""Train the autoencoder on crops of photographs and scenes, edited and not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from training.data import picture
+from training.loop import train
+from training.parts import build_vae
+from training.recipe import Run
+
+# Keeps latents bounded, no more: reconstruction is what counts.
+_SIZE_WEIGHT = 1e-5
+_STATISTICS_PICTURES = 64
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Batches of pictures by seed: float32, batch × 3 × side × side, in [-1, 1]."""
+
+    photos: Sequence[NDArray[np.uint8]]
+    side: int
+    batch: int
+
+    def __call__(self, seed: int) -> torch.Tensor:
+        rng = np.random.default_rng(seed)
+        return as_tensor([picture(rng, self.photos, (self.side, self.side)) for _ in range(self.batch)])
+
+
+def as_tensor(pictures: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
+    """uint8 height × width × 3 to float32 batch × 3 × height × width in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_autoencoder(run: Run, photos: Sequence[NDArray[np.uint8]]) -> Any:
+    """The trained autoencoder, frozen, with the mean and deviation of its latents in its configuration."""
+    recipe = run.recipe
+    torch.manual_seed(run.seed)
+    vae = build_vae(recipe).to(run.device)
+
+    def loss_of(pictures: torch.Tensor) -> torch.Tensor:
+        pictures = pictures.to(run.device).unsqueeze(2)
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
+            # The mode: at first a sample is ten parts noise to one of picture, and learning crawls.
+            latents = vae.encode(pictures).latent_dist.mode()
+            # Not vae.decode, which clamps, and a clamped value learns nothing.
+            restored = vae.decoder(vae.post_quant_conv(latents))
+        error = restored.float() - pictures
+        loss: torch.Tensor = error.abs().mean() + 2 * error.square().mean()
+        loss += _SIZE_WEIGHT * latents.float().square().mean()
+        return loss
+
+    crops = Crops(photos, recipe.vae_crop, recipe.vae_batch)
+    train(run, "autoencoder", {"vae": vae}, loss_of, crops, steps=recipe.vae_steps, rate=recipe.vae_rate)
+    return _with_statistics(vae, run, photos)
+
+
+@torch.no_grad()
+def _with_statistics(vae: Any, run: Run, photos: Sequence[NDArray[np.uint8]]) -> Any:
+    """The same weights, with the latents measured, so that the editor sees them with mean 0 and deviation 1."""
+    pictures = Crops(photos, run.recipe.vae_crop, _STATISTICS_PICTURES)(run.seed).to(run.device)
+    latents = vae.encode(pictures.unsqueeze(2)).latent_dist.mode()
+    mean, std = latents.mean(dim=(0, 2, 3, 4)).tolist(), latents.std(dim=(0, 2, 3, 4)).tolist()
+    measured = build_vae(run.recipe, mean=mean, std=std).to(run.device)
+    measured.load_state_dict(vae.state_dict())
+    return measured.eval().requires_grad_(False)
