@@ -99,13 +99,16 @@ def expand(
     request: EditRequest,
     geometry: Geometry,
     *,
-    sequence: int,
-    arrived_s: float,
-    deadline_s: float,
     default_steps: int,
     default_guidance: float,
+    sequence: int = 0,
+    arrived_s: float = 0.0,
+    deadline_s: float = math.inf,
 ) -> Entry:
-    """A request's samples: every variant of the first picture, then every variant of the second, and so on."""
+    """A request's samples: every variant of the first picture, then every variant of the second, and so on.
+
+    Who steps them without a queue leaves out `sequence`, `arrived_s` and `deadline_s`.
+    """
     steps = request.num_inference_steps or default_steps
     guidance = request.guidance_scale or default_guidance
     negative = request.negative_prompt if guidance > 1 else None

@@ -58,15 +58,7 @@ def _blank(pipeline: Pipeline, samples: int, guidance: float) -> tuple[Entry, li
     side = math.isqrt(pipeline.geometry.native_area)
     grey = np.full((side, side, 3), 128, np.uint8)
     request = EditRequest(images=[grey], prompt="warm up", seed=0)
-    entry = expand(
-        request,
-        pipeline.geometry,
-        sequence=0,
-        arrived_s=0.0,
-        deadline_s=0.0,
-        default_steps=_STEPS,
-        default_guidance=guidance,
-    )
+    entry = expand(request, pipeline.geometry, default_steps=_STEPS, default_guidance=guidance)
     encoding = pipeline.encode(entry.conditions)[0]
     return entry, [pipeline.start(encoding, entry.samples[0]) for _ in range(samples)]
 

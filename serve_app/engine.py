@@ -96,10 +96,6 @@ class EditEngine:
 
     # ---- the callers' side ----
 
-    @property
-    def policy(self) -> Policy:
-        return self._policy
-
     def start(self) -> None:
         self._thread.start()
 
@@ -127,7 +123,6 @@ class EditEngine:
         entry = batching.expand(
             request,
             self._pipeline.geometry,
-            sequence=-1,
             arrived_s=now_s,
             deadline_s=now_s + self._timeout_s,
             default_steps=self._default_steps,

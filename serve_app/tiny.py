@@ -21,7 +21,7 @@ from serve_app.pipeline import StepwiseQwenImageEditPipeline
 NATIVE_AREA = 256 * 256
 _WEIGHTS_SEED = 20260101
 _HIDDEN_SIZE = 64
-_SPECIAL_TOKENS = (
+SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -40,9 +40,9 @@ def build_tiny() -> StepwiseQwenImageEditPipeline:
         vae, transformer = _vae(), _transformer()
         _strengthen(vae, transformer)
         return StepwiseQwenImageEditPipeline(
-            scheduler=_scheduler(),
+            scheduler=build_scheduler(),
             vae=vae,
-            text_encoder=_text_encoder(tokenizer),
+            text_encoder=build_text_encoder(tokenizer, width=_HIDDEN_SIZE, heads=4, rope_section=(2, 3, 3)),
             tokenizer=tokenizer,
             processor=Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor()),
             transformer=transformer,
@@ -52,34 +52,37 @@ def build_tiny() -> StepwiseQwenImageEditPipeline:
 
 def _tokenizer() -> Qwen2Tokenizer:
     """One token a byte: the whole of Unicode in 256 symbols."""
-    symbols = [*_SPECIAL_TOKENS, *sorted(ByteLevel.alphabet())]
+    symbols = [*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet())]
     return Qwen2Tokenizer(
         vocab={symbol: index for index, symbol in enumerate(symbols)},
         merges=[],
-        extra_special_tokens=list(_SPECIAL_TOKENS[1:]),
+        extra_special_tokens=list(SPECIAL_TOKENS[1:]),
     )
 
 
-def _text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+def build_text_encoder(
+    tokenizer: Qwen2Tokenizer, *, width: int, heads: int, rope_section: tuple[int, int, int]
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL with two layers of text and two of vision; `rope_section`: of half a head, time, height, width."""
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": _HIDDEN_SIZE,
-            "intermediate_size": 2 * _HIDDEN_SIZE,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
             "num_hidden_layers": 2,
-            "num_attention_heads": 4,
+            "num_attention_heads": heads,
             "num_key_value_heads": 2,
             "max_position_embeddings": 8192,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(rope_section)},
             "bos_token_id": tokenizer.eos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
         },
         vision_config={
             "depth": 2,
-            "hidden_size": _HIDDEN_SIZE,
-            "intermediate_size": 2 * _HIDDEN_SIZE,
-            "num_heads": 4,
-            "out_hidden_size": _HIDDEN_SIZE,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_heads": heads,
+            "out_hidden_size": width,
             "fullatt_block_indexes": [1],
         },
         **{
@@ -138,7 +141,7 @@ def _strengthen(vae: AutoencoderKLQwenImage, transformer: QwenImageTransformer2D
             modulation[5 * width :].add_(1)
 
 
-def _scheduler() -> FlowMatchEulerDiscreteScheduler:
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """The scheduler configuration of Qwen/Qwen-Image-Edit."""
     return FlowMatchEulerDiscreteScheduler(
         base_image_seq_len=256,

@@ -60,9 +60,6 @@ def _start(pipeline: StepwiseQwenImageEditPipeline, request: EditRequest) -> Sam
     entry = expand(
         request,
         pipeline.geometry,
-        sequence=0,
-        arrived_s=0.0,
-        deadline_s=0.0,
         default_steps=DEFAULT_STEPS_TINY,
         default_guidance=DEFAULT_GUIDANCE,
     )

@@ -74,7 +74,9 @@ def train(
             optimiser.step()
             step += 1
             if step % _REPORT_EVERY == 0:
-                average = 0.9 * (average or loss.item()) + 0.1 * loss.item()
+                # One look: on a GPU each waits for the step to end.
+                value = loss.item()
+                average = 0.9 * (average or value) + 0.1 * value
                 progress.set_postfix(loss=f"{average:.4f}")
             progress.update()
             if time.monotonic() - saved_s > SAVE_EVERY_S or step == steps:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLQwenImage,
-    FlowMatchEulerDiscreteScheduler,
     QwenImageEditPipeline,
     QwenImageTransformer2DModel,
 )
@@ -15,30 +14,15 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCaus
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2Tokenizer,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
-)
+from transformers import Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
 from serve_app.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.tiny import SPECIAL_TOKENS, build_scheduler, build_text_encoder
 from serve_app.vae import skip_absent_frames
 from training.recipe import Recipe
 
 LATENT_CHANNELS = 16
 _VOCABULARY = 1024
-_SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 
 
 def build_vae(recipe: Recipe, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Any:
@@ -75,17 +59,12 @@ def build_pipeline(recipe: Recipe, vae: Any, texts: Sequence[str]) -> StepwiseQw
     # An empty pipeline, for its template: nearly all the text that the model ever reads.
     template = QwenImageEditPipeline(*[None] * 6).prompt_template_encode
     tokenizer = build_tokenizer([template, *texts])
+    width = recipe.text_width
+    section = (width // 16, width // 16, width // 4 - 2 * (width // 16))
     return StepwiseQwenImageEditPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            base_image_seq_len=256,
-            base_shift=0.5,
-            max_image_seq_len=8192,
-            max_shift=0.9,
-            shift_terminal=0.02,
-            use_dynamic_shifting=True,
-        ),
+        scheduler=build_scheduler(),
         vae=vae,
-        text_encoder=_text_encoder(recipe, tokenizer),
+        text_encoder=build_text_encoder(tokenizer, width=width, heads=2, rope_section=section),
         tokenizer=tokenizer,
         processor=Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor()),
         transformer=_transformer(recipe),
@@ -99,53 +78,17 @@ def build_tokenizer(texts: Sequence[str]) -> Qwen2Tokenizer:
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = BpeTrainer(
         vocab_size=_VOCABULARY,
-        special_tokens=list(_SPECIAL_TOKENS),
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
     model = json.loads(learner.to_str())["model"]
-    merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
     return Qwen2Tokenizer(
         vocab=model["vocab"],
-        merges=[tuple(merge.split(" ")) for merge in merges],
-        extra_special_tokens=list(_SPECIAL_TOKENS[1:]),
+        merges=[tuple(pair) for pair in model["merges"]],
+        extra_special_tokens=list(SPECIAL_TOKENS[1:]),
     )
-
-
-def _text_encoder(recipe: Recipe, tokenizer: Qwen2Tokenizer) -> Any:
-    """A Qwen2.5-VL with two layers of text and two of vision."""
-    width = recipe.text_width
-    text = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 8192,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            # Of half a head: time, height, width.
-            "mrope_section": [width // 16, width // 16, width // 4 - 2 * (width // 16)],
-        },
-        "bos_token_id": tokenizer.eos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_heads": 2,
-        "out_hidden_size": width,
-        "fullatt_block_indexes": [1],
-    }
-    names = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
-    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in names.items()}
-    model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
 
 
 def _transformer(recipe: Recipe) -> Any:
