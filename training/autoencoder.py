@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.data import picture
-from training.loop import train
+from training.loop import batches, train
 from training.parts import build_vae
 from training.recipe import Run
 
@@ -54,15 +55,16 @@ def train_autoencoder(run: Run, photos: Sequence[NDArray[np.uint8]]) -> Any:
         loss += _SIZE_WEIGHT * latents.float().square().mean()
         return loss
 
-    crops = Crops(photos, recipe.vae_crop, recipe.vae_batch)
-    train(run, "autoencoder", {"vae": vae}, loss_of, crops, steps=recipe.vae_steps, rate=recipe.vae_rate)
+    for stage in recipe.vae_stages:
+        crops = Crops(photos, stage.side, stage.batch)
+        train(run, "autoencoder", {"vae": vae}, stage, loss_of, partial(batches, crops, run))
     return _with_statistics(vae, run, photos)
 
 
 @torch.no_grad()
 def _with_statistics(vae: Any, run: Run, photos: Sequence[NDArray[np.uint8]]) -> Any:
     """The same weights, with the latents measured, so that the editor sees them with mean 0 and deviation 1."""
-    pictures = Crops(photos, run.recipe.vae_crop, _STATISTICS_PICTURES)(run.seed).to(run.device)
+    pictures = Crops(photos, run.recipe.vae_stages[-1].side, _STATISTICS_PICTURES)(run.seed).to(run.device)
     latents = vae.encode(pictures.unsqueeze(2)).latent_dist.mode()
     mean, std = latents.mean(dim=(0, 2, 3, 4)).tolist(), latents.std(dim=(0, 2, 3, 4)).tolist()
     measured = build_vae(run.recipe, mean=mean, std=std).to(run.device)

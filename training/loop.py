@@ -1,9 +1,9 @@
-"""The loop that every stage shares: seeded batches from worker processes, AdamW, checkpoints, progress."""
+"""The loop that every stage shares: seeded batches from worker processes, optimisers, checkpoints, progress."""
 
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,12 +11,13 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-from training.recipe import Run
+from training.muon import optimisers
+from training.recipe import Run, Stage
 
 T = TypeVar("T")
 
 SAVE_EVERY_S = 120.0
-_WARM_UP_STEPS = 200
+_WARM_UP_STEPS = 50
 _REPORT_EVERY = 20
 
 
@@ -35,10 +36,12 @@ class _Endless(IterableDataset[Any]):
             seed += stride
 
 
-def batches(make: Callable[[int], T], run: Run, first: int) -> Iterator[T]:
-    """Batches from consecutive seeds, made by worker processes; `make` must be picklable."""
+def batches(make: Callable[[int], T], run: Run, step: int) -> Iterator[T]:
+    """Batches from consecutive seeds, made by worker processes, from the `step`-th on; `make` must be picklable."""
     options: dict[str, Any] = {"prefetch_factor": 4} if run.workers else {}
-    return iter(DataLoader(_Endless(make, first), batch_size=None, num_workers=run.workers, **options))
+    return iter(
+        DataLoader(_Endless(make, run.seed * 10**9 + step), batch_size=None, num_workers=run.workers, **options)
+    )
 
 
 def rate_at(step: int, steps: int, peak: float) -> float:
@@ -51,27 +54,30 @@ def train(
     run: Run,
     name: str,
     models: dict[str, Any],
+    stage: Stage,
     loss_of: Callable[[Any], torch.Tensor],
-    make: Callable[[int], Any],
-    *,
-    steps: int,
-    rate: float,
+    batches_from: Callable[[int], Iterator[Any]],
 ) -> None:
-    """Train `models` in place to `steps`, from `<folder>/<name>.pt` where that exists. May be stopped at any time."""
-    parameters = [p for model in models.values() for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
+    """Train `models` in place, from `<folder>/<name>-<side>.pt` where that exists. May be stopped at any time.
+
+    `batches_from(step)` goes on with the batches where a run stopped before that step.
+    """
+    name = f"{name}-{stage.side}"
+    steppers = optimisers(models.values(), stage.rate)
+    parameters = [p for stepper in steppers for group in stepper.param_groups for p in group["params"]]
     path = run.folder / f"{name}.pt"
-    step, saved_s, average = _resume(path, models, optimiser, run), time.monotonic(), 0.0
-    data = batches(make, run, first=run.seed * 10**9 + step)
-    with tqdm(total=steps, initial=step, desc=name, mininterval=5) as progress:
-        while step < steps:
-            for group in optimiser.param_groups:
-                group["lr"] = rate_at(step, steps, rate)
+    step, saved_s, average = _resume(path, models, steppers, run), time.monotonic(), 0.0
+    data = batches_from(step)
+    with tqdm(total=stage.steps, initial=step, desc=name, mininterval=5) as progress:
+        while step < stage.steps:
+            _set_rate(steppers, rate_at(step, stage.steps, stage.rate))
             loss = loss_of(next(data))
-            optimiser.zero_grad(set_to_none=True)
+            for stepper in steppers:
+                stepper.zero_grad(set_to_none=True)
             torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimiser.step()
+            for stepper in steppers:
+                stepper.step()
             step += 1
             if step % _REPORT_EVERY == 0:
                 # One look: on a GPU each waits for the step to end.
@@ -79,26 +85,33 @@ def train(
                 average = 0.9 * (average or value) + 0.1 * value
                 progress.set_postfix(loss=f"{average:.4f}")
             progress.update()
-            if time.monotonic() - saved_s > SAVE_EVERY_S or step == steps:
-                _save(path, models, optimiser, step)
+            if time.monotonic() - saved_s > SAVE_EVERY_S or step == stage.steps:
+                _save(path, models, steppers, step)
                 saved_s = time.monotonic()
 
 
-def _resume(path: Path, models: dict[str, Any], optimiser: torch.optim.Optimizer, run: Run) -> int:
+def _set_rate(steppers: Sequence[torch.optim.Optimizer], rate: float) -> None:
+    for stepper in steppers:
+        for group in stepper.param_groups:
+            group["lr"] = rate
+
+
+def _resume(path: Path, models: dict[str, Any], steppers: Sequence[torch.optim.Optimizer], run: Run) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, map_location=run.device, weights_only=True)
     for key, model in models.items():
         model.load_state_dict(state["models"][key])
-    optimiser.load_state_dict(state["optimiser"])
+    for stepper, values in zip(steppers, state["optimisers"], strict=True):
+        stepper.load_state_dict(values)
     return int(state["step"])
 
 
-def _save(path: Path, models: dict[str, Any], optimiser: torch.optim.Optimizer, step: int) -> None:
+def _save(path: Path, models: dict[str, Any], steppers: Sequence[torch.optim.Optimizer], step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "models": {key: model.state_dict() for key, model in models.items()},
-        "optimiser": optimiser.state_dict(),
+        "optimisers": [stepper.state_dict() for stepper in steppers],
         "step": step,
     }
     # Whoever stops the run while this is written keeps the checkpoint before.

@@ -1,6 +1,7 @@
 """The parts of the miniature pipeline, of the real classes, with fresh weights."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,10 +96,39 @@ def _transformer(recipe: Recipe) -> Any:
     head = recipe.width // recipe.heads
     time = head // 4
     height = (head - time) // 4 * 2
-    return QwenImageTransformer2DModel(
+    transformer = QwenImageTransformer2DModel(
         num_layers=recipe.layers,
         attention_head_dim=head,
         num_attention_heads=recipe.heads,
         joint_attention_dim=recipe.text_width,
         axes_dims_rope=(time, height, head - time - height),
     )
+    _look_in_place(transformer)
+    return transformer
+
+
+@torch.no_grad()
+def _look_in_place(transformer: Any) -> None:
+    """Let half of the heads begin by looking at their own place: in the picture at hand, or in the reference.
+
+    RoPE turns equal queries and keys into attention that falls with distance. Without it the network has to discover
+    copying first: after 180 steps of batch 16 its loss is 0.70 instead of 0.49.
+    """
+    head, (time, height, _) = transformer.config.attention_head_dim, transformer.config.axes_dims_rope
+    # RoPE rotates pairs; the first of an axis turn fastest, by one radian and by less a step.
+    place = torch.zeros(head)
+    for axis in (time, time + height):
+        place[axis], place[axis + 2] = 1.0, 0.7
+    # One frame ahead: the picture at hand is frame 0, the reference frame 1.
+    query_ahead, key_ahead = place.clone(), place.clone()
+    query_ahead[:2] = torch.tensor([math.cos(1.0), math.sin(1.0)])
+    key_ahead[0] = 1.0
+    for attention in (block.attn for block in transformer.transformer_blocks):
+        for index in range(transformer.config.num_attention_heads // 2):
+            rows = slice(index * head, (index + 1) * head)
+            query, key = (place, place) if index % 2 else (query_ahead, key_ahead)
+            for projection, bias in ((attention.to_q, query), (attention.to_k, key)):
+                projection.weight[rows] *= 0.3
+                projection.bias[rows] = bias
+        for norm in (attention.norm_q, attention.norm_k):
+            norm.weight *= 1.5

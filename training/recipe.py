@@ -7,24 +7,30 @@ import torch
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of a training: `steps` batches of `batch` pictures of about `side`² pixels, at a peak learning rate."""
+
+    side: int
+    batch: int
+    steps: int
+    rate: float
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """Sizes in pixels, widths in channels, lengths of training in optimiser steps."""
+    """Sides in pixels, widths in channels. Stages go from small pictures, many times cheaper, to the native size."""
 
     native_side: int
     vae_width: int
     vae_levels: tuple[int, ...]
-    vae_crop: int
-    vae_batch: int
-    vae_steps: int
-    vae_rate: float
+    vae_stages: tuple[Stage, ...]
     text_width: int
     width: int
     heads: int
     layers: int
-    edit_batch: int
-    # (side in pixels, steps): small first, which is many times cheaper, then the native size.
-    edit_stages: tuple[tuple[int, int], ...]
-    edit_rate: float
+    edit_stages: tuple[Stage, ...]
+    # How often an example is used, with another noise each time: making and encoding one costs half a step.
+    edit_uses: int
 
     @property
     def multiple(self) -> int:
@@ -37,51 +43,39 @@ GPU = Recipe(
     native_side=256,
     vae_width=24,
     vae_levels=(1, 2, 4, 4),
-    vae_crop=128,
-    vae_batch=64,
-    vae_steps=12_000,
-    vae_rate=4e-4,
+    vae_stages=(Stage(side=64, batch=64, steps=8_000, rate=3e-3), Stage(side=128, batch=32, steps=2_000, rate=1e-3)),
     text_width=128,
     width=192,
     heads=6,
     layers=5,
-    edit_batch=128,
-    edit_stages=((128, 12_000), (256, 10_000)),
-    edit_rate=6e-4,
+    edit_stages=(Stage(side=128, batch=128, steps=8_000, rate=1e-2), Stage(side=256, batch=64, steps=6_000, rate=4e-3)),
+    edit_uses=1,
 )
-# Some hours of two CPU cores. An autoencoder that compresses 4 times learns many times faster than one of 8.
+# Two hours of two CPU cores. An autoencoder that compresses 4 times learns many times faster than one of 8.
 CPU = Recipe(
     native_side=128,
     vae_width=16,
     vae_levels=(1, 2, 4),
-    vae_crop=64,
-    vae_batch=8,
-    vae_steps=6_000,
-    vae_rate=4e-4,
+    vae_stages=(Stage(side=32, batch=8, steps=3_000, rate=3e-3), Stage(side=64, batch=8, steps=400, rate=1e-3)),
     text_width=64,
     width=128,
     heads=4,
     layers=6,
-    edit_batch=16,
-    edit_stages=((64, 16_000), (128, 1_500)),
-    edit_rate=6e-4,
+    edit_stages=(Stage(side=64, batch=16, steps=6_000, rate=1e-2), Stage(side=128, batch=8, steps=800, rate=3e-3)),
+    edit_uses=4,
 )
 # A minute: shows that everything fits together, and nothing else.
 SMOKE = Recipe(
     native_side=64,
     vae_width=8,
     vae_levels=(1, 2, 4),
-    vae_crop=32,
-    vae_batch=2,
-    vae_steps=3,
-    vae_rate=4e-4,
+    vae_stages=(Stage(side=32, batch=2, steps=3, rate=3e-3),),
     text_width=32,
     width=32,
     heads=2,
     layers=2,
-    edit_batch=2,
-    edit_stages=((32, 2), (64, 2)),
-    edit_rate=6e-4,
+    edit_stages=(Stage(side=32, batch=2, steps=2, rate=1e-2), Stage(side=64, batch=2, steps=2, rate=3e-3)),
+    edit_uses=2,
 )
 RECIPES = {"gpu": GPU, "cpu": CPU, "smoke": SMOKE}
 

@@ -42,7 +42,7 @@ def test_a_trained_model_is_saved_in_half_precision_and_evaluated(trained, tmp_p
 
 def test_a_run_that_is_finished_is_not_done_again(run: Run, trained):
     before = {path.name: path.stat().st_mtime_ns for path in run.folder.iterdir()}
-    assert set(before) == {"autoencoder.pt", "editor-32.pt", "editor-64.pt"}
+    assert set(before) == {"autoencoder-32.pt", "editor-32.pt", "editor-64.pt"}
     again = train_autoencoder(run, [])
     for name, weights in trained.vae.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], weights.float(), rtol=1e-2, atol=1e-2)
@@ -73,8 +73,8 @@ def test_the_tokenizer_writes_what_it_knows_in_few_tokens_and_everything_else_to
 
 
 def test_the_rate_warms_up_and_ends_at_a_hundredth():
-    assert rate_at(0, 1000, 1.0) < 0.01
-    assert rate_at(200, 1000, 1.0) > 0.85
+    assert rate_at(0, 1000, 1.0) < 0.03
+    assert rate_at(100, 1000, 1.0) > 0.9
     assert rate_at(1000, 1000, 1.0) == pytest.approx(0.01)
 
 
