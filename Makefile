@@ -2,6 +2,7 @@
 # make test    install what is missing, run every test that needs no GPU
 # make test-gpu the others
 # make lint    ruff and mypy
+# make bench   our server beside the naive ways, about ten minutes; writes benchmarks/RESULTS.md
 # make train   the recipe of a built-in model that follows instructions
 # make install only the environment, in .venv
 
@@ -14,7 +15,7 @@ BIN := .venv/bin
 # Where it is set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-gpu train lint install clean
+.PHONY: run test test-gpu bench train lint install clean
 
 run: install
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
@@ -25,6 +26,9 @@ test: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+bench: install
+	$(BIN)/python -m benchmarks --model $(MODEL)
 
 lint: install
 	$(BIN)/ruff check .
@@ -38,7 +42,7 @@ install: .venv/.installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev,training]'
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev,training,bench]'
 	@touch $@
 
 # Hours on a CPU; stopped at any time, the same command goes on. Needs Debian's apt-get for the photographs.

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
@@ -9,14 +10,16 @@ from diffusers.utils import logging as diffusers_logging
 
 from serve_app.pipeline import StepwiseQwenImageEditPipeline
 from serve_app.settings import BUILTIN_TINY, ModelSettings
-from serve_app.tiny import build_tiny
 
 DEFAULT_STEPS = 50
-DEFAULT_STEPS_TINY = 20
 DEFAULT_GUIDANCE = 4.0
+BUILTIN_STEPS = 20
+BUILTIN_GUIDANCE = 2.0
 CPU_MAX_SAMPLES = 8
 # Samples in one forward by GPU memory, as the user's guide has it: (at least so many GB, samples).
 GPU_MAX_SAMPLES = ((25, 10), (12, 5), (0, 2))
+# In the package, with its card: trained by training/.
+_BUILTIN_TINY = Path(__file__).parent / "builtin_tiny"
 _SERVED_CLASSES = ("QwenImageEditPipeline", StepwiseQwenImageEditPipeline.__name__)
 
 
@@ -44,11 +47,14 @@ def load(settings: ModelSettings) -> Model:
         pipeline.unload_lora_weights()
     _tune(pipeline, settings)
     _place(pipeline, settings, device)
-    steps = DEFAULT_STEPS_TINY if settings.source == BUILTIN_TINY else DEFAULT_STEPS
+    if settings.source == BUILTIN_TINY:
+        steps, guidance = BUILTIN_STEPS, BUILTIN_GUIDANCE
+    else:
+        steps, guidance = DEFAULT_STEPS, DEFAULT_GUIDANCE
     return Model(
         pipeline=pipeline,
         default_steps=settings.default_steps or steps,
-        default_guidance=settings.default_guidance or DEFAULT_GUIDANCE,
+        default_guidance=settings.default_guidance or guidance,
         max_samples=_max_samples(device),
     )
 
@@ -68,27 +74,31 @@ def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
 
 
 def _read(settings: ModelSettings, dtype: torch.dtype) -> StepwiseQwenImageEditPipeline:
-    pipeline: StepwiseQwenImageEditPipeline
-    if settings.source == BUILTIN_TINY:
-        pipeline = build_tiny().to(dtype)
-    elif settings.source.startswith("builtin:"):
-        raise ValueError(f"model.source: {settings.source} is unknown; the built-in model is {BUILTIN_TINY}")
-    else:
-        _check_class(settings)
-        diffusers_logging.disable_progress_bar()
-        pipeline = StepwiseQwenImageEditPipeline.from_pretrained(
-            settings.source, revision=settings.revision, dtype=dtype
-        )
+    source = _source(settings)
+    _check_class(source, settings.revision)
+    diffusers_logging.disable_progress_bar()
+    pipeline: StepwiseQwenImageEditPipeline = StepwiseQwenImageEditPipeline.from_pretrained(
+        source, revision=settings.revision, dtype=dtype
+    )
     if settings.native_area is not None:
         pipeline.register_to_config(native_area=settings.native_area)
     return pipeline
 
 
-def _check_class(settings: ModelSettings) -> None:
+def _source(settings: ModelSettings) -> str:
+    """What diffusers loads: a directory or a hub id."""
+    if settings.source == BUILTIN_TINY:
+        return str(_BUILTIN_TINY)
+    if settings.source.startswith("builtin:"):
+        raise ValueError(f"model.source: {settings.source} is unknown; the built-in model is {BUILTIN_TINY}")
+    return settings.source
+
+
+def _check_class(source: str, revision: str | None) -> None:
     """Refuse before gigabytes are read: the 2509 and 2511 checkpoints (…Plus) take references, in another way."""
-    served = DiffusionPipeline.load_config(settings.source, revision=settings.revision)["_class_name"]
+    served = DiffusionPipeline.load_config(source, revision=revision)["_class_name"]
     if served not in _SERVED_CLASSES:
-        raise ValueError(f"model.source: {settings.source} is a {served}; this server runs {_SERVED_CLASSES[0]}")
+        raise ValueError(f"model.source: {source} is a {served}; this server runs {_SERVED_CLASSES[0]}")
 
 
 def _check_scheduler(pipeline: StepwiseQwenImageEditPipeline) -> None:
@@ -110,6 +120,8 @@ def _tune(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings) -> N
         pipeline.vae.enable_tiling()
     if settings.compile:
         pipeline.transformer.compile_repeated_blocks(dynamic=True)
+        # Every combination of text lengths would be compiled anew.
+        pipeline.masks_texts = True
 
 
 def _place(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings, device: torch.device) -> None:

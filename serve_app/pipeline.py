@@ -8,6 +8,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +17,9 @@ import torch
 from diffusers import QwenImageEditPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift, retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from serve_app.attention import attend_by_text_length
 from serve_app.batching import Condition, Sample, Shape
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
 from serve_app.images import Geometry
@@ -69,6 +72,9 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
         self.register_to_config(native_area=native_area)
         skip_absent_frames(vae)
+        attend_by_text_length(transformer)
+        self.masks_texts = False
+        """Whether texts of unequal lengths meet in one masked attention, which is one shape to compile, or in runs."""
         # 64 in diffusers, which is right for the published tokenizer only.
         prefix = self.prompt_template_encode.split("<|vision_start|>")[0]
         self.prompt_template_encode_start_idx = len(tokenizer(prefix)["input_ids"])
@@ -142,7 +148,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             noise = randn_tensor(
                 (1, 1, self._channels, height, width),
                 generator=torch.Generator("cpu").manual_seed(sample.seed),
-                device=self._execution_device,
+                device=encoding.reference.device,
                 dtype=encoding.reference.dtype,
             )
             latents = self._pack_latents(noise, 1, self._channels, height, width)[0]
@@ -172,15 +178,12 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             moves = [state.sigmas[state.step + 1] - state.sigmas[state.step] for state in states]
             latents = torch.stack([state.latents for state in states])
             # The Euler step of FlowMatchEulerDiscreteScheduler, each row with its own sigmas.
-            moved = (latents.float() + self._column(moves) * velocity.float()).to(latents.dtype)
+            moved = (latents.float() + _column(moves, latents) * velocity.float()).to(latents.dtype)
             # Kernels run behind Python's back: wait, so that errors and timings belong to this step.
             if moved.is_cuda:
                 torch.cuda.synchronize(moved.device)
         for state, row, prediction in zip(states, moved, velocity, strict=True):
             state.latents, state.velocity, state.step = row, prediction, state.step + 1
-
-    def _column(self, values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=self._execution_device).view(-1, 1, 1)
 
     def _predict(self, states: Sequence[SampleState]) -> torch.Tensor:
         """The velocity of each sample (samples × tokens × 64), guided where its scale asks for it."""
@@ -188,29 +191,44 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         rows = [*states, *(states[index] for index in guided)]
         texts = [state.encoding.positive for state in states]
         texts += [negative for state in states if (negative := state.encoding.negative) is not None]
-        predicted = self._forward(rows, texts)
+        # Neighbours with texts of one length share an attention.
+        order = sorted(range(len(rows)), key=lambda index: texts[index].shape[0])
+        ordered = self._forward([rows[index] for index in order], [texts[index] for index in order])
+        predicted = torch.empty_like(ordered)
+        predicted[order] = ordered
         velocity, negative = predicted[: len(states)], predicted[len(states) :]
         if guided:
-            scale = self._column([states[index].guidance for index in guided]).to(velocity.dtype)
+            scale = _column([states[index].guidance for index in guided], velocity).to(velocity.dtype)
             velocity[guided] = _guide(velocity[guided], negative, scale)
         return velocity
 
     def _forward(self, rows: Sequence[SampleState], texts: Sequence[torch.Tensor]) -> torch.Tensor:
-        text, mask = _pad(texts)
         shape, multiple = rows[0].shape, self.geometry.multiple
         grid = [(1, size.height // multiple, size.width // multiple) for size in (shape.output, shape.reference)]
         hidden = torch.stack([torch.cat([row.latents, row.encoding.reference]) for row in rows])
-        timesteps = self._column([row.timesteps[row.step] for row in rows]).flatten()
+        timesteps = _column([row.timesteps[row.step] for row in rows], hidden).flatten()
         with self.transformer.cache_context("edit"):
             predicted: torch.Tensor = self.transformer(
                 hidden_states=hidden,
                 timestep=timesteps.to(hidden.dtype) / 1000,
-                encoder_hidden_states=text,
-                encoder_hidden_states_mask=mask,
+                **self._as_batch(texts),
                 img_shapes=[grid] * len(rows),
                 return_dict=False,
             )[0]
         return predicted[:, : rows[0].latents.shape[0]]
+
+    def _as_batch(self, texts: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """Texts (tokens × width) of any lengths as arguments of the transformer, which must not see the padding."""
+        lengths = [text.shape[0] for text in texts]
+        padded = pad_sequence(list(texts), batch_first=True)
+        if len(set(lengths)) == 1:
+            return {"encoder_hidden_states": padded}
+        if self.masks_texts:
+            ends = torch.tensor(lengths, device=padded.device)[:, None]
+            mask = torch.arange(max(lengths), device=padded.device)[None] < ends
+            return {"encoder_hidden_states": padded, "encoder_hidden_states_mask": mask}
+        runs = [(len(list(run)), length) for length, run in groupby(lengths)]
+        return {"encoder_hidden_states": padded, "attention_kwargs": {"text_runs": runs}}
 
     @torch.no_grad()
     def preview(self, states: Sequence[SampleState]) -> list[Pixels]:
@@ -246,25 +264,17 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
+def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """One value a row, float32, where `like` is: the pipeline's own device is found by a walk through all modules."""
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1)
+
+
 def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance, rescaled to the norm of the conditional prediction, as QwenImageEditPipeline does."""
     combined = negative + scale * (positive - negative)
     wanted, got = (torch.linalg.vector_norm(tensor, dim=-1, keepdim=True) for tensor in (positive, combined))
     rescaled: torch.Tensor = combined * (wanted / got)
     return rescaled
-
-
-def _pad(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Texts of unequal lengths as one tensor with its mask; no mask where all are equal.
-
-    With a mask, PyTorch leaves its flash attention kernel, and others refuse (diffusers 0.42).
-    """
-    lengths = [text.shape[0] for text in texts]
-    if len(set(lengths)) == 1:
-        return torch.stack(list(texts)), None
-    padded = torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True)
-    positions = torch.arange(max(lengths), device=padded.device)
-    return padded, positions[None, :] < torch.tensor(lengths, device=padded.device)[:, None]
 
 
 @contextmanager

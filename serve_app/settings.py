@@ -56,7 +56,7 @@ class ModelSettings(Settings):
         None, description="`num_inference_steps` where a request has none; unset: 50 (`builtin:tiny`: 20)"
     )
     default_guidance: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] | None = Field(
-        None, description="`guidance_scale` where a request has none; unset: 4.0"
+        None, description="`guidance_scale` where a request has none; unset: 4.0 (`builtin:tiny`: 2.0)"
     )
 
     @property

@@ -19,8 +19,8 @@ ORDER = [
     "isolation",
     "protocol",
     "vae",
+    "attention",
     "pipeline",
-    "tiny",
     "models",
     "calibration",
     "tickets",
@@ -33,7 +33,7 @@ ORDER = [
     "app",
     "__main__",
 ]
-WITH_TORCH = {"vae", "pipeline", "tiny", "models"}
+WITH_TORCH = {"vae", "attention", "pipeline", "models"}
 WITH_STARLETTE = {"form", "auth", "http", "ingress"}
 WITH_RAY = {"replica", "ingress", "app", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.

@@ -14,16 +14,9 @@ from tests.scenes import difference
 from tests.test_pipeline import edit, request
 
 
-@pytest.fixture(scope="module")
-def saved(tiny, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    tiny.save_pretrained(path)
-    return path
-
-
 def test_the_built_in_model_has_its_own_defaults():
     model = models.load(ModelSettings())
-    assert (model.default_steps, model.default_guidance, model.max_samples) == (20, 4.0, models.CPU_MAX_SAMPLES)
+    assert (model.default_steps, model.default_guidance, model.max_samples) == (20, 2.0, models.CPU_MAX_SAMPLES)
 
 
 def test_settings_go_before_the_models_defaults():
@@ -32,17 +25,17 @@ def test_settings_go_before_the_models_defaults():
     assert model.pipeline.geometry.native_area == 128 * 128
 
 
-def test_a_directory_is_loaded_with_the_defaults_of_the_published_model(saved, tiny):
-    model = models.load(ModelSettings(source=str(saved)))
+def test_a_directory_is_loaded_with_the_defaults_of_the_published_model(random_model_folder, random_model):
+    model = models.load(ModelSettings(source=str(random_model_folder)))
     assert model.default_steps == 50
-    assert difference(edit(model.pipeline, [request()])[0], edit(tiny, [request()])[0]) <= 1
+    assert difference(edit(model.pipeline, [request()])[0], edit(random_model, [request()])[0]) <= 1
 
 
-def test_a_checkpoint_that_stock_diffusers_saved_is_loaded(saved, tmp_path):
-    index = json.loads((saved / "model_index.json").read_text())
+def test_a_checkpoint_that_stock_diffusers_saved_is_loaded(random_model_folder, tmp_path):
+    index = json.loads((random_model_folder / "model_index.json").read_text())
     del index["native_area"]
     index["_class_name"] = "QwenImageEditPipeline"
-    for part in saved.iterdir():
+    for part in random_model_folder.iterdir():
         (tmp_path / part.name).symlink_to(part)
     (tmp_path / "model_index.json").unlink()
     (tmp_path / "model_index.json").write_text(json.dumps(index))
@@ -60,9 +53,9 @@ def test_an_unknown_built_in_model_is_refused():
         models.load(ModelSettings(source="builtin:huge"))
 
 
-def test_a_scheduler_whose_steps_are_not_ours_is_refused(tiny, tmp_path):
-    scheduler = FlowMatchEulerDiscreteScheduler.from_config(tiny.scheduler.config, stochastic_sampling=True)
-    StepwiseQwenImageEditPipeline(**{**tiny.components, "scheduler": scheduler}).save_pretrained(tmp_path)
+def test_a_scheduler_whose_steps_are_not_ours_is_refused(random_model, tmp_path):
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(random_model.scheduler.config, stochastic_sampling=True)
+    StepwiseQwenImageEditPipeline(**{**random_model.components, "scheduler": scheduler}).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="stochastic_sampling"):
         models.load(ModelSettings(source=str(tmp_path)))
 
@@ -73,11 +66,11 @@ def test_the_dtype_is_that_of_all_parts():
     assert edit(pipeline, [request(num_inference_steps=2)])[0].shape == (64, 96, 3)
 
 
-def test_an_attention_backend_is_set_and_changes_nothing_visible(tiny):
-    pipeline = models.load(ModelSettings(attention_backend="_native_math")).pipeline
+def test_an_attention_backend_is_set_and_changes_nothing_visible(random_model, random_model_folder):
+    pipeline = models.load(ModelSettings(source=str(random_model_folder), attention_backend="_native_math")).pipeline
     backends = {str(block.attn.processor._attention_backend) for block in pipeline.transformer.transformer_blocks}
     assert all("math" in backend.lower() for backend in backends)
-    assert difference(edit(pipeline, [request()])[0], edit(tiny, [request()])[0]) <= 1
+    assert difference(edit(pipeline, [request()])[0], edit(random_model, [request()])[0]) <= 1
 
 
 def test_an_unknown_attention_backend_is_refused():
@@ -90,10 +83,10 @@ def test_tiling_is_switched_on():
 
 
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support:UserWarning")
-def test_a_compiled_transformer_gives_the_same_pictures(tiny):
-    pipeline = models.load(ModelSettings(compile=True)).pipeline
+def test_a_compiled_transformer_gives_the_same_pictures(random_model, random_model_folder):
+    pipeline = models.load(ModelSettings(source=str(random_model_folder), compile=True)).pipeline
     requests = [request(), request(prompt="a longer prompt", seed=3)]
-    for one, other in zip(edit(pipeline, requests), edit(tiny, requests), strict=True):
+    for one, other in zip(edit(pipeline, requests), edit(random_model, requests), strict=True):
         assert difference(one, other) <= 1
 
 
@@ -106,16 +99,18 @@ def test_threads_are_those_asked_for():
         torch.set_num_threads(before)
 
 
-def test_a_lora_is_fused_at_its_scale(tiny, tmp_path):
-    adapted = models.load(ModelSettings()).pipeline
+def test_a_lora_is_fused_at_its_scale(random_model, random_model_folder, tmp_path):
+    def load(**settings):
+        return models.load(ModelSettings(source=str(random_model_folder), **settings)).pipeline
+
+    adapted = load()
     adapted.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
     StepwiseQwenImageEditPipeline.save_lora_weights(
         tmp_path, transformer_lora_layers=_lora_weights(adapted.transformer)
     )
-    plain = edit(tiny, [request()])[0]
+    plain = edit(random_model, [request()])[0]
     off, on = (
-        edit(models.load(ModelSettings(loras=(LoraSettings(source=str(tmp_path), scale=scale),))).pipeline, [request()])
-        for scale in (0.0, 1.0)
+        edit(load(loras=(LoraSettings(source=str(tmp_path), scale=scale),)), [request()]) for scale in (0.0, 1.0)
     )
     assert difference(off[0], plain) <= 1
     assert difference(on[0], plain) > 10

@@ -1,5 +1,6 @@
 """The stepwise pipeline, with the real diffusers classes on the CPU in float32."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffusers import QwenImageEditPipeline
 from serve_app.batching import Condition, Sample, Shape, expand
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
 from serve_app.images import Geometry, Size
-from serve_app.pipeline import NATIVE_AREA, StepwiseQwenImageEditPipeline, _pad, _translated_errors
+from serve_app.pipeline import NATIVE_AREA, StepwiseQwenImageEditPipeline, _translated_errors
 from serve_app.request import EditRequest, Pixels
 from tests.scenes import difference, scene
 
@@ -34,38 +35,38 @@ def request(**fields) -> EditRequest:
     )
 
 
-def samples_of(tiny: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Sample]:
+def samples_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Sample]:
     """Encoded and started samples of all requests, encoded in one call."""
     entries = [
-        expand(r, tiny.geometry, sequence=k, arrived_s=0, deadline_s=1, default_steps=5, default_guidance=4.0)
+        expand(r, random_model.geometry, sequence=k, arrived_s=0, deadline_s=1, default_steps=5, default_guidance=4.0)
         for k, r in enumerate(requests)
     ]
     conditions = [condition for entry in entries for condition in entry.conditions]
-    encodings = dict(zip(map(id, conditions), tiny.encode(conditions), strict=True))
+    encodings = dict(zip(map(id, conditions), random_model.encode(conditions), strict=True))
     samples = [sample for entry in entries for sample in entry.samples]
     for sample in samples:
-        sample.state = tiny.start(encodings[id(sample.entry.conditions[sample.image_index])], sample)
+        sample.state = random_model.start(encodings[id(sample.entry.conditions[sample.image_index])], sample)
     return samples
 
 
-def step(tiny: StepwiseQwenImageEditPipeline, samples: Sequence[Sample]) -> None:
-    tiny.step([sample.state for sample in samples])
+def step(random_model: StepwiseQwenImageEditPipeline, samples: Sequence[Sample]) -> None:
+    random_model.step([sample.state for sample in samples])
     for sample in samples:
         sample.steps_done += 1
 
 
-def edit(tiny: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Pixels]:
+def edit(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Pixels]:
     """All requests merged: each step takes every sample that has steps left."""
-    samples = samples_of(tiny, requests)
+    samples = samples_of(random_model, requests)
     while unfinished := [sample for sample in samples if sample.steps_left]:
-        step(tiny, unfinished)
-    return tiny.decode([sample.state for sample in samples])
+        step(random_model, unfinished)
+    return random_model.decode([sample.state for sample in samples])
 
 
-def test_merged_edits_equal_lone_ones_and_any_mix_up_would_show(tiny):
+def test_merged_edits_equal_lone_ones_and_any_mix_up_would_show(random_model):
     requests = [request(**fields) for fields in MIXED]
-    merged = edit(tiny, requests)
-    alone = [edit(tiny, [r])[0] for r in requests]
+    merged = edit(random_model, requests)
+    alone = [edit(random_model, [r])[0] for r in requests]
     for index, (one, other) in enumerate(zip(merged, alone, strict=True)):
         assert difference(one, other) <= BOUND, index
     for i, one in enumerate(alone):
@@ -73,7 +74,7 @@ def test_merged_edits_equal_lone_ones_and_any_mix_up_would_show(tiny):
             assert difference(one, other) >= 10 * BOUND
 
 
-def test_each_of_picture_prompt_seed_guidance_and_steps_matters_far_more_than_the_bound(tiny):
+def test_each_of_picture_prompt_seed_guidance_and_steps_matters_far_more_than_the_bound(random_model):
     changes = (
         {"images": [scene(2)]},
         {"prompt": "y"},
@@ -82,28 +83,28 @@ def test_each_of_picture_prompt_seed_guidance_and_steps_matters_far_more_than_th
         {"guidance_scale": 1.0},
         {"num_inference_steps": 9},
     )
-    results = [edit(tiny, [request(**change)])[0] for change in ({}, *changes)]
+    results = [edit(random_model, [request(**change)])[0] for change in ({}, *changes)]
     for change, result in zip(changes, results[1:], strict=True):
         assert difference(result, results[0]) >= 10 * BOUND, change
 
 
-def test_a_sample_that_joins_half_way_ends_as_it_does_alone(tiny):
+def test_a_sample_that_joins_half_way_ends_as_it_does_alone(random_model):
     requests = [request(num_inference_steps=6), request(images=[scene(2)], prompt="y", num_inference_steps=3, seed=3)]
-    first, second = samples_of(tiny, requests)
+    first, second = samples_of(random_model, requests)
     for batch in ([first], [first], [first, second], [second], [first, second], [first]):
-        step(tiny, batch)
-    step(tiny, [first])
+        step(random_model, batch)
+    step(random_model, [first])
     for sample, r in zip((first, second), requests, strict=True):
         assert sample.steps_left == 0
-        assert difference(tiny.decode([sample.state])[0], edit(tiny, [r])[0]) <= BOUND
+        assert difference(random_model.decode([sample.state])[0], edit(random_model, [r])[0]) <= BOUND
 
 
-def test_variants_share_the_encoding_and_differ(tiny):
-    samples = samples_of(tiny, [request(images=[scene(1), scene(2)], n=2)])
+def test_variants_share_the_encoding_and_differ(random_model):
+    samples = samples_of(random_model, [request(images=[scene(1), scene(2)], n=2)])
     encodings = [id(sample.state.encoding) for sample in samples]
     assert encodings[0] == encodings[1] != encodings[2] == encodings[3]
-    pictures = edit(tiny, [request(images=[scene(1), scene(2)], n=2)])
-    lone = [edit(tiny, [request(images=[scene(image)], seed=7 + k)])[0] for k, image in enumerate((1, 1, 2, 2))]
+    pictures = edit(random_model, [request(images=[scene(1), scene(2)], n=2)])
+    lone = [edit(random_model, [request(images=[scene(image)], seed=7 + k)])[0] for k, image in enumerate((1, 1, 2, 2))]
     for one, other in zip(pictures, lone, strict=True):
         assert difference(one, other) <= BOUND
     assert difference(pictures[0], pictures[1]) >= 10 * BOUND
@@ -111,9 +112,9 @@ def test_variants_share_the_encoding_and_differ(tiny):
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_a_lone_edit_equals_the_stock_pipeline(guidance):
-    from serve_app.tiny import build_tiny
+    from tests.random_model import build_random_model
 
-    ours = build_tiny()
+    ours = build_random_model()
     # The stock call has the native area of the published model as a literal.
     ours.register_to_config(native_area=NATIVE_AREA)
     stock = QwenImageEditPipeline(**ours.components)
@@ -145,72 +146,72 @@ def test_a_lone_edit_equals_the_stock_pipeline(guidance):
     assert difference(result, np.asarray(expected)) <= BOUND
 
 
-def test_pictures_of_different_sizes_are_encoded_in_one_call_as_alone(tiny):
+def test_pictures_of_different_sizes_are_encoded_in_one_call_as_alone(random_model):
     requests = [request(images=[scene(k, *size)]) for k, size in enumerate([(256, 256), (300, 200), (100, 100)])]
-    together = [sample.state.encoding for sample in samples_of(tiny, requests)]
+    together = [sample.state.encoding for sample in samples_of(random_model, requests)]
     for encoding, r in zip(together, requests, strict=True):
-        alone = samples_of(tiny, [r])[0].state.encoding
+        alone = samples_of(random_model, [r])[0].state.encoding
         for name in ("positive", "negative", "reference"):
             torch.testing.assert_close(getattr(encoding, name), getattr(alone, name), rtol=1e-4, atol=1e-4)
 
 
-def test_the_shape_follows_picture_and_size(tiny):
-    [wide] = edit(tiny, [request(images=[scene(1, 300, 150)], size=None, num_inference_steps=1)])
+def test_the_shape_follows_picture_and_size(random_model):
+    [wide] = edit(random_model, [request(images=[scene(1, 300, 150)], size=None, num_inference_steps=1)])
     assert wide.shape == (192, 352, 3)
-    [exact] = edit(tiny, [request(size="48x112", num_inference_steps=1)])
+    [exact] = edit(random_model, [request(size="48x112", num_inference_steps=1)])
     assert exact.shape == (112, 48, 3)
 
 
-def test_the_last_preview_is_the_result_and_an_earlier_one_is_not(tiny):
-    [sample] = samples_of(tiny, [request()])
-    noise = tiny.preview([sample.state])[0]
-    step(tiny, [sample])
-    early = tiny.preview([sample.state])[0]
+def test_the_last_preview_is_the_result_and_an_earlier_one_is_not(random_model):
+    [sample] = samples_of(random_model, [request()])
+    noise = random_model.preview([sample.state])[0]
+    step(random_model, [sample])
+    early = random_model.preview([sample.state])[0]
     while sample.steps_left:
-        step(tiny, [sample])
-    result = tiny.decode([sample.state])[0]
+        step(random_model, [sample])
+    result = random_model.decode([sample.state])[0]
     assert noise.shape == early.shape == result.shape
-    assert difference(tiny.preview([sample.state])[0], result) <= BOUND
+    assert difference(random_model.preview([sample.state])[0], result) <= BOUND
     assert difference(early, result) > 10 * BOUND
     # The first preview is the clean picture predicted from the first step, not the noise it began with.
     assert difference(early, noise) > 10 * BOUND
 
 
-def test_a_step_that_raises_leaves_every_state_as_it_was(tiny):
-    good, bad = samples_of(tiny, [request(), request(seed=8)])
+def test_a_step_that_raises_leaves_every_state_as_it_was(random_model):
+    good, bad = samples_of(random_model, [request(), request(seed=8)])
     before = good.state.latents.clone()
     bad.state.latents = bad.state.latents[:-1]
     with pytest.raises(RuntimeError):
-        tiny.step([good.state, bad.state])
+        random_model.step([good.state, bad.state])
     assert good.state.step == 0
     assert torch.equal(good.state.latents, before)
 
 
-def test_a_sample_that_is_not_a_number_is_told_and_does_not_touch_its_neighbours(tiny):
-    good, bad = samples_of(tiny, [request(), request(seed=8)])
+def test_a_sample_that_is_not_a_number_is_told_and_does_not_touch_its_neighbours(random_model):
+    good, bad = samples_of(random_model, [request(), request(seed=8)])
     bad.state.latents = torch.full_like(bad.state.latents, float("nan"))
     for _ in range(5):
-        step(tiny, [good, bad])
+        step(random_model, [good, bad])
     with pytest.raises(NotFinite, match="Image generation failed"):
-        tiny.decode([good.state, bad.state])
-    assert difference(tiny.decode([good.state])[0], edit(tiny, [request()])[0]) <= BOUND
+        random_model.decode([good.state, bad.state])
+    assert difference(random_model.decode([good.state])[0], edit(random_model, [request()])[0]) <= BOUND
 
 
 class TestCheck:
     def condition(self, prompt="x", negative_prompt=" ") -> Condition:
         return Condition(scene(1), prompt, negative_prompt, Size(256, 256))
 
-    def test_a_text_longer_than_the_positions_is_refused_by_name(self, tiny):
-        tiny.check(self.condition("字" * 1000))
+    def test_a_text_longer_than_the_positions_is_refused_by_name(self, random_model):
+        random_model.check(self.condition("字" * 1000))
         for name in ("prompt", "negative_prompt"):
             with pytest.raises(InvalidInput, match="tokens") as caught:
-                tiny.check(self.condition(**{name: "字" * 1330}))
+                random_model.check(self.condition(**{name: "字" * 1330}))
             assert caught.value.param == name
 
-    def test_the_longest_text_that_passes_goes_through_the_model(self, tiny):
+    def test_the_longest_text_that_passes_goes_through_the_model(self, random_model):
         def passes(length: int) -> bool:
             try:
-                tiny.check(self.condition("a" * length))
+                random_model.check(self.condition("a" * length))
             except InvalidInput:
                 return False
             return True
@@ -221,38 +222,47 @@ class TestCheck:
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if passes(middle) else (low, middle)
-        assert edit(tiny, [request(prompt="a" * low, guidance_scale=1.0, num_inference_steps=1)])
+        assert edit(random_model, [request(prompt="a" * low, guidance_scale=1.0, num_inference_steps=1)])
 
 
-def test_the_template_is_dropped_up_to_the_picture(tiny):
-    ids = tiny.tokenizer(tiny.prompt_template_encode.format("x"))["input_ids"]
-    kept = tiny.tokenizer.decode(ids[tiny.prompt_template_encode_start_idx :])
+def test_the_template_is_dropped_up_to_the_picture(random_model):
+    ids = random_model.tokenizer(random_model.prompt_template_encode.format("x"))["input_ids"]
+    kept = random_model.tokenizer.decode(ids[random_model.prompt_template_encode_start_idx :])
     assert kept.startswith("<|vision_start|>")
 
 
-def test_no_mask_where_all_texts_are_equally_long():
-    assert _pad([torch.ones(3, 2), torch.ones(3, 2)])[1] is None
-    padded, mask = _pad([torch.ones(3, 2), torch.ones(1, 2)])
-    assert padded.sum(dim=(1, 2)).tolist() == [6, 2]
-    assert mask is not None
-    assert mask.tolist() == [[True, True, True], [True, False, False]]
+@pytest.mark.parametrize("masks_texts", [False, True])
+def test_texts_of_different_lengths_do_not_see_their_padding(random_model, masks_texts):
+    pipeline = copy.copy(random_model)
+    pipeline.masks_texts = masks_texts
+    texts = [torch.ones(3, 2), torch.ones(3, 2), torch.ones(1, 2)]
+    assert set(pipeline._as_batch(texts[:2])) == {"encoder_hidden_states"}
+    batch = pipeline._as_batch(texts)
+    assert batch["encoder_hidden_states"].sum(dim=(1, 2)).tolist() == [6, 6, 2]
+    if masks_texts:
+        assert batch["encoder_hidden_states_mask"].tolist() == [[True] * 3, [True] * 3, [True, False, False]]
+    else:
+        assert batch["attention_kwargs"] == {"text_runs": [(2, 3), (1, 1)]}
+    requests = [request(**fields) for fields in MIXED]
+    for one, other in zip(edit(pipeline, requests), edit(random_model, requests), strict=True):
+        assert difference(one, other) <= BOUND
 
 
-def test_it_is_saved_and_loaded_as_any_diffusers_pipeline(tiny, tmp_path):
-    tiny.save_pretrained(tmp_path)
+def test_it_is_saved_and_loaded_as_any_diffusers_pipeline(random_model, tmp_path):
+    random_model.save_pretrained(tmp_path)
     ours = StepwiseQwenImageEditPipeline.from_pretrained(tmp_path)
-    assert ours.geometry == tiny.geometry == Geometry(256 * 256, 16)
-    assert difference(edit(ours, [request()])[0], edit(tiny, [request()])[0]) <= BOUND
+    assert ours.geometry == random_model.geometry == Geometry(256 * 256, 16)
+    assert difference(edit(ours, [request()])[0], edit(random_model, [request()])[0]) <= BOUND
     assert isinstance(QwenImageEditPipeline.from_pretrained(tmp_path), QwenImageEditPipeline)
 
 
-def test_the_model_is_the_same_at_every_build(tiny):
-    from serve_app.tiny import build_tiny
+def test_the_model_is_the_same_at_every_build(random_model):
+    from tests.random_model import build_random_model
 
     with torch.random.fork_rng():
         torch.manual_seed(123)
-        other = build_tiny()
-    for name, weights in tiny.transformer.state_dict().items():
+        other = build_random_model()
+    for name, weights in random_model.transformer.state_dict().items():
         assert torch.equal(weights, other.transformer.state_dict()[name])
 
 
@@ -277,11 +287,11 @@ def test_shapes_count_tokens_of_result_and_reference():
     assert Shape(Size(1024, 1024), Size(1024, 1024)).tokens(16) == 8192
 
 
-def test_the_offload_hooks_of_diffusers_work_with_the_stages(tiny):
-    from serve_app.tiny import build_tiny
+def test_the_offload_hooks_of_diffusers_work_with_the_stages(random_model):
+    from tests.random_model import build_random_model
 
-    offloaded = build_tiny()
+    offloaded = build_random_model()
     offloaded.enable_model_cpu_offload(device="cpu")
     for _ in range(2):
-        assert difference(edit(offloaded, [request()])[0], edit(tiny, [request()])[0]) <= BOUND
+        assert difference(edit(offloaded, [request()])[0], edit(random_model, [request()])[0]) <= BOUND
     assert offloaded._all_hooks

@@ -103,10 +103,10 @@ def outcome(ticket: Ticket | EditError) -> Pixels | EditError:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny) -> list[Pixels]:
+def alone(random_model) -> list[Pixels]:
     pictures = []
     for request in requests():
-        with engine(tiny) as running:
+        with engine(random_model) as running:
             [ticket] = running.submit([request])
             picture = outcome(ticket)
             assert not isinstance(picture, EditError)
@@ -122,8 +122,8 @@ def alone(tiny) -> list[Pixels]:
         ("nan", NotFinite, "Image generation failed: the model produced values that are not numbers"),
     ],
 )
-def test_one_poisoned_sample_fails_its_own_request_only(tiny, alone, kind, error, message):
-    answers, stats = run(Poisoned(tiny, kind))
+def test_one_poisoned_sample_fails_its_own_request_only(random_model, alone, kind, error, message):
+    answers, stats = run(Poisoned(random_model, kind))
     failure = answers.pop(2)
     assert type(failure) is error
     assert str(failure) == message
@@ -133,8 +133,8 @@ def test_one_poisoned_sample_fails_its_own_request_only(tiny, alone, kind, error
     assert (stats.failed, stats.finished) == (1, 4)
 
 
-def test_a_batch_too_large_for_the_memory_is_halved_and_nobody_notices(tiny, alone):
-    answers, stats = run(Poisoned(tiny, "crowd"))
+def test_a_batch_too_large_for_the_memory_is_halved_and_nobody_notices(random_model, alone):
+    answers, stats = run(Poisoned(random_model, "crowd"))
     for answer, reference in zip(answers, alone, strict=True):
         assert not isinstance(answer, EditError)
         assert difference(answer, reference) <= 1

@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 
-from serve_app.tiny import _vae
 from serve_app.vae import skip_absent_frames
+from tests.random_model import _vae
 
 
 @pytest.mark.parametrize(("what", "shape"), [("a picture", (2, 3, 1, 64, 48)), ("a video", (1, 3, 5, 32, 32))])
@@ -20,7 +20,7 @@ def test_skipping_absent_frames_changes_nothing_but_the_time(what, shape):
         torch.testing.assert_close(ours.decode(latents).sample, stock.decode(latents).sample, rtol=1e-4, atol=1e-5)
 
 
-def test_every_causal_convolution_of_a_pipeline_is_replaced(tiny):
-    names = {type(module).__name__ for module in tiny.vae.modules()}
+def test_every_causal_convolution_of_a_pipeline_is_replaced(random_model):
+    names = {type(module).__name__ for module in random_model.vae.modules()}
     assert "_FrameConv" in names
     assert "QwenImageCausalConv3d" not in names

@@ -7,11 +7,13 @@ import torch
 
 from training import photos
 from training.autoencoder import train_autoencoder
-from training.editor import NO_PROMPT, train_editor
+from training.editor import train_editor
+from training.edits import NO_PROMPT
 from training.evaluate import write_card
 from training.instructions import INSTRUCTIONS
 from training.parts import build_pipeline
 from training.recipe import RECIPES, Run
+from training.text import train_text_encoder
 
 
 def main() -> None:
@@ -24,8 +26,9 @@ def main() -> None:
     torch.manual_seed(run.seed)
     wordings = [wording for instruction in INSTRUCTIONS for wording in instruction.wordings]
     pipeline = build_pipeline(run.recipe, vae, [NO_PROMPT, *wordings])
+    train_text_encoder(run, pipeline, pictures)
     train_editor(run, pipeline, pictures)
-    model = run.folder / "model"
+    model = arguments.output or run.folder / "model"
     # Half precision: half the bytes; every format of the GPU and of the CPU is reached from it.
     pipeline.to("cpu", torch.float16).save_pretrained(model)
     write_card(model)
@@ -38,6 +41,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--photos", type=Path, default=Path("build/photos"), help="made by training.photos (%(default)s)"
     )
+    parser.add_argument("--output", type=Path, help="the finished model; serve_app/builtin_tiny ships it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that make examples (%(default)s)")
     return parser.parse_args()

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.data import picture
+from training.edits import as_tensor
 from training.loop import batches, train
 from training.parts import build_vae
 from training.recipe import Run
@@ -30,11 +31,6 @@ class Crops:
     def __call__(self, seed: int) -> torch.Tensor:
         rng = np.random.default_rng(seed)
         return as_tensor([picture(rng, self.photos, (self.side, self.side)) for _ in range(self.batch)])
-
-
-def as_tensor(pictures: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
-    """uint8 height × width × 3 to float32 batch × 3 × height × width in [-1, 1]."""
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train_autoencoder(run: Run, photos: Sequence[NDArray[np.uint8]]) -> Any:

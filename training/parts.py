@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
     QwenImageEditPipeline,
     QwenImageTransformer2DModel,
 )
@@ -15,15 +16,30 @@ from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCaus
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
 
 from serve_app.pipeline import StepwiseQwenImageEditPipeline
-from serve_app.tiny import SPECIAL_TOKENS, build_scheduler, build_text_encoder
 from serve_app.vae import skip_absent_frames
 from training.recipe import Recipe
 
 LATENT_CHANNELS = 16
 _VOCABULARY = 1024
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 
 
 def build_vae(recipe: Recipe, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Any:
@@ -73,6 +89,46 @@ def build_pipeline(recipe: Recipe, vae: Any, texts: Sequence[str]) -> StepwiseQw
     )
 
 
+def build_text_encoder(
+    tokenizer: Qwen2Tokenizer, *, width: int, heads: int, rope_section: tuple[int, int, int]
+) -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL with two layers of text and two of vision; `rope_section`: of half a head, time, height, width."""
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_hidden_layers": 2,
+            "num_attention_heads": heads,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 8192,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(rope_section)},
+            "bos_token_id": tokenizer.eos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_heads": heads,
+            "out_hidden_size": width,
+            "fullatt_block_indexes": [1],
+        },
+        **{
+            f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
+            for name, token in (
+                ("image", "image_pad"),
+                ("video", "video_pad"),
+                ("vision_start", "vision_start"),
+                ("vision_end", "vision_end"),
+            )
+        },
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
 def build_tokenizer(texts: Sequence[str]) -> Qwen2Tokenizer:
     """A byte-level BPE learnt from `texts`; whatever else a caller writes is spelt in bytes."""
     learner = Tokenizer(BPE())
@@ -103,32 +159,51 @@ def _transformer(recipe: Recipe) -> Any:
         joint_attention_dim=recipe.text_width,
         axes_dims_rope=(time, height, head - time - height),
     )
-    _look_in_place(transformer)
+    _aim_attention(transformer)
     return transformer
 
 
 @torch.no_grad()
-def _look_in_place(transformer: Any) -> None:
-    """Let half of the heads begin by looking at their own place: in the picture at hand, or in the reference.
+def _aim_attention(transformer: Any) -> None:
+    """Let half of the heads begin by looking at their own place, in picture and reference, and half at the text.
 
-    RoPE turns equal queries and keys into attention that falls with distance. Without it the network has to discover
-    copying first: after 180 steps of batch 16 its loss is 0.70 instead of 0.49.
+    RoPE turns equal queries and keys into attention that falls with distance, fast or not at all with the pair of
+    channels. Without it the network has to discover copying first, and late, long after it can copy, that there is a
+    text: after 180 steps of batch 16 its loss is 0.70 instead of 0.49.
     """
     head, (time, height, _) = transformer.config.attention_head_dim, transformer.config.axes_dims_rope
-    # RoPE rotates pairs; the first of an axis turn fastest, by one radian and by less a step.
-    place = torch.zeros(head)
+    # RoPE rotates pairs; the first of an axis turn fastest, by one radian and by less a step, the last hardly at all.
+    place, anywhere = torch.zeros(head), torch.zeros(head)
     for axis in (time, time + height):
         place[axis], place[axis + 2] = 1.0, 0.7
+    anywhere[[time - 2, time + height - 2, head - 2]] = 1.0
     # One frame ahead: the picture at hand is frame 0, the reference frame 1.
     query_ahead, key_ahead = place.clone(), place.clone()
     query_ahead[:2] = torch.tensor([math.cos(1.0), math.sin(1.0)])
     key_ahead[0] = 1.0
+    heads = transformer.config.num_attention_heads
     for attention in (block.attn for block in transformer.transformer_blocks):
-        for index in range(transformer.config.num_attention_heads // 2):
+        for index in range(heads):
+            aims = [(attention.to_q, place), (attention.to_k, place)]
+            if index >= heads // 2:
+                aims = [(attention.to_q, anywhere), (attention.add_k_proj, anywhere)]
+            elif index % 2 == 0:
+                aims = [(attention.to_q, query_ahead), (attention.to_k, key_ahead)]
             rows = slice(index * head, (index + 1) * head)
-            query, key = (place, place) if index % 2 else (query_ahead, key_ahead)
-            for projection, bias in ((attention.to_q, query), (attention.to_k, key)):
+            for projection, bias in aims:
                 projection.weight[rows] *= 0.3
                 projection.bias[rows] = bias
         for norm in (attention.norm_q, attention.norm_k):
             norm.weight *= 1.5
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler configuration of Qwen/Qwen-Image-Edit."""
+    return FlowMatchEulerDiscreteScheduler(
+        base_image_seq_len=256,
+        base_shift=0.5,
+        max_image_seq_len=8192,
+        max_shift=0.9,
+        shift_terminal=0.02,
+        use_dynamic_shifting=True,
+    )

@@ -25,6 +25,7 @@ class Recipe:
     vae_levels: tuple[int, ...]
     vae_stages: tuple[Stage, ...]
     text_width: int
+    text_stage: Stage
     width: int
     heads: int
     layers: int
@@ -45,6 +46,7 @@ GPU = Recipe(
     vae_levels=(1, 2, 4, 4),
     vae_stages=(Stage(side=64, batch=64, steps=8_000, rate=3e-3), Stage(side=128, batch=32, steps=2_000, rate=1e-3)),
     text_width=128,
+    text_stage=Stage(side=64, batch=64, steps=1_500, rate=2e-3),
     width=192,
     heads=6,
     layers=5,
@@ -58,10 +60,11 @@ CPU = Recipe(
     vae_levels=(1, 2, 4),
     vae_stages=(Stage(side=32, batch=8, steps=3_000, rate=3e-3), Stage(side=64, batch=8, steps=400, rate=1e-3)),
     text_width=64,
+    text_stage=Stage(side=64, batch=32, steps=600, rate=2e-3),
     width=128,
     heads=4,
     layers=6,
-    edit_stages=(Stage(side=64, batch=16, steps=6_000, rate=1e-2), Stage(side=128, batch=8, steps=800, rate=3e-3)),
+    edit_stages=(Stage(side=64, batch=16, steps=2_400, rate=1e-2), Stage(side=128, batch=8, steps=500, rate=3e-3)),
     edit_uses=4,
 )
 # A minute: shows that everything fits together, and nothing else.
@@ -71,6 +74,7 @@ SMOKE = Recipe(
     vae_levels=(1, 2, 4),
     vae_stages=(Stage(side=32, batch=2, steps=3, rate=3e-3),),
     text_width=32,
+    text_stage=Stage(side=64, batch=2, steps=2, rate=2e-3),
     width=32,
     heads=2,
     layers=2,

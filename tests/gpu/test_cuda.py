@@ -1,4 +1,4 @@
-"""What only a CUDA device can show, with the built-in model."""
+"""What only a CUDA device can show."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ def psnr_db(one: np.ndarray, other: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
-def test_merged_edits_are_the_lone_ones_up_to_float_noise():
-    pipeline = models.load(ModelSettings(device="cuda", dtype="float32")).pipeline
+def test_merged_edits_are_the_lone_ones_up_to_float_noise(random_model_folder):
+    pipeline = models.load(ModelSettings(source=str(random_model_folder), device="cuda", dtype="float32")).pipeline
     requests = [request(**fields) for fields in MIXED]
     alone = [edit(pipeline, [r])[0] for r in requests]
     merged = edit(pipeline, requests)
@@ -33,9 +33,9 @@ def test_merged_edits_are_the_lone_ones_up_to_float_noise():
             assert psnr_db(one, stranger) < LEAST_PSNR_DB
 
 
-def test_the_noise_of_a_seed_is_that_of_the_cpu(tiny):
-    pipeline = models.load(ModelSettings(device="cuda", dtype="float32")).pipeline
-    [here], [there] = samples_of(tiny, [request()]), samples_of(pipeline, [request()])
+def test_the_noise_of_a_seed_is_that_of_the_cpu(random_model, random_model_folder):
+    pipeline = models.load(ModelSettings(source=str(random_model_folder), device="cuda", dtype="float32")).pipeline
+    [here], [there] = samples_of(random_model, [request()]), samples_of(pipeline, [request()])
     assert torch.equal(here.state.latents, there.state.latents.cpu())
 
 

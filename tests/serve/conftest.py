@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import ray
@@ -11,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.app import APP_NAME, build
 from serve_app.engine import EngineStats
-from serve_app.settings import AppSettings, EngineSettings, LimitSettings
+from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.serve.client import Client
 
 # Everything that fits is merged, whatever the knee of the machine that runs the tests.
@@ -67,11 +68,16 @@ def run(cluster: int) -> Callable[[AppSettings, str, str], Served]:
 
 
 @pytest.fixture(scope="session")
-def served(run: Callable[[AppSettings, str, str], Served]) -> Served:
-    return run(SETTINGS, APP_NAME, "/")
+def random_model_settings(random_model_folder: Path) -> ModelSettings:
+    return ModelSettings(source=str(random_model_folder), default_steps=20)
+
+
+@pytest.fixture(scope="session")
+def served(run: Callable[[AppSettings, str, str], Served], random_model_settings: ModelSettings) -> Served:
+    return run(SETTINGS.model_copy(update={"model": random_model_settings}), APP_NAME, "/")
 
 
 @pytest.fixture(scope="module")
-def strict(run: Callable[[AppSettings, str, str], Served]) -> Iterator[Served]:
-    yield run(STRICT, "strict", "/strict")
+def strict(run: Callable[[AppSettings, str, str], Served], random_model_settings: ModelSettings) -> Iterator[Served]:
+    yield run(STRICT.model_copy(update={"model": random_model_settings}), "strict", "/strict")
     serve.delete("strict")

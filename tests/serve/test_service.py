@@ -56,8 +56,8 @@ class TestHttp:
         for path in ("/health", "/health/live", "/health/ready"):
             assert served.client.get(path).status_code == 200
         [model] = served.client.get("/v1/models").json()["data"]
-        assert model["id"] == "builtin:tiny"
-        assert served.client.get("/v1/models/builtin:tiny").json()["id"] == "builtin:tiny"
+        assert model["id"] == "random-model"
+        assert served.client.get("/v1/models/random-model").json()["id"] == "random-model"
 
     @pytest.mark.parametrize(
         ("path", "status", "code"), [("/nope", 404, "NOT_FOUND"), ("/v1/images/edits", 405, "METHOD_NOT_ALLOWED")]

@@ -1,15 +1,13 @@
-"""`builtin:tiny`: a miniature QwenImageEditPipeline of the real classes, made in memory, without any download.
+"""A miniature pipeline of the real classes with random weights, for the tests of pairing.
 
-Its weights are random but fixed, and scaled so that the result depends strongly on picture, prompt and seed: what tests
-of pairing need. It does not follow instructions.
+The weights are fixed, and scaled so that the result depends strongly on picture, prompt and seed: any mix-up shows. A
+trained model, which does the same to every picture, would hide some.
 """
 
 import torch
-from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
@@ -17,22 +15,14 @@ from transformers import (
 )
 
 from serve_app.pipeline import StepwiseQwenImageEditPipeline
+from training.parts import SPECIAL_TOKENS, build_scheduler, build_text_encoder
 
 NATIVE_AREA = 256 * 256
 _WEIGHTS_SEED = 20260101
 _HIDDEN_SIZE = 64
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
 
 
-def build_tiny() -> StepwiseQwenImageEditPipeline:
+def build_random_model() -> StepwiseQwenImageEditPipeline:
     """The pipeline on the CPU in float32; the same weights at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_WEIGHTS_SEED)
@@ -58,46 +48,6 @@ def _tokenizer() -> Qwen2Tokenizer:
         merges=[],
         extra_special_tokens=list(SPECIAL_TOKENS[1:]),
     )
-
-
-def build_text_encoder(
-    tokenizer: Qwen2Tokenizer, *, width: int, heads: int, rope_section: tuple[int, int, int]
-) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL with two layers of text and two of vision; `rope_section`: of half a head, time, height, width."""
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": 2 * width,
-            "num_hidden_layers": 2,
-            "num_attention_heads": heads,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 8192,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(rope_section)},
-            "bos_token_id": tokenizer.eos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": width,
-            "intermediate_size": 2 * width,
-            "num_heads": heads,
-            "out_hidden_size": width,
-            "fullatt_block_indexes": [1],
-        },
-        **{
-            f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-            for name, token in (
-                ("image", "image_pad"),
-                ("video", "video_pad"),
-                ("vision_start", "vision_start"),
-                ("vision_end", "vision_end"),
-            )
-        },
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
 
 
 def _vae() -> AutoencoderKLQwenImage:
@@ -139,15 +89,3 @@ def _strengthen(vae: AutoencoderKLQwenImage, transformer: QwenImageTransformer2D
             # Six parts: shift, scale, gate of the attention, then of the feed-forward.
             modulation[2 * width : 3 * width].add_(1)
             modulation[5 * width :].add_(1)
-
-
-def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """The scheduler configuration of Qwen/Qwen-Image-Edit."""
-    return FlowMatchEulerDiscreteScheduler(
-        base_image_seq_len=256,
-        base_shift=0.5,
-        max_image_seq_len=8192,
-        max_shift=0.9,
-        shift_terminal=0.02,
-        use_dynamic_shifting=True,
-    )

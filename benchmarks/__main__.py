@@ -1,0 +1,127 @@
+"""`python -m benchmarks`: every contender under every load, about ten minutes on two cores. Leave the machine alone."""
+
+import argparse
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.bench import Results, bench
+from benchmarks.edits import Effort, mixed, plain
+from benchmarks.loads import MIXED
+from benchmarks.servers import ROOT, Contender, running
+from serve_app.settings import BUILTIN_TINY, ModelSettings
+
+# The first is ours, to which the others are compared.
+CONTENDERS = (
+    Contender("step", "ours, join: step", "as `make run` serves it", "ours"),
+    Contender("batch", "ours, join: batch", "samples join only when nothing is in flight", "ours", ("--join", "batch")),
+    Contender(
+        name="fifo",
+        title="ours, order: fifo",
+        about="first come, first served; in mixed traffic only",
+        program="ours",
+        arguments=("--order", "fifo"),
+        loads=frozenset({MIXED}),
+    ),
+    Contender(
+        name="naive",
+        title="naive @serve.batch",
+        about="as Ray's documentation suggests: `@serve.batch(max_batch_size=8, batch_wait_timeout_s=0.1)` around "
+        "one call of the stock pipeline for each batch, or several where steps or sizes differ; the call blocks the "
+        "replica's event loop",
+        program="naive",
+    ),
+    Contender(
+        name="naive-thread",
+        title="naive @serve.batch, in a thread",
+        about="the same, with the call beside the event loop, which then closes batches while the model is busy",
+        program="naive",
+        arguments=("--thread",),
+    ),
+    Contender("lock", "stock behind a lock", "diffusers' pipeline in a Starlette application under uvicorn", "lock"),
+    Contender("litserve", "LitServe", "`max_batch_size=8, batch_timeout=0.1` around the same calls", "lit"),
+)
+DIRECT = Contender("direct", "engine, directly", "our engine in one process, without HTTP and Ray", "direct")
+# References of the loads and aims.
+_ALWAYS = ("step", "lock")
+_LEFT_OUT = ("naive-thread",)
+
+
+def main() -> None:
+    arguments = _parse()
+    start = time.monotonic()
+    effort = Effort(arguments.steps, arguments.few, arguments.many, arguments.side)
+    wanted = [contender for contender in CONTENDERS if contender.name in (*_ALWAYS, *arguments.contenders)]
+    contenders = [*wanted, _direct(effort, arguments.burst)]
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - start:5.0f} s  {text}", flush=True)
+
+    say(f"starting {len(contenders)} contenders, one after another")
+    model = str(Path(arguments.model).resolve()) if Path(arguments.model).is_dir() else arguments.model
+    common = ["--model", model, "--threads", str(arguments.threads)]
+    with running(contenders, common, arguments.logs.resolve()) as servers:
+        results = bench(
+            servers,
+            plain(effort),
+            mixed(effort),
+            seconds=arguments.seconds,
+            burst=arguments.burst,
+            rounds=arguments.rounds,
+            say=say,
+        )
+    conditions = _conditions(arguments, minutes=(time.monotonic() - start) / 60)
+    _write(results, contenders, conditions, arguments.output)
+
+
+def _direct(effort: Effort, burst: int) -> Contender:
+    arguments = ("--count", str(burst), "--steps", str(effort.plain), "--side", str(effort.side))
+    return Contender(DIRECT.name, DIRECT.title, DIRECT.about, DIRECT.program, arguments)
+
+
+def _write(results: Results, contenders: list[Contender], conditions: report.Conditions, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    page = report.page(results, contenders, conditions)
+    (folder / "RESULTS.md").write_text(page)
+    report.plot(results, contenders, folder / report.PLOT)
+    print(f"\n{page}\nWritten to {folder}")
+
+
+def _conditions(arguments: argparse.Namespace, minutes: float) -> report.Conditions:
+    packages = ("ray", "torch", "diffusers", "litserve")
+    return report.Conditions(
+        model=ModelSettings(source=arguments.model).served_name,
+        machine=f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}",
+        versions=", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]),
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        plain_steps=arguments.steps,
+        minutes=minutes,
+    )
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    names = [contender.name for contender in CONTENDERS]
+    effort = Effort()
+    add = parser.add_argument
+    add("--model", default=BUILTIN_TINY, help="builtin:tiny, a directory, or a hub id (%(default)s)")
+    add("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of each model (%(default)s)")
+    add("--contenders", nargs="*", choices=names, default=[n for n in names if n not in _LEFT_OUT], help="%(default)s")
+    add("--rounds", type=int, default=2, help="even, so that forwards and backwards balance (%(default)s)")
+    add("--seconds", type=float, default=7.0, help="that strangers arrive in one run (%(default)s)")
+    add("--burst", type=int, default=24, help="edits at once at saturation (%(default)s)")
+    add("--steps", type=int, default=effort.plain, help="of a plain edit (%(default)s)")
+    add("--few", type=int, default=effort.few, help="steps of a short edit in mixed traffic (%(default)s)")
+    add("--many", type=int, default=effort.many, help="steps of a long one (%(default)s)")
+    add("--side", type=int, default=effort.side, help="of the pictures, in pixels (%(default)s)")
+    add("--output", type=Path, default=ROOT / "benchmarks", help="folder of RESULTS.md and the plot")
+    add("--logs", type=Path, default=ROOT / "build" / "bench", help="folder of the contenders' output")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

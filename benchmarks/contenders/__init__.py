@@ -1,0 +1,1 @@
+"""The servers that are compared, each a program of its own, which benchmarks/servers.py starts and stops."""

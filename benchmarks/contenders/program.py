@@ -1,0 +1,43 @@
+"""What every contender's program shares: its arguments, and the pipe on which it answers the benchmark's questions."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
+
+HOST = "127.0.0.1"
+OBJECT_STORE_BYTES = 256 * 2**20
+_TIMEOUT_S = 600
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments that every program has; some add their own."""
+    arguments = argparse.ArgumentParser(description=description)
+    arguments.add_argument("--model", required=True, help="as model.source")
+    arguments.add_argument("--threads", type=int, required=True, help="threads of the model")
+    arguments.add_argument("--port", type=int, required=True, help=f"on {HOST}")
+    arguments.add_argument("--answers", type=int, required=True, help="file descriptor to write answers to")
+    return arguments
+
+
+def settings(arguments: argparse.Namespace, **engine: Any) -> AppSettings:
+    """The defaults of the product, with the benchmark's model and number of threads."""
+    return AppSettings(
+        model=ModelSettings(source=arguments.model, cpu_threads=arguments.threads),
+        engine=EngineSettings(**engine),
+        limits=LimitSettings(request_timeout_s=_TIMEOUT_S),
+    )
+
+
+def answer(descriptor: int, questions: Mapping[str, Callable[[], Any]]) -> None:
+    """Answer each question, a line of the standard input, with a line of JSON, until the input ends.
+
+    It ends with the benchmark, so that no server outlives it.
+    """
+    # Not through sys.stdin: a thread that waits in it keeps its lock, and a fork (LitServe's) would wait for that.
+    with open(0, closefd=False) as lines:
+        for line in lines:
+            os.write(descriptor, json.dumps(questions[line.strip()]()).encode() + b"\n")

@@ -1,0 +1,133 @@
+"""The edits that callers send: a few kinds, each always with the same picture, prompt and seed."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import PIL.Image
+
+from serve_app.images import Size
+from serve_app.request import EditRequest, Pixels
+
+_BOUNDARY = "benchmark-8c1f0e"
+CONTENT_TYPE = f"multipart/form-data; boundary={_BOUNDARY}"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Denoising steps of the plain edits, and of the short and long ones of mixed traffic. `side`: of pictures, pixels.
+
+    Few, so that ten minutes hold many edits; at least 2, since of one step diffusers 0.42 makes NaN. All are guided.
+    """
+
+    plain: int = 4
+    few: int = 2
+    many: int = 12
+    side: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One kind of edit. `weight`: its share of mixed traffic. `side`: of the output in pixels, None for `auto`."""
+
+    name: str
+    picture_seed: int
+    prompt: str
+    steps: int
+    picture_side: int
+    n: int = 1
+    side: int | None = None
+    weight: float = 1.0
+
+    @property
+    def seed(self) -> int:
+        return 1000 * self.picture_seed
+
+    def request(self) -> EditRequest:
+        """The same edit for who drives the engine without HTTP."""
+        return EditRequest(
+            images=[scene(self.picture_seed, self.picture_side)],
+            prompt=self.prompt,
+            n=self.n,
+            size=Size(self.side, self.side) if self.side else None,
+            num_inference_steps=self.steps,
+            seed=self.seed,
+        )
+
+    def body(self) -> bytes:
+        """The multipart form of CONTENT_TYPE."""
+        size = f"{self.side}x{self.side}" if self.side else "auto"
+        fields = {
+            "prompt": self.prompt,
+            "n": self.n,
+            "size": size,
+            "num_inference_steps": self.steps,
+            "seed": self.seed,
+        }
+        parts = [_part(f'name="{name}"', str(value).encode()) for name, value in fields.items()]
+        picture = png(scene(self.picture_seed, self.picture_side))
+        parts.append(_part('name="images"; filename="0.png"\r\nContent-Type: image/png', picture))
+        return b"".join(parts) + f"--{_BOUNDARY}--\r\n".encode()
+
+
+def _part(disposition: str, content: bytes) -> bytes:
+    return f"--{_BOUNDARY}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + content + b"\r\n"
+
+
+def scene(seed: int, side: int) -> Pixels:
+    """A square picture: a 6 × 6 grid of random colours, smoothly enlarged to `side` pixels."""
+    grid = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return np.asarray(PIL.Image.fromarray(grid).resize((side, side), PIL.Image.Resampling.BICUBIC))
+
+
+def png(pixels: Pixels) -> bytes:
+    """The picture as a PNG file."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+# Of unequal lengths, as callers' prompts are.
+_PROMPTS = (
+    "make the sky blue",
+    "enhance colors",
+    "make the scene brighter and more vivid, as on a clear morning after rain",
+    "turn it into black and white",
+)
+
+
+def plain(effort: Effort) -> tuple[Edit, ...]:
+    """Four edits alike in cost: one picture, one variant, one size."""
+    return tuple(
+        Edit(f"plain {k}", picture_seed=k, prompt=prompt, steps=effort.plain, picture_side=effort.side)
+        for k, prompt in enumerate(_PROMPTS, start=1)
+    )
+
+
+def mixed(effort: Effort) -> tuple[Edit, ...]:
+    """Eight edits unlike in cost: few steps (40 %) or many, n of 1 to 4, native size or half its side."""
+    few, many, half = effort.few, effort.many, effort.side // 2
+    kinds: Sequence[tuple[int, int, int | None, float]] = (
+        (few, 1, None, 0.14),
+        (few, 1, half, 0.12),
+        (few, 2, None, 0.08),
+        (few, 4, half, 0.06),
+        (many, 1, None, 0.20),
+        (many, 1, half, 0.18),
+        (many, 2, half, 0.12),
+        (many, 3, None, 0.10),
+    )
+    return tuple(
+        Edit(
+            name=f"{steps} steps, n={n}, {side or effort.side} px",
+            picture_seed=10 + k,
+            prompt=_PROMPTS[k % len(_PROMPTS)],
+            steps=steps,
+            picture_side=effort.side,
+            n=n,
+            side=side,
+            weight=weight,
+        )
+        for k, (steps, n, side, weight) in enumerate(kinds)
+    )

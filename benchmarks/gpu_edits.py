@@ -1,0 +1,77 @@
+"""Whole edits through the real engine, against what the stages add up to."""
+
+import time
+
+from benchmarks.gpu_measure import GUIDANCE, Bench, Case, edit_request
+from benchmarks.gpu_prompts import equal_prompts
+from benchmarks.gpu_report import Rows, yes_no
+from serve_app.calibration import Calibration
+from serve_app.engine import EditEngine
+from serve_app.errors import EditError
+from serve_app.settings import EngineSettings
+
+_PATIENCE_S = 3600.0
+# Above every batch here: the engine merges all callers, whatever the knee.
+_BATCH_TOKENS = 10**9
+
+
+def edit_rows(bench: Bench) -> Rows:
+    """One caller and four at once, few steps first; the longest last, for it may not fit into the budget."""
+    rows = [
+        (bench.whole, True, 8, 1),
+        (bench.whole, False, 4, 1),
+        (bench.small, True, 8, 1),
+        (bench.small, True, 8, 4),
+        (bench.small, False, 4, 4),
+        (bench.whole, True, 50, 1),
+    ]
+    for case, guided, steps, callers in rows:
+        with bench.native(case):
+            computed_s = _computed_s(bench, case, guided, steps, callers)
+            if computed_s > bench.watch.left_s:
+                raise TimeoutError(f"the next edit, of {steps} steps, takes {computed_s:.0f} s")
+            measured_s, mean_batch = _measured(bench, case, guided, steps, callers)
+        yield [
+            str(case),
+            yes_no(guided),
+            str(steps),
+            str(callers),
+            f"{measured_s:.2f}",
+            f"{computed_s:.2f}",
+            f"{measured_s / computed_s:.2f}",
+            f"{mean_batch:.2f}",
+        ]
+
+
+def _computed_s(bench: Bench, case: Case, guided: bool, steps: int, callers: int) -> float:
+    entry = bench.entry(case, equal_prompts(callers), guided=guided)
+    encode_s = bench.watch.median(lambda: bench.pipeline.encode(entry.conditions))
+    states = bench.states(entry)
+    step_s = bench.step_s(states)
+    return encode_s + steps * step_s + bench.watch.median(lambda: bench.pipeline.decode(states))
+
+
+def _measured(bench: Bench, case: Case, guided: bool, steps: int, callers: int) -> tuple[float, float]:
+    """Seconds until the last caller has its picture, and the mean batch."""
+    engine = EditEngine(
+        bench.pipeline,
+        EngineSettings(batch_tokens=_BATCH_TOKENS),
+        Calibration({}, _BATCH_TOKENS, 0.0),
+        max_samples=max(callers, bench.max_samples),
+        default_steps=steps,
+        default_guidance=GUIDANCE,
+        timeout_s=_PATIENCE_S,
+    )
+    requests = [edit_request(case, equal_prompts(1), guided=guided, steps=steps, seed=seed) for seed in range(callers)]
+    engine.start()
+    try:
+        start_s = time.perf_counter()
+        for ticket in engine.submit(requests):
+            if isinstance(ticket, EditError):
+                raise ticket
+            ticket.result(_PATIENCE_S)
+        elapsed_s = time.perf_counter() - start_s
+    finally:
+        engine.stop()
+    stats = engine.stats()
+    return elapsed_s, stats.sample_steps / stats.forwards

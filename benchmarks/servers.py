@@ -1,0 +1,199 @@
+"""Start and stop contenders, each in processes of its own, and ask them what their own process alone knows."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.measures import Counts
+
+ROOT = Path(__file__).parent.parent
+_START_S = 180
+_STOP_S = 30
+_POLL_S = 0.2
+_SETTLE_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A program in benchmarks/contenders and its arguments. `loads`: the names of those it is measured in, if not all.
+
+    `about`: one line for the report.
+    """
+
+    name: str
+    title: str
+    about: str
+    program: str
+    arguments: tuple[str, ...] = ()
+    loads: frozenset[str] | None = None
+
+    @property
+    def speaks_http(self) -> bool:
+        return self.program != "direct"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A contender that runs."""
+
+    contender: Contender
+    base_url: str
+    process: subprocess.Popen[bytes]
+    answers: int
+    log: Path
+
+    def ask(self, question: str) -> Any:
+        """Its answer. Raises RuntimeError with the end of its log where the process has ended."""
+        assert self.process.stdin is not None
+        line = b""
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(f"{question}\n".encode())
+            self.process.stdin.flush()
+            while not line.endswith(b"\n") and (chunk := os.read(self.answers, 4096)):
+                line += chunk
+        if not line.endswith(b"\n"):
+            raise RuntimeError(f"{self.contender.title} has ended: {self._last_words()}")
+        return json.loads(line)
+
+    def counts(self) -> Counts:
+        return Counts(**self.ask("counts"))
+
+    def wait_until_ready(self) -> None:
+        """Raise RuntimeError where it ends, or is not ready in time."""
+        if not self.contender.speaks_http:
+            self.ask("counts")
+            return
+        deadline = time.monotonic() + _START_S
+        while not _answers(f"{self.base_url}/health"):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{self.contender.title} did not start: {self._last_words()}")
+            time.sleep(_POLL_S)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let it run; outside it is frozen. An idle Ray takes 0.13 of a core (2.60), which the others would miss."""
+        self._signal(signal.SIGCONT)
+        try:
+            self.wait_until_ready()
+            time.sleep(_SETTLE_S)
+            yield
+        finally:
+            self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in _family(self.process.pid):
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    def _last_words(self) -> str:
+        return self.log.read_text(errors="replace")[-2000:]
+
+    def peak_bytes(self) -> int:
+        """Peak memory of all its processes, what they share counted once (see `_peak_bytes`)."""
+        return sum(_peak_bytes(process.pid) for process in _family(self.process.pid))
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and all that it has started, directly or not; nothing where it has ended."""
+    try:
+        main = psutil.Process(pid)
+        return [main, *main.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _answers(url: str) -> bool:
+    with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5) as response:
+        return bool(response.status == 200)
+    return False
+
+
+def _peak_bytes(pid: int) -> int:
+    """The proportional set size now, plus how far the resident size was above its present value at its peak."""
+    try:
+        peak = _kilobytes(f"/proc/{pid}/status", "VmHWM")
+        rollup = f"/proc/{pid}/smaps_rollup"
+        return 1024 * (_kilobytes(rollup, "Pss") + peak - _kilobytes(rollup, "Rss"))
+    except OSError:
+        return 0  # ended in this moment
+
+
+def _kilobytes(path: str, name: str) -> int:
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    return 0
+
+
+@contextmanager
+def running(contenders: Sequence[Contender], common: Sequence[str], logs: Path) -> Iterator[list[Server]]:
+    """All contenders, started one after another (some measure the machine), and frozen until they are `awake`.
+
+    `common`: arguments of every program. Their output goes to files in `logs`.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        yield [stack.enter_context(_running(contender, common, logs)) for contender in contenders]
+
+
+@contextmanager
+def _running(contender: Contender, common: Sequence[str], logs: Path) -> Iterator[Server]:
+    port, log = _free_port(), logs / f"{contender.name}.log"
+    answers, theirs = os.pipe()
+    command = [sys.executable, "-m", f"benchmarks.contenders.{contender.program}", *common, *contender.arguments]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--answers", str(theirs)],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=[theirs],
+            # Workers that Ray and LitServe start import this package too.
+            env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},
+            cwd=logs,
+        )
+    os.close(theirs)
+    server = Server(contender, f"http://127.0.0.1:{port}", process, answers, log)
+    try:
+        server.wait_until_ready()
+        with server.awake():
+            pass
+        yield server
+    finally:
+        _stop(process)
+        os.close(answers)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End its input, which it takes as the end; whatever of it is left then is killed."""
+    family = _family(process.pid)
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.resume()
+    assert process.stdin is not None
+    process.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_S)
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
