@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.data import picture
-from training.edits import as_tensor
+from training.edits import as_tensor, half
 from training.loop import batches, train
 from training.parts import build_vae
 from training.recipe import Run
@@ -41,7 +41,7 @@ def train_autoencoder(run: Run, photos: Sequence[NDArray[np.uint8]]) -> Any:
 
     def loss_of(pictures: torch.Tensor) -> torch.Tensor:
         pictures = pictures.to(run.device).unsqueeze(2)
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.device.type == "cuda"):
+        with half(run.device):
             # The mode: at first a sample is ten parts noise to one of picture, and learning crawls.
             latents = vae.encode(pictures).latent_dist.mode()
             # Not vae.decode, which clamps, and a clamped value learns nothing.

@@ -57,7 +57,7 @@ def _encoded(pipeline: StepwiseQwenImageEditPipeline, edits: Edits, run: Run, st
 def _encode(pipeline: StepwiseQwenImageEditPipeline, batch: dict[str, Any], run: Run) -> Encoded:
     height, width = (side // run.recipe.multiple for side in batch["target"].shape[2:])
     with half(run.device):
-        text, mask = embed(pipeline, {name: value.to(run.device) for name, value in batch["texts"].items()})
+        text, mask = embed(pipeline, batch["texts"])
         return Encoded(
             target=_latents(pipeline, batch["target"].to(run.device)),
             reference=_latents(pipeline, batch["source"].to(run.device)),

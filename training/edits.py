@@ -82,6 +82,7 @@ def edits_of(
 
 def embed(pipeline: StepwiseQwenImageEditPipeline, texts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """As the pipeline's own, with gradients: padding is on the right, so the template is cut off all rows alike."""
+    texts = {name: value.to(pipeline.text_encoder.device) for name, value in texts.items()}
     hidden = pipeline.text_encoder(**texts, output_hidden_states=True).hidden_states[-1]
     first = pipeline.prompt_template_encode_start_idx
     return hidden[:, first:], texts["attention_mask"][:, first:]

@@ -6,7 +6,7 @@ import numpy as np
 
 from training import measures, transforms
 from training.measures import Measure
-from training.pictures import Mask, Pixels
+from training.pictures import Mask, Pixels, as_pixels
 from training.transforms import SkyTransform
 from training.wordings import WORDINGS
 
@@ -29,8 +29,7 @@ class Instruction:
         """What the instruction makes of a picture. Raises ValueError if it needs a sky mask and has none."""
         if self.needs_sky and sky_mask is None:
             raise ValueError(f"{self.name} needs a sky mask")
-        result = self.transform(pixels.astype(np.float32), sky_mask, rng)
-        return np.clip(np.rint(result), 0, 255).astype(np.uint8)
+        return as_pixels(self.transform(pixels.astype(np.float32), sky_mask, rng))
 
     def confirm(self, source: Pixels, result: Pixels) -> bool:
         """Whether `result` is what the instruction asks to make of `source`. Both have one shape."""

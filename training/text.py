@@ -26,7 +26,7 @@ def train_text_encoder(run: Run, pipeline: StepwiseQwenImageEditPipeline, photos
 
     def loss_of(batch: dict[str, Any]) -> torch.Tensor:
         with half(run.device):
-            text, mask = embed(pipeline, {name: value.to(run.device) for name, value in batch["texts"].items()})
+            text, mask = embed(pipeline, batch["texts"])
             kept = mask.unsqueeze(-1)
             scores = classifier((text * kept).sum(dim=1) / kept.sum(dim=1))
         return nn.functional.cross_entropy(scores.float(), batch["labels"].to(run.device))
