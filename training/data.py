@@ -14,7 +14,6 @@ _PHOTO_SHARE = 0.7
 _SCENE_SHARE = 0.8
 # Of the scenes, those whose ground is a photograph.
 _PHOTO_GROUND_SHARE = 0.5
-_SKY_WEIGHT = 1.5
 _EDITED_SHARE = 0.4
 # A crop's sides are at least this share of the largest possible one's, and rarely stretched by more than this.
 _SMALLEST_CROP = 0.35
@@ -26,7 +25,7 @@ station teacher umbrella village window yesterday zebra put give take write read
 beside for of and please 狗 猫 帽子 桌子 朋友 汽车 请 放 看 吃 昨天 学校 音乐 河流 树 人
 """
 _WORDS = _NONSENSE.split()
-_WEIGHTS = np.array([_SKY_WEIGHT if instruction.needs_sky else 1.0 for instruction in INSTRUCTIONS])
+_WEIGHTS = np.array([instruction.weight for instruction in INSTRUCTIONS])
 _CHANCES = _WEIGHTS / _WEIGHTS.sum()
 
 

@@ -19,6 +19,8 @@ class Instruction:
     transform: SkyTransform
     measure: Measure
     needs_sky: bool = False
+    weight: float = 1.0
+    """How often it is drawn for training: more often than others where it is slow to learn."""
 
     @property
     def wordings(self) -> tuple[str, ...]:
@@ -51,16 +53,16 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
     Instruction("cooler", transforms.plain(transforms.to_cooler), measures.is_cooler),
     Instruction("blur", transforms.plain(transforms.to_blurred), measures.is_blurred),
     Instruction("sharpen", transforms.plain(transforms.to_sharp), measures.is_sharp),
-    Instruction("pixelate", transforms.plain(transforms.to_mosaic), measures.is_mosaic),
-    Instruction("sketch", transforms.plain(transforms.to_sketch), measures.is_sketch),
-    Instruction("artistic", transforms.plain(transforms.to_painting), measures.is_painting),
+    Instruction("pixelate", transforms.plain(transforms.to_mosaic), measures.is_mosaic, weight=2),
+    Instruction("sketch", transforms.plain(transforms.to_sketch), measures.is_sketch, weight=3),
+    Instruction("artistic", transforms.plain(transforms.to_painting), measures.is_painting, weight=3),
     Instruction("red", transforms.plain(transforms.tint((1.3, 0.28, 0.25))), measures.is_tinted(0)),
     Instruction("green", transforms.plain(transforms.tint((0.3, 1.15, 0.3))), measures.is_tinted(1)),
     Instruction("blue", transforms.plain(transforms.tint((0.28, 0.42, 1.35))), measures.is_tinted(2)),
-    Instruction("blue-sky", transforms.repaint_sky("blue"), measures.sky_is("blue"), needs_sky=True),
-    Instruction("orange-sky", transforms.repaint_sky("orange"), measures.sky_is("orange"), needs_sky=True),
-    Instruction("night-sky", transforms.repaint_sky("night"), measures.sky_is("night"), needs_sky=True),
-    Instruction("mirror", transforms.plain(transforms.to_mirrored), measures.is_mirrored),
+    Instruction("blue-sky", transforms.repaint_sky("blue"), measures.sky_is("blue"), needs_sky=True, weight=1.5),
+    Instruction("orange-sky", transforms.repaint_sky("orange"), measures.sky_is("orange"), needs_sky=True, weight=1.5),
+    Instruction("night-sky", transforms.repaint_sky("night"), measures.sky_is("night"), needs_sky=True, weight=1.5),
+    Instruction("mirror", transforms.plain(transforms.to_mirrored), measures.is_mirrored, weight=4),
     Instruction("vignette", transforms.plain(transforms.to_vignetted), measures.is_vignetted),
     Instruction("bright-vivid", transforms.plain(transforms.to_bright_vivid), measures.is_bright_vivid),
     IDENTITY,

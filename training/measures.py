@@ -12,10 +12,9 @@ from training.pictures import (
     detail,
     luminance,
     same_content,
-    scaled,
     squared_error,
 )
-from training.transforms import BLOCKS, edge_weight, painting, sketch
+from training.transforms import BLOCKS, block_side, edge_weight, painting, sketch
 
 Measure = Callable[[Values, Values], bool]
 # Share of the height, from the top, that is sky in every scene, and from the bottom that never is.
@@ -97,7 +96,7 @@ def is_mosaic(source: Values, result: Values) -> bool:
 
 def _blockiness(picture: Values, block: int) -> float:
     """Steps between neighbours across the edges of blocks, over those inside them; 1 in a picture without blocks."""
-    side = max(2, round(scaled(picture, block)))
+    side = block_side(picture, block)
     grey = luminance(picture)
     across, inside = [], []
     for axis in (0, 1):
@@ -134,7 +133,9 @@ def is_tinted(channel: int) -> Measure:
 
 
 def is_mirrored(source: Values, result: Values) -> bool:
-    return squared_error(result, source[:, ::-1]) < 0.7 * squared_error(result, source)
+    mirrored = source[:, ::-1]
+    nearer = squared_error(result, mirrored) < 0.7 * squared_error(result, source)
+    return nearer and correlation(mirrored, result) > 0.85
 
 
 def is_vignetted(source: Values, result: Values) -> bool:

@@ -64,7 +64,7 @@ CPU = Recipe(
     width=128,
     heads=4,
     layers=6,
-    edit_stages=(Stage(side=64, batch=16, steps=2_400, rate=1e-2), Stage(side=128, batch=8, steps=500, rate=3e-3)),
+    edit_stages=(Stage(side=64, batch=16, steps=2_400, rate=1e-2), Stage(side=128, batch=8, steps=3_000, rate=5e-3)),
     edit_uses=4,
 )
 # A minute: shows that everything fits together, and nothing else.

@@ -9,7 +9,8 @@ from training.pictures import Mask, Values, as_image, as_values, blurred, greyed
 
 Transform = Callable[[Values, np.random.Generator], Values]
 SkyTransform = Callable[[Values, Mask | None, np.random.Generator], Values]
-BLOCKS = (6, 8, 12)
+# Pixels of a native 128²: one and two tokens of its transformer, which did not learn blocks that cut through tokens.
+BLOCKS = (8, 16)
 
 
 def plain(transform: Transform) -> SkyTransform:
@@ -87,13 +88,19 @@ def to_mosaic(picture: Values, rng: np.random.Generator) -> Values:
 
 
 def _mosaic(picture: Values, block: int) -> Values:
-    """Blocks of one colour each, `block` pixels wide at a short side of 128."""
+    """Blocks of one colour each."""
     height, width = picture.shape[:2]
-    side = max(2, round(scaled(picture, block)))
+    side = block_side(picture, block)
     small = (max(1, -(-width // side)), max(1, -(-height // side)))
     padded = np.pad(picture, ((0, small[1] * side - height), (0, small[0] * side - width), (0, 0)), mode="edge")
     means = padded.reshape(small[1], side, small[0], side, 3).mean(axis=(1, 3))
     return as_values(means.repeat(side, axis=0).repeat(side, axis=1)[:height, :width])
+
+
+def block_side(picture: Values, block: int) -> int:
+    """Pixels of a side: `block` up to an area of 128², and whole multiples of it in larger pictures."""
+    height, width = picture.shape[:2]
+    return block * max(1, round((height * width) ** 0.5 / 128))
 
 
 def to_sketch(picture: Values, rng: np.random.Generator) -> Values:
