@@ -45,7 +45,8 @@ def edit_rows(bench: Bench) -> Rows:
 
 def _computed_s(bench: Bench, case: Case, guided: bool, steps: int, callers: int) -> float:
     entry = bench.entry(case, equal_prompts(callers), guided=guided)
-    encode_s = bench.watch.median(lambda: bench.pipeline.encode(entry.conditions))
+    prepared = [bench.pipeline.prepare(condition) for condition in entry.conditions]
+    encode_s = bench.watch.median(lambda: bench.pipeline.encode(prepared))
     states = bench.states(entry)
     step_s = bench.step_s(states)
     return encode_s + steps * step_s + bench.watch.median(lambda: bench.pipeline.decode(states))

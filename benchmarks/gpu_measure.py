@@ -127,7 +127,7 @@ class Bench:
 
     def states(self, entry: Entry) -> list[SampleState]:
         """The entry's samples, encoded together and started."""
-        encodings = self.pipeline.encode(entry.conditions)
+        encodings = self.pipeline.encode([self.pipeline.prepare(condition) for condition in entry.conditions])
         return [self.pipeline.start(*pair) for pair in zip(encodings, entry.samples, strict=True)]
 
     def step_s(self, states: Sequence[SampleState]) -> float:

@@ -52,7 +52,8 @@ def _batch(bench: Bench, case: Case, guided: bool, batch: int, alone_s: float) -
     """One row, and the seconds of a step; `alone_s` is that of a sample alone, 0 where this is it."""
     with bench.native(case):
         entry = bench.entry(case, equal_prompts(batch), guided=guided)
-        encode_s = bench.watch.median(lambda: bench.pipeline.encode(entry.conditions))
+        prepared = [bench.pipeline.prepare(condition) for condition in entry.conditions]
+        encode_s = bench.watch.median(lambda: bench.pipeline.encode(prepared))
         states = bench.states(entry)
         decode_s = bench.watch.median(lambda: bench.pipeline.decode(states))
         step_s, floor_s = bench.step_s(states), bench.floor_s(case, states)

@@ -59,7 +59,7 @@ def _blank(pipeline: Pipeline, samples: int, guidance: float) -> tuple[Entry, li
     grey = np.full((side, side, 3), 128, np.uint8)
     request = EditRequest(images=[grey], prompt="warm up", seed=0)
     entry = expand(request, pipeline.geometry, default_steps=_STEPS, default_guidance=guidance)
-    encoding = pipeline.encode(entry.conditions)[0]
+    encoding = pipeline.encode([pipeline.prepare(entry.conditions[0])])[0]
     return entry, [pipeline.start(encoding, entry.samples[0]) for _ in range(samples)]
 
 

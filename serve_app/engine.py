@@ -1,10 +1,14 @@
-"""The engine: one thread that owns the GPU and loops admit → encode → step → decode, for all requests at once."""
+"""The engine: one thread that owns the GPU and loops join → encode → step → decode, for all requests at once.
+
+Beside it, a few threads prepare pictures for it and resize its results, so that no step waits for that.
+"""
 
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -24,6 +28,10 @@ R = TypeVar("R")
 
 # Weight of the newest step in the running average of seconds per token.
 _RATE_WEIGHT = 0.1
+# Pillow and torch let go of the GIL; more would only compete with the engine's thread for the replica's cores.
+_PICTURE_THREADS = 4
+# An idle engine waits at most so long for pictures still being prepared, so that what came together starts together.
+_TOGETHER_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,8 @@ class EngineStats:
     expired: int = 0
     failed: int = 0
     refused: int = 0
+    preparing: int = 0
+    """Of those that wait, the samples whose pictures are not ready for the engine yet."""
     waiting: int = 0
     running: int = 0
     paused: int = 0
@@ -82,7 +92,7 @@ class EditEngine:
             aging=settings.aging,
             seconds_per_token=calibration.seconds_per_token,
         )
-        # `submit` runs on callers' threads, all else on the engine's. Guards _claims, _sequence, _counts.
+        # Callers, picture threads and the engine's. Guards _claims, _sequence, _counts; notified when there is work.
         self._lock = threading.Condition()
         self._claims: dict[int, Claim] = {}
         self._sequence = 0
@@ -92,6 +102,7 @@ class EditEngine:
         self._stopping = False
         self._fault: DeviceLost | None = None
         self._busy_since_s: float | None = None
+        self._pool = ThreadPoolExecutor(_PICTURE_THREADS, thread_name_prefix="edit-pictures")
         self._thread = threading.Thread(target=self._run, name="edit-engine", daemon=True)
 
     # ---- the callers' side ----
@@ -109,16 +120,14 @@ class EditEngine:
 
     def submit(self, requests: Sequence[EditRequest]) -> list[Ticket | EditError]:
         """One ticket for each request, or the error that refuses it: InvalidInput, Overloaded or DeviceLost."""
-        entries = [self._prepare(request) for request in requests]
+        entries = [self._expand(request) for request in requests]
         with self._lock:
-            answers = [
+            return [
                 entry if isinstance(entry, EditError) else self._admit(request, entry)
                 for request, entry in zip(requests, entries, strict=True)
             ]
-            self._lock.notify_all()
-        return answers
 
-    def _prepare(self, request: EditRequest) -> Entry | EditError:
+    def _expand(self, request: EditRequest) -> Entry | EditError:
         now_s = self._clock()
         entry = batching.expand(
             request,
@@ -147,7 +156,22 @@ class EditEngine:
         entry.sequence, self._sequence = self._sequence, self._sequence + 1
         claim = self._claims[entry.sequence] = Claim(request, entry)
         self._counts.update(requests=1, samples=len(entry.samples))
+        self._pool.submit(self._prepare, claim)
         return claim.ticket
+
+    def _prepare(self, claim: Claim) -> None:
+        """On a picture thread: make the claim ready to join."""
+        prepared: list[Any] = []
+        try:
+            for condition in claim.entry.conditions:
+                if claim.ticket.done():
+                    break
+                prepared.append(self._pipeline.prepare(condition))
+        except Exception as error:
+            self._fail(claim, error)
+        with self._lock:
+            claim.prepared = prepared
+            self._lock.notify_all()
 
     def _waiting(self) -> int:
         return sum(claim.entry.waiting for claim in self._claims.values())
@@ -157,8 +181,13 @@ class EditEngine:
         with self._lock:
             waiting = self._waiting()
             open_samples = sum(len(claim.entry.samples) for claim in self._claims.values())
-            paused = max(0, open_samples - waiting - self._running)
-            return EngineStats(**self._counts, waiting=waiting, running=self._running, paused=paused)
+            return EngineStats(
+                **self._counts,
+                preparing=sum(claim.entry.waiting for claim in self._claims.values() if claim.prepared is None),
+                waiting=waiting,
+                running=self._running,
+                paused=max(0, open_samples - waiting - self._running),
+            )
 
     def check_health(self) -> None:
         """Raise DeviceLost where the device is lost, the thread is dead, or one stage has run for `stall_s`."""
@@ -180,21 +209,33 @@ class EditEngine:
             logger.exception("The engine's thread failed")
             self._fault = error if isinstance(error, DeviceLost) else DeviceLost("internal error")
         with self._lock:
+            self._stopping = True
             for claim in list(self._claims.values()):
                 self._reject(claim, self._fault or DeviceLost("this replica is shutting down"))
+        # Results on their way out are delivered first.
+        self._pool.shutdown()
 
     def _wait_for_work(self) -> bool:
         with self._lock:
-            while not self._claims and not self._stopping:
+            if not self._claims:
                 self._caps.clear()
-                self._lock.wait()
+            if not any(claim.encodings for claim in self._claims.values()):
+                self._lock.wait_for(lambda: self._stopping or self._ready())
+                self._lock.wait_for(lambda: self._stopping or self._all_ready(), _TOGETHER_S)
             return not self._stopping
+
+    def _ready(self) -> list[Claim]:
+        """The claims whose pictures are prepared."""
+        return [claim for claim in self._claims.values() if claim.prepared is not None]
+
+    def _all_ready(self) -> bool:
+        return len(self._ready()) == len(self._claims)
 
     def _tick(self) -> None:
         """One round: drop who left, plan, let samples join, step, hand out what is done."""
         with self._lock:
             self._drop_departed()
-            batch = batching.plan([claim.entry for claim in self._claims.values()], self._policy, self._caps)
+            batch = batching.plan([claim.entry for claim in self._ready()], self._policy, self._caps)
         self._join([sample for sample in batch if not sample.encoded])
         batch = [sample for sample in batch if self._is_here(sample)]
         self._step(batch)
@@ -234,7 +275,10 @@ class EditEngine:
             claim.encode_s += elapsed_s
 
     def _encode(self, samples: Sequence[Sample]) -> Sequence[Any]:
-        return self._pipeline.encode([sample.entry.conditions[sample.image_index] for sample in samples])
+        claims = [self._claims[sample.entry.sequence] for sample in samples]
+        # Only samples of claims that are ready are planned.
+        prepared = [(claim.prepared or [])[sample.image_index] for claim, sample in zip(claims, samples, strict=True)]
+        return self._pipeline.encode(prepared)
 
     def _start_samples(self, samples: Sequence[Sample]) -> list[Any]:
         encodings = [self._claims[sample.entry.sequence].encodings[sample.image_index] for sample in samples]
@@ -281,7 +325,14 @@ class EditEngine:
                 with self._lock:
                     del self._claims[claim.entry.sequence]
                 self._count(finished=1)
-                claim.resolve(now_s)
+                self._pool.submit(self._resolve, claim, now_s)
+
+    def _resolve(self, claim: Claim, now_s: float) -> None:
+        """On a picture thread: the last of a request."""
+        try:
+            claim.resolve(now_s)
+        except Exception as error:
+            claim.reject(_as_edit_error(error))
 
     def _decode(self, samples: Sequence[Sample]) -> Sequence[Pixels]:
         return self._pipeline.decode([sample.state for sample in samples])
@@ -303,7 +354,7 @@ class EditEngine:
             finally:
                 self._busy_since_s = None
 
-        return isolate(watched, samples, alive=self._is_here, fail=self._fail, halved=halved)
+        return isolate(watched, samples, alive=self._is_here, fail=self._fail_sample, halved=halved)
 
     def _is_here(self, sample: Sample) -> bool:
         return sample.entry.sequence in self._claims
@@ -312,14 +363,17 @@ class EditEngine:
         """The claims that samples belong to, each once."""
         return [self._claims[sequence] for sequence in dict.fromkeys(sample.entry.sequence for sample in samples)]
 
-    def _fail(self, sample: Sample, error: Exception) -> None:
+    def _fail_sample(self, sample: Sample, error: Exception) -> None:
         """One sample failed alone: its request fails, its neighbours go on."""
+        self._fail(self._claims[sample.entry.sequence], error)
+
+    def _fail(self, claim: Claim, error: Exception) -> None:
         self._count(failed=1)
-        self._reject(self._claims[sample.entry.sequence], _as_edit_error(error))
+        self._reject(claim, _as_edit_error(error))
 
     def _reject(self, claim: Claim, error: EditError) -> None:
         with self._lock:
-            del self._claims[claim.entry.sequence]
+            self._claims.pop(claim.entry.sequence, None)
         claim.reject(error)
 
     def _count(self, **increments: int) -> None:

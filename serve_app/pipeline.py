@@ -4,12 +4,12 @@ Each stage takes any number of samples, which need share nothing but their shape
 one sample (or its negative prompt), expanded by us: diffusers 0.42 pairs variants with the wrong picture.
 """
 
-import copy
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -28,6 +28,18 @@ from serve_app.vae import skip_absent_frames
 
 NATIVE_AREA = 1024 * 1024
 """Pixels that Qwen-Image-Edit was made for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A condition as the model reads it, on the CPU: ids of the text and, with guidance, the negative text; the
+    picture's patches with their grid (1 × 3) for the text encoder, and its pixels (1 × 3 × height × width) for the VAE.
+    """
+
+    texts: tuple[torch.Tensor, ...]
+    patches: torch.Tensor
+    grid: torch.Tensor
+    pixels: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +90,8 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         # 64 in diffusers, which is right for the published tokenizer only.
         prefix = self.prompt_template_encode.split("<|vision_start|>")[0]
         self.prompt_template_encode_start_idx = len(tokenizer(prefix)["input_ids"])
-        # A fast tokenizer refuses a second thread ("Already borrowed", tokenizers 0.23), and `check` runs on callers'.
-        self._check_tokenizer = copy.deepcopy(tokenizer)
+        # A fast tokenizer refuses a second thread ("Already borrowed", tokenizers 0.23).
+        self._tokenizer_lock = threading.Lock()
 
     @property
     def geometry(self) -> Geometry:
@@ -87,53 +99,89 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
     def check(self, condition: Condition) -> None:
         """Raise InvalidInput for a text longer than the model's positions. Cheap, and safe on any thread."""
-        reference, merge = condition.reference, self.processor.image_processor.merge_size
-        patches = self.processor.image_processor.get_number_of_image_patches(reference.height, reference.width, {})
+        reference, merge = condition.reference, self._patcher.merge_size
+        patches = self._patcher.get_number_of_image_patches(reference.height, reference.width, {})
         longest_side = max(reference.width, reference.height) // self.geometry.multiple
         positions = self.transformer.pos_embed.pos_freqs.shape[0] - longest_side - patches // merge**2
         for param in ("prompt", "negative_prompt"):
-            text = self.prompt_template_encode.format(getattr(condition, param) or "")
-            tokens = len(self._check_tokenizer(text)["input_ids"])
+            tokens = len(self._tokenize(getattr(condition, param) or "", patches=1))
             if tokens > positions:
                 raise InvalidInput(f"{param}: {tokens} tokens; this model takes at most {positions}", param=param)
 
+    @property
+    def _patcher(self) -> Any:
+        """What cuts pictures into patches for the text encoder."""
+        return self.processor.image_processor
+
+    def prepare(self, condition: Condition) -> Prepared:
+        """Resize, cut into patches and tokenize, on the CPU: a tenth of a second for a large picture."""
+        size = condition.reference
+        picture = self.image_processor.resize(PIL.Image.fromarray(condition.picture), size.height, size.width)
+        cut = self._patcher(images=[picture], return_tensors="pt")
+        grid = cut["image_grid_thw"]
+        patches = int(grid.prod()) // self._patcher.merge_size**2
+        texts = (
+            [condition.prompt] if condition.negative_prompt is None else [condition.prompt, condition.negative_prompt]
+        )
+        return Prepared(
+            texts=tuple(torch.tensor(self._tokenize(text, patches)) for text in texts),
+            patches=cut["pixel_values"],
+            grid=grid,
+            pixels=self.image_processor.preprocess([picture], size.height, size.width),
+        )
+
+    def _tokenize(self, text: str, patches: int) -> list[int]:
+        """The template with the text, and the picture's place as wide as its patches: as Qwen2VLProcessor does it."""
+        pad = self.processor.image_token
+        with self._tokenizer_lock:
+            ids: list[int] = self.tokenizer(self.prompt_template_encode.replace(pad, pad * patches).format(text))[
+                "input_ids"
+            ]
+        return ids
+
     @torch.no_grad()
-    def encode(self, conditions: Sequence[Condition]) -> list[Encoding]:
+    def encode(self, prepared: Sequence[Prepared]) -> list[Encoding]:
         """Texts and pictures of any sizes, in as few calls as there are reference sizes."""
         with _translated_errors():
-            pictures = [self._resize(condition) for condition in conditions]
-            texts = self._encode_texts(conditions, pictures)
-            references = self._encode_references(conditions, pictures)
+            texts = self._encode_texts(prepared)
+            references = self._encode_references(prepared)
             return [Encoding(*text, reference) for text, reference in zip(texts, references, strict=True)]
 
-    def _resize(self, condition: Condition) -> PIL.Image.Image:
-        size, picture = condition.reference, PIL.Image.fromarray(condition.picture)
-        return cast(PIL.Image.Image, self.image_processor.resize(picture, size.height, size.width))
+    def _encode_texts(self, prepared: Sequence[Prepared]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Text and negative text of each, tokens × width: as `_get_qwen_prompt_embeds` of QwenImageEditPipeline."""
+        guided = [index for index, each in enumerate(prepared) if len(each.texts) == 2]
+        pictures = [*prepared, *(prepared[index] for index in guided)]
+        texts = [*(each.texts[0] for each in prepared), *(prepared[index].texts[1] for index in guided)]
+        rows = self._read(texts, pictures)
+        negatives = dict(zip(guided, rows[len(prepared) :], strict=True))
+        return [(row, negatives.get(index)) for index, row in enumerate(rows[: len(prepared)])]
 
-    def _encode_texts(
-        self, conditions: Sequence[Condition], pictures: Sequence[PIL.Image.Image]
-    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        guided = [index for index, condition in enumerate(conditions) if condition.negative_prompt is not None]
-        prompts = [condition.prompt for condition in conditions]
-        prompts += [conditions[index].negative_prompt or "" for index in guided]
-        images = [*pictures, *(pictures[index] for index in guided)]
-        embeds, mask = self._get_qwen_prompt_embeds(prompts, images, self._execution_device)
-        rows = [row[:length] for row, length in zip(embeds, mask.sum(dim=1).tolist(), strict=True)]
-        negatives = dict(zip(guided, rows[len(conditions) :], strict=True))
-        return [(row, negatives.get(index)) for index, row in enumerate(rows[: len(conditions)])]
+    def _read(self, texts: Sequence[torch.Tensor], pictures: Sequence[Prepared]) -> list[torch.Tensor]:
+        """The text encoder's last hidden states, without the template's beginning. Each text sees its own picture."""
+        device, lengths = self._execution_device, [len(text) for text in texts]
+        mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+        outputs = self.text_encoder(
+            input_ids=pad_sequence(list(texts), batch_first=True, padding_value=self.tokenizer.pad_token_id).to(device),
+            attention_mask=mask.long().to(device),
+            pixel_values=torch.cat([picture.patches for picture in pictures]).to(device),
+            image_grid_thw=torch.cat([picture.grid for picture in pictures]).to(device),
+            output_hidden_states=True,
+            # Nobody reads the logits.
+            logits_to_keep=1,
+        )
+        hidden, first = outputs.hidden_states[-1].to(self.text_encoder.dtype), self.prompt_template_encode_start_idx
+        return [row[first:length] for row, length in zip(hidden, lengths, strict=True)]
 
-    def _encode_references(
-        self, conditions: Sequence[Condition], pictures: Sequence[PIL.Image.Image]
-    ) -> list[torch.Tensor]:
+    def _encode_references(self, prepared: Sequence[Prepared]) -> list[torch.Tensor]:
         packed: dict[int, torch.Tensor] = {}
-        for size in {condition.reference for condition in conditions}:
-            indices = [index for index, condition in enumerate(conditions) if condition.reference == size]
-            pixels = self.image_processor.preprocess([pictures[index] for index in indices], size.height, size.width)
+        for shape in {each.pixels.shape for each in prepared}:
+            indices = [index for index, each in enumerate(prepared) if each.pixels.shape == shape]
+            pixels = torch.cat([prepared[index].pixels for index in indices])
             pixels = pixels.unsqueeze(2).to(self._execution_device, self.vae.dtype)
             latents = self._encode_vae_image(pixels, generator=None)
             rows = self._pack_latents(latents, len(indices), self._channels, *latents.shape[3:])
             packed.update(zip(indices, rows.to(self.transformer.dtype), strict=True))
-        return [packed[index] for index in range(len(conditions))]
+        return [packed[index] for index in range(len(prepared))]
 
     @property
     def _channels(self) -> int:

@@ -9,7 +9,8 @@ from serve_app.request import Pixels
 
 
 class Pipeline(Protocol):
-    """Stages over any number of samples of one shape. Encodings and states are the pipeline's own, opaque elsewhere.
+    """Stages over any number of samples of one shape. What is prepared, encodings
+    and states are the pipeline's own, opaque elsewhere.
 
     A stage returns when its work on the device is done. It raises OutOfMemory, NotFinite or DeviceLost for what it can
     name, and then leaves its inputs as they were, so that it can be tried again with fewer of them.
@@ -21,7 +22,10 @@ class Pipeline(Protocol):
     def check(self, condition: Condition, /) -> None:
         """Raise InvalidInput for what this model cannot take. Called on callers' threads."""
 
-    def encode(self, conditions: Sequence[Condition], /) -> Sequence[Any]: ...
+    def prepare(self, condition: Condition, /) -> Any:
+        """What `encode` takes: all that needs no device, done beside the steps. Called on any thread, many at once."""
+
+    def encode(self, prepared: Sequence[Any], /) -> Sequence[Any]: ...
 
     def start(self, encoding: Any, sample: Sample, /) -> Any: ...
 

@@ -21,24 +21,27 @@ class Claim:
     request: EditRequest
     entry: Entry
     ticket: Ticket = field(default_factory=Future)
+    prepared: list[Any] | None = None
+    """By picture; opaque. None until all are prepared; before that no sample may join."""
     encodings: dict[int, Any] = field(default_factory=dict)
     """By picture; opaque, shared by its variants."""
     pixels: dict[tuple[int, int], Pixels] = field(default_factory=dict)
+    """As the model made them."""
     joined_s: float | None = None
     encode_s: float = 0.0
     decode_s: float = 0.0
 
     def keep(self, sample: Sample, picture: Pixels) -> None:
-        """Take a finished sample's picture, at exactly the size asked for."""
-        size = self.request.size or sample.shape.output
-        self.pixels[sample.image_index, sample.variant_index] = resize(picture, size)
+        """Take a finished sample's picture."""
+        self.pixels[sample.image_index, sample.variant_index] = picture
 
     def resolve(self, now_s: float) -> None:
-        """Hand the result to the caller. All samples must have been kept."""
-        images, variants = len(self.request.images), self.request.n
+        """Hand the result, at exactly the size asked for, to the caller. All samples must have been kept."""
+        images, variants, size = len(self.request.images), self.request.n, self.request.size
+        pixels = {place: resize(picture, size) if size else picture for place, picture in self.pixels.items()}
         seeds = {(i, j): self.request.output_seed(i, j) for i in range(images) for j in range(variants)}
         result = EditResult(
-            pixels=arrange(self.pixels, images, variants),
+            pixels=arrange(pixels, images, variants),
             seeds=arrange(seeds, images, variants),
             timings=self._timings(now_s),
         )

@@ -33,6 +33,7 @@ class ArithmeticPipeline:
     """`on_step` is called with the states before each step and may raise; `gate` holds every step until it is set."""
 
     on_step: Callable[[Sequence[State]], None] = lambda states: None
+    on_prepare: Callable[[Condition], None] = lambda condition: None
     on_encode: Callable[[Sequence[Condition]], None] = lambda conditions: None
     gate: threading.Event = field(default_factory=threading.Event)
     at_step: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -49,6 +50,10 @@ class ArithmeticPipeline:
     def check(self, condition: Condition) -> None:
         if len(condition.prompt) > 1000:
             raise InvalidInput("prompt: too long", param="prompt")
+
+    def prepare(self, condition: Condition) -> Condition:
+        self.on_prepare(condition)
+        return condition
 
     def encode(self, conditions: Sequence[Condition]) -> list[Condition]:
         self.on_encode(conditions)

@@ -1,5 +1,6 @@
 """The engine's six promises, on a pipeline that is arithmetic: fast, exact, and as poisonous as a test wants it."""
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
@@ -31,8 +32,9 @@ TIMEOUT_S = 20
 
 @contextmanager
 def engine(
-    pipeline: ArithmeticPipeline, *, max_samples: int = 8, timeout_s: float = 600, **settings: Any
+    pipeline: ArithmeticPipeline, *, max_samples: int = 8, timeout_s: float = 600, start: bool = True, **settings: Any
 ) -> Iterator[EditEngine]:
+    """An engine; one not started yet takes requests, which then begin in one step whatever the machine is at."""
     running = EditEngine(
         pipeline,
         EngineSettings(**{"batch_tokens": 10**9, **settings}),
@@ -42,7 +44,8 @@ def engine(
         default_guidance=4.0,
         timeout_s=timeout_s,
     )
-    running.start()
+    if start:
+        running.start()
     try:
         yield running
     finally:
@@ -51,8 +54,13 @@ def engine(
 
 
 def submit(running: EditEngine, *requests: EditRequest) -> list[Ticket]:
+    """Tickets of requests whose pictures are prepared, so that they join with the next step."""
     tickets = [answer for answer in running.submit(requests) if not isinstance(answer, EditError)]
     assert len(tickets) == len(requests)
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while running.stats().preparing:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
     return tickets
 
 
@@ -130,6 +138,59 @@ def test_join_batch_accumulates_while_busy():
     assert [len(batch) for batch in pipeline.batches] == [1] * 4 + [3] * 4
 
 
+class TestPreparation:
+    def test_steps_go_on_while_a_picture_is_prepared(self):
+        hold = threading.Event()
+
+        def on_prepare(condition):
+            assert condition.prompt != "prompt 2" or hold.wait(20)
+
+        with engine(ArithmeticPipeline(on_prepare=on_prepare)) as running:
+            [slow] = [ticket for ticket in running.submit([edit_request(2)]) if not isinstance(ticket, EditError)]
+            [quick] = [ticket for ticket in running.submit([edit_request(1)]) if not isinstance(ticket, EditError)]
+            quick.result(TIMEOUT_S)
+            assert (running.stats().preparing, running.stats().waiting, slow.done()) == (1, 1, False)
+            hold.set()
+            assert_same(slow.result(TIMEOUT_S), alone(edit_request(2)))
+
+    def test_what_came_together_starts_together_though_one_is_prepared_later(self):
+        pipeline = ArithmeticPipeline(on_prepare=lambda condition: time.sleep(0.02 * (condition.prompt == "prompt 2")))
+        with engine(pipeline, join="batch") as running:
+            for ticket in running.submit([edit_request(k) for k in range(4)]):
+                assert not isinstance(ticket, EditError)
+                ticket.result(TIMEOUT_S)
+        assert [len(batch) for batch in pipeline.batches] == [4] * 4
+
+    def test_a_picture_that_cannot_be_prepared_fails_its_own_request(self):
+        def poison(condition):
+            if condition.prompt == "prompt 1":
+                raise ValueError("secret /path")
+
+        with engine(ArithmeticPipeline(on_prepare=poison)) as running:
+            tickets = submit(running, *(edit_request(k) for k in range(3)))
+            with pytest.raises(GenerationError, match=r"^Image generation failed: internal error$"):
+                tickets[1].result(TIMEOUT_S)
+            for index in (0, 2):
+                assert_same(tickets[index].result(TIMEOUT_S), alone(edit_request(index)))
+            assert (running.stats().failed, running.stats().finished) == (1, 2)
+
+    def test_a_request_cancelled_meanwhile_is_prepared_no_further(self):
+        prepared, hold = [], threading.Event()
+
+        def on_prepare(condition):
+            prepared.append(condition.prompt)
+            assert hold.wait(20)
+
+        with engine(ArithmeticPipeline(on_prepare=on_prepare)) as running:
+            [ticket] = running.submit([edit_request(1, images=[picture(1), picture(2)], prompt=["a", "b"])])
+            assert not isinstance(ticket, EditError)
+            ticket.cancel()
+            hold.set()
+            submit(running, edit_request(3))[0].result(TIMEOUT_S)
+            assert running.stats().cancelled == 1
+        assert "b" not in prepared
+
+
 class TestIsolation:
     def test_a_sample_that_raises_fails_its_own_request_with_words_that_tell_nothing_of_the_inside(self):
         def poison(states):
@@ -192,8 +253,10 @@ class TestIsolation:
                 raise OutOfMemory("CUDA out of memory")
 
         pipeline = ArithmeticPipeline(on_step=limited)
-        with engine(pipeline) as running:
-            for ticket in submit(running, *(edit_request(k) for k in range(6))):
+        with engine(pipeline, start=False) as running:
+            tickets = submit(running, *(edit_request(k) for k in range(6)))
+            running.start()
+            for ticket in tickets:
                 ticket.result(TIMEOUT_S)
             assert running.stats().failed == 0
         assert max(len(batch) for batch in pipeline.batches) <= 2
@@ -216,8 +279,9 @@ class TestLeaving:
     def test_a_cancelled_request_leaves_at_the_next_step(self):
         pipeline = ArithmeticPipeline()
         pipeline.gate.clear()
-        with engine(pipeline) as running:
+        with engine(pipeline, start=False) as running:
             leaver, stayer = submit(running, edit_request(1, n=3), edit_request(2))
+            running.start()
             assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
             assert leaver.cancel()
             pipeline.gate.set()
@@ -253,12 +317,12 @@ class TestBounds:
         pipeline = ArithmeticPipeline()
         pipeline.gate.clear()
         with engine(pipeline, max_samples=1, max_waiting=4) as running:
-            accepted = submit(running, edit_request(1, n=4))
-            [refused] = running.submit([edit_request(2)])
+            accepted, refused = running.submit([edit_request(1, n=4), edit_request(2)])
+            assert not isinstance(accepted, EditError)
             assert isinstance(refused, Overloaded)
             assert (refused.retry_after_s or 0) >= 1
             pipeline.gate.set()
-            accepted[0].result(TIMEOUT_S)
+            accepted.result(TIMEOUT_S)
             assert running.stats().refused == 1
             submit(running, edit_request(3))[0].result(TIMEOUT_S)
 

@@ -42,7 +42,9 @@ def samples_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[E
         for k, r in enumerate(requests)
     ]
     conditions = [condition for entry in entries for condition in entry.conditions]
-    encodings = dict(zip(map(id, conditions), random_model.encode(conditions), strict=True))
+    encodings = dict(
+        zip(map(id, conditions), random_model.encode(list(map(random_model.prepare, conditions))), strict=True)
+    )
     samples = [sample for entry in entries for sample in entry.samples]
     for sample in samples:
         sample.state = random_model.start(encodings[id(sample.entry.conditions[sample.image_index])], sample)

@@ -39,8 +39,11 @@ class Poisoned:
     def check(self, condition: Condition) -> None:
         self._real.check(condition)
 
-    def encode(self, conditions: Sequence[Condition]) -> list[Any]:
-        return self._real.encode(conditions)
+    def prepare(self, condition: Condition) -> Any:
+        return self._real.prepare(condition)
+
+    def encode(self, prepared: Sequence[Any]) -> list[Any]:
+        return self._real.encode(prepared)
 
     def start(self, encoding: Any, sample: Sample) -> SampleState:
         state = self._real.start(encoding, sample)

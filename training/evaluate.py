@@ -65,7 +65,7 @@ def _start(pipeline: StepwiseQwenImageEditPipeline, request: EditRequest) -> Sam
         default_guidance=BUILTIN_GUIDANCE,
     )
     [sample] = entry.samples
-    sample.state = pipeline.start(pipeline.encode(entry.conditions)[0], sample)
+    sample.state = pipeline.start(pipeline.encode([pipeline.prepare(entry.conditions[0])])[0], sample)
     return sample
 
 

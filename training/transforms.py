@@ -1,5 +1,6 @@
 """What each instruction does to a picture; strength or tint is drawn where the instruction leaves room."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -100,7 +101,7 @@ def _mosaic(picture: Values, block: int) -> Values:
 def block_side(picture: Values, block: int) -> int:
     """Pixels of a side: `block` up to an area of 128², and whole multiples of it in larger pictures."""
     height, width = picture.shape[:2]
-    return block * max(1, round((height * width) ** 0.5 / 128))
+    return block * max(1, round(math.sqrt(height * width) / 128))
 
 
 def to_sketch(picture: Values, rng: np.random.Generator) -> Values:
