@@ -4,7 +4,7 @@ Pure: no torch, no Ray, no thread, and no clock of its own. The engine asks `pla
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -203,6 +203,11 @@ def knee(seconds_by_samples: Mapping[int, float]) -> int:
     )
 
 
-def drain_s(entries: Sequence[Entry], policy: Policy) -> int:
+def work_s(entries: Iterable[Entry], policy: Policy) -> float:
+    """Seconds that the remaining steps take at the present rate."""
+    return sum(entry.work_tokens for entry in entries) * policy.seconds_per_token
+
+
+def drain_s(entries: Iterable[Entry], policy: Policy) -> int:
     """Whole seconds until the present work is done, at least 1: what `Retry-After` says."""
-    return max(1, math.ceil(sum(entry.work_tokens for entry in entries) * policy.seconds_per_token))
+    return max(1, math.ceil(work_s(entries, policy)))

@@ -39,6 +39,7 @@ class EngineStats:
     """Counters since the start, and what is in the engine now.
 
     `sample_steps` / `forwards` is the mean batch; `shared_forwards` had samples of more than one request.
+    `work_s`: seconds that the steps of the `open_requests` still take at the present rate.
     """
 
     requests: int = 0
@@ -57,6 +58,8 @@ class EngineStats:
     waiting: int = 0
     running: int = 0
     paused: int = 0
+    open_requests: int = 0
+    work_s: float = 0.0
 
 
 class EditEngine:
@@ -187,6 +190,8 @@ class EditEngine:
                 waiting=waiting,
                 running=self._running,
                 paused=max(0, open_samples - waiting - self._running),
+                open_requests=len(self._claims),
+                work_s=batching.work_s((claim.entry for claim in self._claims.values()), self._policy),
             )
 
     def check_health(self) -> None:

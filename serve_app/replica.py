@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from ray import serve
 
+from serve_app.autoscaling import OPEN_REQUESTS, WORK_S
 from serve_app.calibration import calibrate
 from serve_app.engine import EditEngine, EngineStats
 from serve_app.errors import EditError
@@ -75,6 +76,11 @@ class ImageEditor:
 
     async def stats(self) -> EngineStats:
         return self._engine.stats()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `OpenWorkPolicy` decides by; Serve asks for it."""
+        stats = self._engine.stats()
+        return {WORK_S: stats.work_s, OPEN_REQUESTS: stats.open_requests}
 
     async def ready(self) -> bool:
         """True: a replica that answers has loaded and warmed its model."""

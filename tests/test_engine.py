@@ -326,6 +326,20 @@ class TestBounds:
             assert running.stats().refused == 1
             submit(running, edit_request(3))[0].result(TIMEOUT_S)
 
+    def test_open_work_is_told_in_seconds_and_is_gone_when_done(self):
+        pipeline = ArithmeticPipeline()
+        pipeline.gate.clear()
+        with engine(pipeline) as running:
+            tickets = submit(running, edit_request(1, n=3), edit_request(2, guidance_scale=1.0))
+            stats = running.stats()
+            # 3 samples of 4 steps of 2 rows, one of 4 steps of 1 row; 32 tokens a row, 1e-5 s a token.
+            assert stats.work_s == pytest.approx((3 * 4 * 2 + 4) * 32e-5)
+            assert stats.open_requests == 2
+            pipeline.gate.set()
+            for ticket in tickets:
+                ticket.result(TIMEOUT_S)
+            assert (running.stats().work_s, running.stats().open_requests) == (0, 0)
+
     def test_what_the_model_cannot_take_is_refused_before_it_waits(self):
         pipeline = ArithmeticPipeline()
         with engine(pipeline) as running:

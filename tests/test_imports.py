@@ -28,6 +28,7 @@ ORDER = [
     "form",
     "auth",
     "http",
+    "autoscaling",
     "replica",
     "ingress",
     "app",
