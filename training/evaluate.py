@@ -1,8 +1,11 @@
 """`python -m training.evaluate MODEL`: what a trained model really does, on photographs it has never seen."""
 
 import argparse
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -106,51 +109,72 @@ def evaluate(
     )
 
 
-def contact_sheet(
-    pipeline: StepwiseQwenImageEditPipeline,
-    photographs: Sequence[Held],
-    scenes: Sequence[Held],
-    guidance: float = BUILTIN_GUIDANCE,
-    side: int = 96,
-) -> PIL.Image.Image:
-    """A row for each instruction: the picture, what was asked for, and three seeds of the model."""
+def variants(
+    pipeline: StepwiseQwenImageEditPipeline, instruction: Instruction, each: Held, guidance: float
+) -> list[Picture]:
+    """A row of the contact sheet: the picture, what was asked for, and what the model makes of it, seed by seed."""
+    truth = instruction.apply(each.pixels, each.sky_mask, np.random.default_rng(0))
+    prompt = instruction.wordings[0]
+    requests = [
+        EditRequest(images=[each.pixels], prompt=prompt, seed=seed, guidance_scale=guidance) for seed in range(SEEDS)
+    ]
+    return [each.pixels, truth, *edit_all(pipeline, requests)]
+
+
+def contact_sheet(rows: Sequence[Sequence[Picture]], side: int = 96) -> PIL.Image.Image:
+    """The rows of `variants`, one for each instruction, at `side` pixels."""
     label = 150
-    sheet = PIL.Image.new("RGB", (label + (2 + SEEDS) * side, len(INSTRUCTIONS) * side), "white")
+    sheet = PIL.Image.new("RGB", (label + (2 + SEEDS) * side, len(rows) * side), "white")
     draw = PIL.ImageDraw.Draw(sheet)
-    for row, instruction in enumerate(INSTRUCTIONS):
-        held = scenes if instruction.needs_sky else photographs
-        each = held[row % len(held)]
-        truth = instruction.apply(each.pixels, each.sky_mask, np.random.default_rng(0))
-        prompt = instruction.wordings[0]
-        edits = edit_all(
-            pipeline,
-            [
-                EditRequest(images=[each.pixels], prompt=prompt, seed=seed, guidance_scale=guidance)
-                for seed in range(SEEDS)
-            ],
-        )
-        draw.text((6, row * side + side // 2), prompt[:24], fill="black")
-        for column, picture in enumerate([each.pixels, truth, *edits]):
+    for row, (instruction, pictures) in enumerate(zip(INSTRUCTIONS, rows, strict=True)):
+        draw.text((6, row * side + side // 2), instruction.wordings[0][:24], fill="black")
+        for column, picture in enumerate(pictures):
             small = PIL.Image.fromarray(picture).resize((side, side), PIL.Image.Resampling.LANCZOS)
             sheet.paste(small, (label + column * side, row * side))
     return sheet
 
 
+@dataclass(frozen=True)
+class Task:
+    """One instruction's evaluation, for a process of its own: instructions hold functions, which cannot be sent."""
+
+    folder: Path
+    instruction: int
+    held: Sequence[Held]
+    guidance: float
+
+    def __call__(self) -> tuple[Row, list[Picture]]:
+        pipeline, instruction = _load(self.folder), INSTRUCTIONS[self.instruction]
+        row = evaluate(pipeline, instruction, self.held, self.guidance)
+        return row, variants(pipeline, instruction, self.held[self.instruction % len(self.held)], self.guidance)
+
+
+@cache
+def _load(folder: Path) -> StepwiseQwenImageEditPipeline:
+    # So small a model is faster in several processes of one thread than in one of several.
+    torch.set_num_threads(1)
+    pipeline: StepwiseQwenImageEditPipeline = StepwiseQwenImageEditPipeline.from_pretrained(folder, dtype=torch.float32)
+    return pipeline
+
+
 def write_card(folder: Path, guidance: float = BUILTIN_GUIDANCE, pictures: int = PICTURES) -> None:
     """Evaluate the model in `folder`, print the table, and write README.md and contact_sheet.png beside it."""
-    pipeline = StepwiseQwenImageEditPipeline.from_pretrained(folder, dtype=torch.float32)
-    side = round(pipeline.config.native_area**0.5)
+    side = round(_load(folder).config.native_area ** 0.5)
     photographs = evaluation_pictures((side, side), pictures, sky=False)
     scenes = evaluation_pictures((side, side), pictures, sky=True)
-    restored_db = reconstruction_db(pipeline, [each.pixels for each in photographs])
-    rows = [
-        evaluate(pipeline, instruction, scenes if instruction.needs_sky else photographs, guidance)
-        for instruction in tqdm(INSTRUCTIONS, desc="evaluate")
+    restored_db = reconstruction_db(_load(folder), [each.pixels for each in photographs])
+    tasks = [
+        Task(folder, index, scenes if instruction.needs_sky else photographs, guidance)
+        for index, instruction in enumerate(INSTRUCTIONS)
     ]
-    table = card(rows, restored_db, side, guidance, pictures)
+    # Not forked: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(task) for task in tasks]
+        results = [future.result() for future in tqdm(futures, desc="evaluate")]
+    table = card([row for row, _ in results], restored_db, side, guidance, pictures)
     print(table)
     (folder / "README.md").write_text(table)
-    contact_sheet(pipeline, photographs, scenes, guidance).save(folder / "contact_sheet.png", optimize=True)
+    contact_sheet([tiles for _, tiles in results]).save(folder / "contact_sheet.png", optimize=True)
 
 
 _CARD = """\

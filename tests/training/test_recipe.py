@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from serve_app.pipeline import StepwiseQwenImageEditPipeline
 from training.autoencoder import train_autoencoder
 from training.editor import train_editor
-from training.evaluate import contact_sheet, evaluate, psnr_db, reconstruction_db
+from training.evaluate import evaluate, psnr_db, reconstruction_db, write_card
 from training.instructions import INSTRUCTIONS
 from training.loop import rate_at
 from training.parts import build_pipeline, build_tokenizer, build_vae
@@ -87,12 +89,17 @@ def test_a_model_fits_thirty_megabytes(recipe):
     assert pipeline.geometry.multiple == recipe.multiple
 
 
-def test_the_contact_sheet_has_a_row_for_each_instruction(trained, tmp_path: Path):
-    trained.to("cpu", torch.float32)
-    sheet = contact_sheet(
-        trained, evaluation_pictures((64, 64), 2), evaluation_pictures((64, 64), 1, sky=True), side=16
-    )
-    assert sheet.height == 16 * len(INSTRUCTIONS)
+def test_the_card_tells_of_every_instruction_in_words_and_pictures(trained, tmp_path: Path):
+    trained.to("cpu", torch.float16).save_pretrained(tmp_path)
+    write_card(tmp_path, pictures=1)
+    card = (tmp_path / "README.md").read_text()
+    for instruction in INSTRUCTIONS:
+        assert f"\n| {instruction.name} | " in card
+    assert "Below 70%: grayscale (0%)" in card
+    sheet = PIL.Image.open(tmp_path / "contact_sheet.png")
+    assert sheet.height % len(INSTRUCTIONS) == 0
+    rows = np.split(np.asarray(sheet), len(INSTRUCTIONS))
+    assert all(row[:, -96:].std() > 0 for row in rows)
 
 
 def test_psnr_is_that_of_the_mean_square():
