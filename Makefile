@@ -1,6 +1,8 @@
 # make run     install what is missing, serve on 127.0.0.1:8000   (MODEL=Qwen/Qwen-Image-Edit make run)
 # make test    install what is missing, run every test that needs no GPU
 # make test-gpu the others
+# make check-deploy what is in deploy/, against its schemas; a part of make test
+# make deploy-config deploy/serve_config.yaml and what is in deploy/kuberay, from serve_config.yaml
 # make lint    ruff and mypy
 # make bench   our server beside the naive ways, about ten minutes; writes benchmarks/RESULTS.md
 # make train   the recipe of a built-in model that follows instructions
@@ -15,7 +17,7 @@ BIN := .venv/bin
 # Where it is set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-gpu bench train lint install clean
+.PHONY: run test test-gpu check-deploy deploy-config bench train lint install clean
 
 run: install
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
@@ -26,6 +28,12 @@ test: install
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+check-deploy: install
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/deploy
+
+deploy-config: install
+	$(BIN)/python -m deploy.serve_config
 
 bench: install
 	$(BIN)/python -m benchmarks --model $(MODEL)

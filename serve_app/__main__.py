@@ -6,8 +6,11 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import ray
+import yaml
+from pydantic import ValidationError
 from ray import serve
 
 from serve_app.app import APP_NAME, build
@@ -21,9 +24,9 @@ for k, item in enumerate(json.load(sys.stdin)["data"]):
 
 def main() -> None:
     arguments = _parse()
-    settings = AppSettings(model=ModelSettings(source=arguments.model))
+    settings = _settings(arguments)
     stop = threading.Event()
-    print(f"Starting; loading {arguments.model} …", flush=True)
+    print(f"Starting; loading {settings.model.source} …", flush=True)
     # One CPU each for ingress and replica, also where the machine has only one. Ray's own lines go to its log.
     cpus = max(2, len(os.sched_getaffinity(0)))
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -41,6 +44,16 @@ def main() -> None:
         ray.shutdown()
 
 
+def _settings(arguments: argparse.Namespace) -> AppSettings:
+    """The settings of the file, or the defaults with the model that was named; exits where the file cannot be used."""
+    if arguments.settings is None:
+        return AppSettings(model=ModelSettings(source=arguments.model))
+    try:
+        return AppSettings.model_validate(yaml.safe_load(arguments.settings.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
+        sys.exit(f"{arguments.settings} cannot be used: {error}")
+
+
 def _start(settings: AppSettings, host: str, port: int) -> None:
     """Serve the application, or exit with the reason that Serve leaves out of its exception."""
     serve.start(http_options={"host": host, "port": port})
@@ -55,7 +68,9 @@ def _start(settings: AppSettings, host: str, port: int) -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m serve_app", description=__doc__)
-    parser.add_argument("--model", default=BUILTIN_TINY, help="builtin:tiny, a directory, or a hub id (%(default)s)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--model", default=BUILTIN_TINY, help="builtin:tiny, a directory, or a hub id (%(default)s)")
+    what.add_argument("--settings", type=Path, help="YAML file with all settings: what stands under `args:`")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (%(default)s)")
     return parser.parse_args()

@@ -81,6 +81,14 @@ def test_a_model_that_cannot_be_loaded_is_told_with_its_reason(tmp_path):
     assert "builtin:huge is unknown; the built-in model is builtin:tiny" in log.read_text()
 
 
+def test_settings_that_cannot_be_used_are_told_with_their_reason(tmp_path):
+    log, settings = tmp_path / "log", tmp_path / "settings.yaml"
+    settings.write_text("limits: {max_imagse: 1}\n")
+    with running([sys.executable, "-m", "serve_app", "--settings", str(settings)], log) as process:
+        assert process.wait(START_S) == 1
+    assert "max_imagse" in log.read_text()
+
+
 class TestServeConfig:
     @pytest.fixture
     def config(self) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+"""What the replicas of deploy/serve_config.yaml ask of a cluster, and whether its groups of nodes can give it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import yaml
+from ray.serve.schema import DeploymentSchema, ServeDeploySchema
+
+from deploy.serve_config import SERVE_CONFIG
+from serve_app.app import build
+from serve_app.settings import AppSettings
+
+
+@dataclass(frozen=True)
+class Group:
+    """Nodes of one kind: how many there may be, and what each has."""
+
+    least: int
+    most: int
+    cpus: int
+    gpus: int
+    labels: Mapping[str, str]
+
+
+def deployments() -> dict[str, DeploymentSchema]:
+    [application] = ServeDeploySchema.model_validate(yaml.safe_load(SERVE_CONFIG.read_text())).applications
+    return {deployment.name: deployment for deployment in application.deployments}
+
+
+def assert_room(groups: list[Group]) -> None:
+    """One replica a node fits, from the least to the most that each deployment may have, a rolling update included."""
+    for deployment in deployments().values():
+        actor, scaling = deployment.ray_actor_options, deployment.autoscaling_config
+        [group] = [group for group in groups if actor.label_selector.items() <= group.labels.items()]
+        assert group.cpus >= actor.num_cpus, deployment.name
+        assert group.gpus == (actor.num_gpus if isinstance(actor.num_gpus, float) else 0), deployment.name
+        assert group.least >= scaling["min_replicas"], deployment.name
+        surge = math.ceil(scaling["max_replicas"] * deployment.max_surge_percent / 100)
+        assert group.most >= scaling["max_replicas"] + surge, deployment.name
+
+
+def graceful_shutdown_s() -> float:
+    """The longest that a replica with the default settings may take to finish its edits."""
+    ingress = build(AppSettings())._bound_deployment
+    [editor] = [argument for argument in ingress.init_args if hasattr(argument, "_bound_deployment")]
+    options = [ingress._deployment_config, editor._bound_deployment._deployment_config]
+    return max(float(option.graceful_shutdown_timeout_s) for option in options)

@@ -1,0 +1,55 @@
+"""deploy/aws/cluster.yaml against the schema of Ray's cluster launcher, and what must hold beyond it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import ValidationError
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.deploy.clusters import Group, assert_room
+
+CLUSTER = Path(__file__).parent.parent.parent / "deploy" / "aws" / "cluster.yaml"
+
+
+@pytest.fixture
+def cluster() -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(CLUSTER.read_text())
+    return content
+
+
+def test_it_fits_the_launchers_schema(cluster: dict[str, Any]) -> None:
+    # As `ray up` does: with the defaults of AWS under it.
+    validate_config(prepare_config(cluster))
+
+
+def test_the_schema_refuses_what_it_does_not_know(cluster: dict[str, Any]) -> None:
+    cluster["available_node_types"]["gpu"]["max_worker"] = 1
+    with pytest.raises(ValidationError, match="max_worker"):
+        validate_config(prepare_config(cluster))
+
+
+def test_the_nodes_have_room_for_every_replica(cluster: dict[str, Any]) -> None:
+    types = dict(cluster["available_node_types"])
+    head = types.pop(cluster["head_node_type"])
+    assert head["resources"] == {"CPU": 0}
+    groups = [
+        Group(
+            kind["min_workers"],
+            kind["max_workers"],
+            kind["resources"]["CPU"],
+            kind["resources"].get("GPU", 0),
+            kind["labels"],
+        )
+        for kind in types.values()
+    ]
+    assert_room(groups)
+    assert cluster["max_workers"] >= sum(group.most for group in groups)
+
+
+def test_ray_starts_with_the_keys_on_every_node(cluster: dict[str, Any]) -> None:
+    [keys] = [remote for remote in cluster["file_mounts"] if remote.endswith("keys.env")]
+    for name in ("head_start_ray_commands", "worker_start_ray_commands"):
+        start = cluster[name][-1]
+        assert start.index(f"set -a; . ~/{Path(keys).name}") < start.index("ray start")

@@ -1,0 +1,104 @@
+"""deploy/kuberay against Kubernetes' schema, KubeRay's names, and the application that it is to run."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from deploy.serve_config import RAY_SERVICE
+from serve_app.settings import AppSettings
+from tests.deploy.clusters import Group, assert_room, graceful_shutdown_s
+from tests.deploy.rayservice import RayCluster, RayService, Spec
+
+KUBERNETES = "1.37"
+MODEL_CACHE = RAY_SERVICE.parent / "model-cache.yaml"
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def spec() -> Spec:
+    return RayService.model_validate(yaml.safe_load(RAY_SERVICE.read_text())).spec
+
+
+@pytest.fixture
+def cluster(spec: Spec) -> RayCluster:
+    return spec.ray_cluster_config
+
+
+def templates(cluster: RayCluster) -> list[dict[str, Any]]:
+    return [cluster.head_group_spec.template, *(group.template for group in cluster.worker_group_specs)]
+
+
+def container(template: dict[str, Any]) -> dict[str, Any]:
+    """The only one: KubeRay takes the first for Ray's."""
+    [found] = template["spec"]["containers"]
+    result: dict[str, Any] = found
+    return result
+
+
+def assert_valid(resource: dict[str, Any]) -> None:
+    kubernetes_validate.validate(resource, KUBERNETES, strict=True)
+
+
+def test_the_pods_and_the_volume_fit_kubernetes_schema(cluster: RayCluster) -> None:
+    for template in templates(cluster):
+        assert_valid({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": template})
+    assert_valid(yaml.safe_load(MODEL_CACHE.read_text()))
+
+
+def test_an_unknown_name_in_a_pod_is_refused(cluster: RayCluster) -> None:
+    template = cluster.head_group_spec.template
+    container(template)["readinesProbe"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="readinesProbe"):
+        assert_valid({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": template})
+
+
+def test_the_nodes_have_room_for_every_replica(cluster: RayCluster) -> None:
+    groups = []
+    for group in cluster.worker_group_specs:
+        resources = container(group.template)["resources"]
+        gpus = int(resources["limits"].get("nvidia.com/gpu", 0))
+        cpus = int(resources["requests"]["cpu"])
+        groups.append(Group(group.min_replicas, group.max_replicas, cpus, gpus, group.labels))
+    assert_room(groups)
+    assert cluster.head_group_spec.ray_start_params["num-cpus"] == "0"
+    assert "nvidia.com/gpu" not in container(cluster.head_group_spec.template)["resources"]["limits"]
+
+
+def test_an_upgrade_cuts_no_edit(spec: Spec) -> None:
+    assert spec.upgrade_strategy.type == "NewCluster"
+    assert spec.ray_cluster_deletion_delay_seconds > graceful_shutdown_s()
+
+
+def test_rays_version_is_the_images(cluster: RayCluster) -> None:
+    assert cluster.ray_version == version("ray")
+    assert len({container(template)["image"] for template in templates(cluster)}) == 1
+
+
+def test_the_ingress_gets_the_keys_and_cannot_start_without_them(cluster: RayCluster) -> None:
+    [ingress] = [group for group in cluster.worker_group_specs if group.group_name == "ingress"]
+    [keys] = container(ingress.template)["env"]
+    assert keys["name"] == AppSettings().auth.keys_env
+    assert not keys["valueFrom"]["secretKeyRef"].get("optional", False)
+
+
+def test_the_model_is_loaded_from_the_volume(cluster: RayCluster) -> None:
+    [gpu] = [group for group in cluster.worker_group_specs if group.group_name == "gpu"]
+    claim = yaml.safe_load(MODEL_CACHE.read_text())
+    [volume] = gpu.template["spec"]["volumes"]
+    [mount] = container(gpu.template)["volumeMounts"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert volume["name"] == mount["name"]
+    assert f"HF_HOME={mount['mountPath']}/" in (ROOT / "deploy" / "Dockerfile").read_text()
+    # Nodes of one group are many.
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_no_pod_is_more_than_it_must_be(cluster: RayCluster) -> None:
+    for template in templates(cluster):
+        assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+        assert container(template)["securityContext"]["allowPrivilegeEscalation"] is False
+        assert {"livenessProbe", "readinessProbe"} <= container(template).keys()
