@@ -52,6 +52,8 @@ class Sample:
     seed: int
     steps: int
     guidance: float
+    preview_steps: tuple[int, ...] = ()
+    """After how many steps a preview is wanted."""
     steps_done: int = 0
     encoded: bool = False
     state: Any = None
@@ -76,6 +78,10 @@ class Entry:
     def work_tokens(self) -> int:
         """Tokens still to be pushed through the transformer: a diffusion edit tells its cost in advance."""
         return sum(sample.tokens * sample.steps_left for sample in self.samples)
+
+    @property
+    def steps_left(self) -> int:
+        return sum(sample.steps_left for sample in self.samples)
 
     @property
     def waiting(self) -> int:
@@ -127,10 +133,16 @@ def expand(
                 seed=request.output_seed(index, variant),
                 steps=steps,
                 guidance=guidance,
+                preview_steps=preview_steps(steps, request.partial_images),
             )
             for variant in range(request.n)
         ]
     return entry
+
+
+def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
+    """After which steps to show a preview: evenly spread, each step once, never before the first or after the last."""
+    return tuple(sorted({steps * k // (previews + 1) for k in range(1, previews + 1)} - {0}))
 
 
 def _conditions(request: EditRequest, geometry: Geometry, negative: str | None) -> tuple[Condition, ...]:

@@ -16,6 +16,7 @@ from serve_app import batching
 from serve_app.batching import Entry, Policy, Sample, Shape
 from serve_app.calibration import Calibration
 from serve_app.errors import DeadlineExceeded, DeviceLost, EditError, GenerationError, OutOfMemory, Overloaded
+from serve_app.events import Listener, Preview
 from serve_app.isolation import isolate
 from serve_app.protocol import Pipeline
 from serve_app.request import EditRequest, Pixels
@@ -121,13 +122,19 @@ class EditEngine:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def submit(self, requests: Sequence[EditRequest]) -> list[Ticket | EditError]:
-        """One ticket for each request, or the error that refuses it: InvalidInput, Overloaded or DeviceLost."""
+    def submit(
+        self, requests: Sequence[EditRequest], listeners: Sequence[Listener | None] | None = None
+    ) -> list[Ticket | EditError]:
+        """One ticket for each request, or the error that refuses it: InvalidInput, Overloaded or DeviceLost.
+
+        A request's listener is told how it goes until its ticket is done; previews are made for listeners only.
+        """
         entries = [self._expand(request) for request in requests]
+        listeners = listeners or [None] * len(requests)
         with self._lock:
             return [
-                entry if isinstance(entry, EditError) else self._admit(request, entry)
-                for request, entry in zip(requests, entries, strict=True)
+                entry if isinstance(entry, EditError) else self._admit(Claim(request, entry, listener))
+                for request, entry, listener in zip(requests, entries, listeners, strict=True)
             ]
 
     def _expand(self, request: EditRequest) -> Entry | EditError:
@@ -147,7 +154,8 @@ class EditEngine:
             return _as_edit_error(error)
         return entry
 
-    def _admit(self, request: EditRequest, entry: Entry) -> Ticket | EditError:
+    def _admit(self, claim: Claim) -> Ticket | EditError:
+        entry = claim.entry
         if self._fault is not None or self._stopping:
             return self._fault or DeviceLost("this replica is shutting down")
         waiting = self._waiting()
@@ -157,7 +165,7 @@ class EditEngine:
             message = f"The queue is full: {waiting} pictures wait. Try again in {seconds} s"
             return Overloaded(message, retry_after_s=seconds)
         entry.sequence, self._sequence = self._sequence, self._sequence + 1
-        claim = self._claims[entry.sequence] = Claim(request, entry)
+        self._claims[entry.sequence] = claim
         self._counts.update(requests=1, samples=len(entry.samples))
         self._pool.submit(self._prepare, claim)
         return claim.ticket
@@ -237,24 +245,40 @@ class EditEngine:
         return len(self._ready()) == len(self._claims)
 
     def _tick(self) -> None:
-        """One round: drop who left, plan, let samples join, step, hand out what is done."""
+        """One round: drop who left, plan, let samples join, step, show what is asked for, hand out what is done."""
         with self._lock:
             self._drop_departed()
             batch = batching.plan([claim.entry for claim in self._ready()], self._policy, self._caps)
+        self._report()
         self._join([sample for sample in batch if not sample.encoded])
         batch = [sample for sample in batch if self._is_here(sample)]
         self._step(batch)
+        self._report()
+        self._preview([sample for sample in batch if sample.steps_done in sample.preview_steps])
         self._finish([sample for sample in batch if sample.steps_left == 0 and self._is_here(sample)])
 
     def _drop_departed(self) -> None:
         now_s = self._clock()
         for claim in list(self._claims.values()):
-            if claim.ticket.cancelled():
-                self._counts["cancelled"] += 1
+            if claim.ticket.done():
+                # Cancelled by its caller, or failed on a picture thread.
+                self._counts["cancelled" if claim.ticket.cancelled() else "failed"] += 1
                 del self._claims[claim.entry.sequence]
             elif now_s >= claim.entry.deadline_s:
                 self._counts["expired"] += 1
                 self._reject(claim, DeadlineExceeded(f"The edit was not done within {self._timeout_s:g} s"))
+
+    def _report(self) -> None:
+        """Tell listeners how far their requests are, and while they wait their place in the queue."""
+        with self._lock:
+            claims = list(self._claims.values())
+        listening = [claim for claim in claims if claim.listener is not None]
+        places: dict[int, int] = {}
+        if any(claim.joined_s is None for claim in listening):
+            queue = batching.in_order([claim.entry for claim in claims if claim.joined_s is None], self._policy)
+            places = {entry.sequence: place for place, entry in enumerate(queue, 1)}
+        for claim in listening:
+            claim.report(places.get(claim.entry.sequence, 0))
 
     def _join(self, samples: Sequence[Sample]) -> None:
         """Encode each picture once, however many of its variants join, and start the samples."""
@@ -314,28 +338,48 @@ class EditEngine:
         rate = (1 - _RATE_WEIGHT) * self._policy.seconds_per_token + _RATE_WEIGHT * seconds_per_token
         self._policy = replace(self._policy, seconds_per_token=rate)
 
+    def _preview(self, samples: Sequence[Sample]) -> None:
+        """Show listeners what their samples look like so far.
+
+        A preview that fails is left out, and nothing else: it only reads the state, so the edit is as good as before.
+        """
+        start_s = self._clock()
+        wanted = [sample for sample in samples if self._is_here(sample) and self._claim_of(sample).listener is not None]
+        for some, pictures in self._isolated(self._show, wanted, fail=_log_preview):
+            for sample, picture in zip(some, pictures, strict=True):
+                index = sample.preview_steps.index(sample.steps_done)
+                self._claim_of(sample).tell(Preview(sample.image_index, sample.variant_index, index, picture))
+        for claim in self._claims_of(wanted):
+            claim.decode_s += self._clock() - start_s
+
+    def _show(self, samples: Sequence[Sample]) -> Sequence[Pixels]:
+        return self._pipeline.preview([sample.state for sample in samples])
+
     def _finish(self, done: Sequence[Sample]) -> None:
-        """Decode finished samples together and resolve the requests that are complete."""
+        """Decode finished samples together and hand them to their requests, which resolve with the last."""
         start_s = self._clock()
         claims = self._claims_of(done)
+        finished: list[tuple[Claim, Sample, Pixels]] = []
         for samples, pictures in self._isolated(self._decode, done):
             for sample, picture in zip(samples, pictures, strict=True):
-                self._claims[sample.entry.sequence].keep(sample, picture)
+                finished.append((self._claim_of(sample), sample, picture))
                 with self._lock:
                     sample.entry.samples.remove(sample)
         now_s = self._clock()
         for claim in claims:
             claim.decode_s += now_s - start_s
+            claim.decoded_s = now_s
             if not claim.entry.samples:
                 with self._lock:
                     del self._claims[claim.entry.sequence]
                 self._count(finished=1)
-                self._pool.submit(self._resolve, claim, now_s)
+        for each in finished:
+            self._pool.submit(self._keep, *each)
 
-    def _resolve(self, claim: Claim, now_s: float) -> None:
-        """On a picture thread: the last of a request."""
+    def _keep(self, claim: Claim, sample: Sample, picture: Pixels) -> None:
+        """On a picture thread: the last of a sample."""
         try:
-            claim.resolve(now_s)
+            claim.keep(sample, picture)
         except Exception as error:
             claim.reject(_as_edit_error(error))
 
@@ -348,6 +392,8 @@ class EditEngine:
         self,
         stage: Callable[[Sequence[Sample]], R],
         samples: Sequence[Sample],
+        *,
+        fail: Callable[[Sample, Exception], None] | None = None,
         halved: Callable[[Exception, Sequence[Sample]], None] = lambda error, half: None,
     ) -> Iterator[tuple[Sequence[Sample], R]]:
         """`isolate` over samples whose requests are still here, watched by `check_health`."""
@@ -359,10 +405,13 @@ class EditEngine:
             finally:
                 self._busy_since_s = None
 
-        return isolate(watched, samples, alive=self._is_here, fail=self._fail_sample, halved=halved)
+        return isolate(watched, samples, alive=self._is_here, fail=fail or self._fail_sample, halved=halved)
 
     def _is_here(self, sample: Sample) -> bool:
         return sample.entry.sequence in self._claims
+
+    def _claim_of(self, sample: Sample) -> Claim:
+        return self._claims[sample.entry.sequence]
 
     def _claims_of(self, samples: Sequence[Sample]) -> list[Claim]:
         """The claims that samples belong to, each once."""
@@ -384,6 +433,10 @@ class EditEngine:
     def _count(self, **increments: int) -> None:
         with self._lock:
             self._counts.update(increments)
+
+
+def _log_preview(sample: Sample, error: Exception) -> None:
+    logger.warning("The preview after step %d of %d failed: %r", sample.steps_done, sample.steps, error)
 
 
 def _as_edit_error(error: Exception) -> EditError:

@@ -1,14 +1,17 @@
 """The Serve deployment EditIngress: the Starlette application in front of the editor's handle."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
 from starlette.applications import Starlette
 
 from serve_app.errors import DeadlineExceeded, EditError, GenerationError, NotReady, Overloaded
+from serve_app.events import Event
 from serve_app.http import create_app
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
@@ -18,19 +21,43 @@ _RETRY_AFTER_S = 5
 
 
 class HandleEditor:
-    """The editor behind a Serve handle, with Ray's errors turned into ours."""
+    """The editor behind a Serve handle, with Ray's errors turned into ours.
+
+    Deadlines count from here, so that they hold while no replica is there to keep them.
+    """
 
     def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:
         self._handle = handle
         self._timeout_s = timeout_s
 
     async def edit(self, request: EditRequest) -> EditResult:
-        """As ImageEditor.edit. The deadline counts from here, so that it holds while no replica is there to keep it."""
+        """As ImageEditor.edit."""
         response = self._handle.edit.remote(request)
-        try:
+        with self._our_errors(response):
             async with asyncio.timeout(self._timeout_s):
                 result: EditResult = await response
                 return result
+
+    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+        """As ImageEditor.edit_stream. Close it where it is not read to its end: that frees the request's samples."""
+        deadline_s = asyncio.get_running_loop().time() + self._timeout_s
+        response = self._handle.options(stream=True).edit_stream.remote(request)
+        try:
+            while (event := await self._next(response, deadline_s)) is not None:
+                yield event
+        finally:
+            response.cancel()
+
+    async def _next(self, response: DeploymentResponseGenerator, deadline_s: float) -> Event | None:
+        with self._our_errors(response):
+            async with asyncio.timeout_at(deadline_s):
+                event: Event | None = await anext(response, None)
+                return event
+
+    @contextmanager
+    def _our_errors(self, response: DeploymentResponse | DeploymentResponseGenerator) -> Iterator[None]:
+        try:
+            yield
         except TimeoutError:
             response.cancel()
             raise DeadlineExceeded(f"The edit was not done within {self._timeout_s:g} s") from None

@@ -280,7 +280,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
     @torch.no_grad()
     def preview(self, states: Sequence[SampleState]) -> list[Pixels]:
-        """What each sample would be if its last prediction were exact: the clean latents, decoded."""
+        """What each sample would be if its last prediction were exact: the clean latents, decoded. As `decode`."""
         with _translated_errors():
             clean = [
                 state.latents if state.velocity is None else state.latents - state.sigmas[state.step] * state.velocity
@@ -292,16 +292,15 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     def decode(self, states: Sequence[SampleState]) -> list[Pixels]:
         """The pictures of finished samples of one shape. Raises NotFinite where one of them is not a number."""
         with _translated_errors():
-            latents = [state.latents for state in states]
-            if not torch.stack(latents).isfinite().all():
-                raise NotFinite("the model produced values that are not numbers")
-            pictures = self._decode_latents(latents, states[0].shape)
+            pictures = self._decode_latents([state.latents for state in states], states[0].shape)
             self.maybe_free_model_hooks()
             return pictures
 
     def _decode_latents(self, latents: Sequence[torch.Tensor], shape: Shape) -> list[Pixels]:
-        size, config = shape.output, self.vae.config
-        batch = self._unpack_latents(torch.stack(list(latents)), size.height, size.width, self.vae_scale_factor)
+        size, config, packed = shape.output, self.vae.config, torch.stack(list(latents))
+        if not packed.isfinite().all():
+            raise NotFinite("the model produced values that are not numbers")
+        batch = self._unpack_latents(packed, size.height, size.width, self.vae_scale_factor)
         batch = batch.to(self.vae.dtype)
         mean, std = (
             torch.tensor(values, device=batch.device, dtype=batch.dtype).view(1, -1, 1, 1, 1)

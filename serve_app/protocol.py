@@ -31,4 +31,7 @@ class Pipeline(Protocol):
 
     def step(self, states: Sequence[Any], /) -> None: ...
 
+    def preview(self, states: Sequence[Any], /) -> Sequence[Pixels]:
+        """What each sample looks like so far. Leaves the states as they are."""
+
     def decode(self, states: Sequence[Any], /) -> Sequence[Pixels]: ...

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
 from dataclasses import asdict
 
 from ray import serve
@@ -9,7 +10,9 @@ from ray import serve
 from serve_app.autoscaling import OPEN_REQUESTS, WORK_S
 from serve_app.calibration import calibrate
 from serve_app.engine import EditEngine, EngineStats
-from serve_app.errors import EditError
+from serve_app.errors import EditError, InvalidInput
+from serve_app.events import Done, Event, Listener
+from serve_app.mailbox import Mailbox
 from serve_app.request import EditRequest, EditResult, check_limits, check_output_size
 from serve_app.settings import AppSettings
 from serve_app.tickets import Ticket
@@ -52,13 +55,31 @@ class ImageEditor:
 
     async def edit(self, request: EditRequest) -> EditResult:
         """The request's pictures. Raises the errors of `serve_app.errors`; cancelling the call frees its samples."""
+        if request.partial_images:
+            raise InvalidInput("partial_images: only a stream has previews; call edit_stream", param="partial_images")
+        return await asyncio.wrap_future(await self._claim(request, None))
+
+    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+        """The same, told while it happens: progress, previews, each output as soon as it is done, and last Done.
+
+        Raises as `edit`, between any two events. Closing or cancelling the stream frees the request's samples.
+        """
+        mailbox = Mailbox()
+        ticket = await self._claim(request, mailbox.put)
+        # The engine tells of every output before it resolves the ticket.
+        ticket.add_done_callback(lambda _: mailbox.close())
+        try:
+            while (event := await mailbox.get()) is not None:
+                yield event
+            yield Done(ticket.result().timings)
+        finally:
+            ticket.cancel()
+
+    async def _claim(self, request: EditRequest, listener: Listener | None) -> Ticket:
+        """The request's ticket. Where the caller leaves before it has one, the ticket is cancelled when it is made."""
         check_limits(request, self._limits)
         check_output_size(request, self._geometry, self._limits)
-        return await asyncio.wrap_future(await self._claim(request))
-
-    async def _claim(self, request: EditRequest) -> Ticket:
-        """The request's ticket. Where the caller leaves before it has one, the ticket is cancelled when it is made."""
-        submission = asyncio.ensure_future(self._submit(request))
+        submission = asyncio.ensure_future(self._submit(request, listener))
         try:
             ticket: Ticket | EditError = await asyncio.shield(submission)
         except asyncio.CancelledError:
@@ -71,8 +92,8 @@ class ImageEditor:
     # Only merges and returns at once: @serve.batch itself closes batches while the GPU is busy, one request each
     # (Ray 2.60). The engine owns the queue.
     @serve.batch(max_batch_size=_MAX_SUBMISSION, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
-    async def _submit(self, requests: list[EditRequest]) -> list[Ticket | EditError]:
-        return self._engine.submit(requests)
+    async def _submit(self, requests: list[EditRequest], listeners: list[Listener | None]) -> list[Ticket | EditError]:
+        return self._engine.submit(requests, listeners)
 
     async def stats(self) -> EngineStats:
         return self._engine.stats()

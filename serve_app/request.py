@@ -18,6 +18,7 @@ from serve_app.settings import LimitSettings
 MAX_VARIANTS = 10
 MAX_PROMPT_CHARS = 4000
 MAX_STEPS = 150
+MAX_PREVIEWS = 3
 MAX_GUIDANCE = 20.0
 # The largest integer that JSON clients (JavaScript) carry exactly.
 MAX_SEED = 2**53 - 1
@@ -55,6 +56,7 @@ class EditParams(BaseModel):
     num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     guidance_scale: float | None = Field(None, ge=1, le=MAX_GUIDANCE, allow_inf_nan=False)
     seed: int = Field(default_factory=_new_seed, ge=0, le=MAX_SEED)
+    partial_images: int = Field(0, ge=0, le=MAX_PREVIEWS)
 
     @field_validator("prompt", "negative_prompt")
     @classmethod

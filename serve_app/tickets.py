@@ -7,6 +7,7 @@ from typing import Any
 
 from serve_app.batching import Entry, Sample, arrange
 from serve_app.errors import EditError
+from serve_app.events import Completed, Event, Listener, Progress
 from serve_app.images import resize
 from serve_app.request import EditRequest, EditResult, Pixels, Timings
 
@@ -20,41 +21,65 @@ class Claim:
 
     request: EditRequest
     entry: Entry
+    listener: Listener | None = None
     ticket: Ticket = field(default_factory=Future)
     prepared: list[Any] | None = None
     """By picture; opaque. None until all are prepared; before that no sample may join."""
     encodings: dict[int, Any] = field(default_factory=dict)
     """By picture; opaque, shared by its variants."""
     pixels: dict[tuple[int, int], Pixels] = field(default_factory=dict)
-    """As the model made them."""
+    """Finished, at exactly the size asked for."""
+    progress: Progress | None = None
+    """What the listener was told last."""
+    steps: int = field(init=False)
+    """In all, of all samples."""
     joined_s: float | None = None
+    decoded_s: float = 0.0
     encode_s: float = 0.0
     decode_s: float = 0.0
 
-    def keep(self, sample: Sample, picture: Pixels) -> None:
-        """Take a finished sample's picture."""
-        self.pixels[sample.image_index, sample.variant_index] = picture
+    def __post_init__(self) -> None:
+        self.steps = self.entry.steps_left
 
-    def resolve(self, now_s: float) -> None:
-        """Hand the result, at exactly the size asked for, to the caller. All samples must have been kept."""
-        images, variants, size = len(self.request.images), self.request.n, self.request.size
-        pixels = {place: resize(picture, size) if size else picture for place, picture in self.pixels.items()}
+    def tell(self, event: Event) -> None:
+        if self.listener is not None:
+            self.listener(event)
+
+    def report(self, place: int) -> None:
+        """Tell the listener how far the request is, where that has changed."""
+        progress = Progress(self.steps - self.entry.steps_left, self.steps, place)
+        if progress != self.progress:
+            self.progress = progress
+            self.tell(progress)
+
+    def keep(self, sample: Sample, picture: Pixels) -> None:
+        """Take a finished sample's picture, tell of it, and with the last one resolve. On any thread, many at once."""
+        place, size = (sample.image_index, sample.variant_index), self.request.size
+        pixels = resize(picture, size) if size else picture
+        self.tell(Completed(*place, sample.seed, pixels))
+        self.pixels[place] = pixels
+        # Two threads may both find it complete; a ticket is resolved once.
+        if len(self.pixels) == self.request.outputs:
+            self._resolve()
+
+    def _resolve(self) -> None:
+        images, variants = len(self.request.images), self.request.n
         seeds = {(i, j): self.request.output_seed(i, j) for i in range(images) for j in range(variants)}
         result = EditResult(
-            pixels=arrange(pixels, images, variants),
+            pixels=arrange(self.pixels, images, variants),
             seeds=arrange(seeds, images, variants),
-            timings=self._timings(now_s),
+            timings=self._timings(),
         )
         # The caller may have cancelled since the engine last looked.
         with suppress(InvalidStateError):
             self.ticket.set_result(result)
 
-    def _timings(self, now_s: float) -> Timings:
-        joined_s = now_s if self.joined_s is None else self.joined_s
+    def _timings(self) -> Timings:
+        joined_s = self.decoded_s if self.joined_s is None else self.joined_s
         return Timings(
             queue_s=joined_s - self.entry.arrived_s,
             encode_s=self.encode_s,
-            denoise_s=now_s - joined_s - self.encode_s - self.decode_s,
+            denoise_s=self.decoded_s - joined_s - self.encode_s - self.decode_s,
             decode_s=self.decode_s,
         )
 

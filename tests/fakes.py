@@ -35,10 +35,12 @@ class ArithmeticPipeline:
     on_step: Callable[[Sequence[State]], None] = lambda states: None
     on_prepare: Callable[[Condition], None] = lambda condition: None
     on_encode: Callable[[Sequence[Condition]], None] = lambda conditions: None
+    on_preview: Callable[[Sequence[State]], None] = lambda states: None
     gate: threading.Event = field(default_factory=threading.Event)
     at_step: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     batches: list[list[State]] = field(default_factory=list)
     encoded: list[Condition] = field(default_factory=list)
+    previewed: list[list[State]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -71,6 +73,16 @@ class ArithmeticPipeline:
         self.batches.append(list(states))
         for state in states:
             state.done += 1
+
+    def preview(self, states: Sequence[State]) -> list[Pixels]:
+        """Each as bright as it has steps behind it."""
+        self.on_preview(states)
+        self.previewed.append(list(states))
+        sizes = [state.sample.shape.output for state in states]
+        return [
+            np.full((size.height, size.width, 3), state.done, np.uint8)
+            for size, state in zip(sizes, states, strict=True)
+        ]
 
     def decode(self, states: Sequence[State]) -> list[Pixels]:
         if any(state.poisoned for state in states):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from serve_app.batching import Entry, Policy, Sample, arrange, drain_s, expand, in_order, knee, plan
+from serve_app.batching import Entry, Policy, Sample, arrange, drain_s, expand, in_order, knee, plan, preview_steps
 from serve_app.images import Geometry, Size
 from serve_app.request import EditRequest
 
@@ -269,3 +269,21 @@ class TestSimulation:
     def test_two_shapes_both_make_progress(self):
         trace = [entry(k, arrived_s=0.3 * k, steps=10, images=[SQUARE if k % 2 else WIDE]) for k in range(60)]
         assert len(simulate(POLICY, trace)) == 60
+
+
+@pytest.mark.parametrize(
+    ("steps", "previews", "expected"),
+    [
+        (20, 0, ()),
+        (20, 1, (10,)),
+        (20, 3, (5, 10, 15)),
+        (50, 2, (16, 33)),
+        (4, 3, (1, 2, 3)),
+        # Never what was not begun, and never what is done: that is the output itself.
+        (3, 3, (1, 2)),
+        (2, 3, (1,)),
+        (1, 3, ()),
+    ],
+)
+def test_previews_are_spread_evenly_over_the_steps(steps, previews, expected):
+    assert preview_steps(steps, previews) == expected

@@ -1,5 +1,6 @@
 """The built-in model does what it is told, to each caller's own picture; the measures of its training are the eyes."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from serve_app import models
+from serve_app.events import Event, Preview
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import ModelSettings
 from tests.scenes import difference
@@ -111,3 +113,17 @@ def test_the_card_has_its_table_and_the_sheet_of_examples():
     assert all(f"| {instruction.name} |" in card for instruction in INSTRUCTIONS)
     assert "contact_sheet.png" in card
     assert (FOLDER / "contact_sheet.png").exists()
+
+
+def test_previews_come_nearer_to_the_final_picture(model):
+    [held] = evaluation_pictures(SIZE, 1)
+    events: list[Event] = []
+    with engine(model.pipeline) as running:
+        edit = request(model, held.pixels, "paint it red", partial_images=3)
+        [final] = [outcome(ticket) for ticket in running.submit([edit], [events.append])]
+    previews = [event.pixels for event in events if isinstance(event, Preview)]
+    assert isinstance(final, np.ndarray)
+    # The original first: already the first preview shows more of the edit than of the noise it began with.
+    distances = [float(np.abs(each.astype(int) - final.astype(int)).mean()) for each in [held.pixels, *previews]]
+    assert len(distances) == 4
+    assert all(later < earlier for earlier, later in pairwise(distances))

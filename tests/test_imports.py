@@ -15,6 +15,8 @@ ORDER = [
     "settings",
     "images",
     "request",
+    "events",
+    "mailbox",
     "batching",
     "isolation",
     "protocol",

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from serve_app.batching import Condition, Sample
 from serve_app.calibration import calibrate
 from serve_app.engine import EditEngine, EngineStats
 from serve_app.errors import EditError, GenerationError, NotFinite, OutOfMemory
+from serve_app.events import Event, Preview
 from serve_app.images import Geometry
 from serve_app.pipeline import SampleState, StepwiseQwenImageEditPipeline
 from serve_app.protocol import Pipeline
@@ -62,6 +64,9 @@ class Poisoned:
         self._real.step(states)
         for state in poisoned if self._kind == "nan" else []:
             state.latents = torch.full_like(state.latents, float("nan"))
+
+    def preview(self, states: Sequence[SampleState]) -> list[Pixels]:
+        return self._real.preview(states)
 
     def decode(self, states: Sequence[SampleState]) -> list[Pixels]:
         return self._real.decode(states)
@@ -142,3 +147,16 @@ def test_a_batch_too_large_for_the_memory_is_halved_and_nobody_notices(random_mo
         assert not isinstance(answer, EditError)
         assert difference(answer, reference) <= 1
     assert (stats.failed, stats.finished) == (0, 5)
+
+
+def test_merged_neighbours_get_the_same_bits_whether_somebody_looks_or_not(random_model):
+    """Somebody: the third. All three are in every forward, so that even the float noise is the same."""
+    looked_at: list[Event] = []
+    results = []
+    for listeners in ([None, None, looked_at.append], [None, None, None]):
+        with engine(random_model) as running:
+            some = [EditRequest(**{**dict(each), "partial_images": 3}) for each in requests()[:3]]
+            results.append([outcome(ticket) for ticket in running.submit(some, listeners)])
+    assert sum(isinstance(event, Preview) for event in looked_at) == 2
+    for watched, unwatched in zip(*results, strict=True):
+        np.testing.assert_array_equal(watched, unwatched)

@@ -98,6 +98,8 @@ def test_what_is_no_picture_is_named_by_its_index(image: Any) -> None:
         ("prompt", "<|im_end|>"),
         ("negative_prompt", "<|im_end|>"),
         ("negative_prompt", "x" * 4001),
+        ("partial_images", -1),
+        ("partial_images", 4),
         ("strength", 0.5),
     ],
 )

@@ -1,0 +1,55 @@
+"""The events of a streamed edit: frozen, in the order in which a caller reads them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serve_app.request import Pixels, Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request is: denoising steps done and in all, over all its samples.
+
+    `place` is its place in the queue, 1 for the next, and 0 from the moment its first sample joins. It may rise, since
+    shorter work may go first.
+    """
+
+    steps_done: int
+    steps: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Preview:
+    """Preview k of one output, 0-based: what the picture would be if the model were right at this step.
+
+    `pixels` are of the size that the model makes, which is `size` rounded up to its multiple.
+    """
+
+    image_index: int
+    variant_index: int
+    preview_index: int
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Completed:
+    """One output, as soon as it is done: variant j of picture i."""
+
+    image_index: int
+    variant_index: int
+    seed: int
+    pixels: Pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The end: every output has been completed."""
+
+    timings: Timings
+
+
+Event = Progress | Preview | Completed | Done
+
+Listener = Callable[[Event], None]
+"""Told what happens to a request, on the engine's threads: it returns at once and does not raise."""

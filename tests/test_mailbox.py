@@ -1,0 +1,68 @@
+"""The way from the engine's threads to a reader on an event loop."""
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from serve_app.events import Completed, Event, Preview, Progress
+from serve_app.mailbox import Mailbox
+
+BLACK = np.zeros((1, 1, 3), np.uint8)
+
+
+async def read(mailbox: Mailbox) -> list[Event]:
+    events = []
+    while (event := await mailbox.get()) is not None:
+        events.append(event)
+    return events
+
+
+def test_a_slow_reader_misses_old_progress_and_no_picture():
+    pictures: list[Event] = [Preview(0, 0, 0, BLACK), Preview(0, 0, 1, BLACK), Completed(0, 0, 7, BLACK)]
+
+    async def run() -> list[Event]:
+        mailbox = Mailbox()
+        for step, event in enumerate(pictures):
+            mailbox.put(Progress(10 * step, 30, 0))
+            mailbox.put(Progress(10 * step + 1, 30, 0))
+            mailbox.put(event)
+        mailbox.close()
+        # Nothing was read until here.
+        await asyncio.sleep(0)
+        return await read(mailbox)
+
+    events = asyncio.run(run())
+    assert [event for event in events if not isinstance(event, Progress)] == pictures
+    assert [event.steps_done for event in events if isinstance(event, Progress)] == [1, 11, 21]
+    assert [isinstance(event, Progress) for event in events] == [True, False] * 3
+
+
+def test_a_reader_that_waits_is_woken_from_another_thread():
+    async def run() -> list[Event]:
+        mailbox = Mailbox()
+
+        def put_and_close() -> None:
+            # The loop is idle by then, and sleeps until it is woken.
+            time.sleep(0.2)
+            mailbox.put(Progress(1, 2, 0))
+            mailbox.close()
+
+        asyncio.get_running_loop().call_later(10, woken_late.append, True)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(put_and_close)
+            return await read(mailbox)
+
+    woken_late: list[bool] = []
+    assert asyncio.run(run()) == [Progress(1, 2, 0)]
+    assert not woken_late
+
+
+def test_a_mailbox_whose_loop_is_gone_swallows_what_is_put():
+    async def make() -> Mailbox:
+        return Mailbox()
+
+    mailbox = asyncio.run(make())
+    mailbox.put(Progress(1, 2, 0))
+    mailbox.close()
