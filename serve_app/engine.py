@@ -61,12 +61,15 @@ class EngineStats:
     paused: int = 0
     open_requests: int = 0
     work_s: float = 0.0
+    oldest_waiting_s: float = 0.0
+    """Age of the oldest request with a waiting sample."""
 
 
 class EditEngine:
     """Runs many requests on one pipeline: `submit` from any thread, results through tickets.
 
     `max_samples`, `default_steps` and `default_guidance` are the model's, `calibration` is of that model here.
+    `on_forward` hears, on the engine's thread, of each forward: its samples, and the seconds that it took.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class EditEngine:
         default_guidance: float,
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
+        on_forward: Callable[[Sequence[Sample], float], None] = lambda samples, seconds: None,
     ) -> None:
         self._pipeline = pipeline
         self._settings = settings
@@ -87,6 +91,7 @@ class EditEngine:
         self._default_guidance = default_guidance
         self._timeout_s = timeout_s
         self._clock = clock
+        self._on_forward = on_forward
         self._policy = Policy(
             max_samples=max_samples,
             batch_tokens=calibration.knee_tokens if settings.batch_tokens == "auto" else settings.batch_tokens,
@@ -192,6 +197,8 @@ class EditEngine:
         with self._lock:
             waiting = self._waiting()
             open_samples = sum(len(claim.entry.samples) for claim in self._claims.values())
+            now_s = self._clock()
+            ages_s = [now_s - claim.entry.arrived_s for claim in self._claims.values() if claim.entry.waiting]
             return EngineStats(
                 **self._counts,
                 preparing=sum(claim.entry.waiting for claim in self._claims.values() if claim.prepared is None),
@@ -200,7 +207,12 @@ class EditEngine:
                 paused=max(0, open_samples - waiting - self._running),
                 open_requests=len(self._claims),
                 work_s=batching.work_s((claim.entry for claim in self._claims.values()), self._policy),
+                oldest_waiting_s=max(ages_s, default=0.0),
             )
+
+    @property
+    def knee_tokens(self) -> int:
+        return self._policy.batch_tokens
 
     def check_health(self) -> None:
         """Raise DeviceLost where the device is lost, the thread is dead, or one stage has run for `stall_s`."""
@@ -315,6 +327,7 @@ class EditEngine:
 
     def _step(self, batch: Sequence[Sample]) -> None:
         start_s, tokens = self._clock(), 0
+        forward_start_s = start_s
         self._running = len(batch)
         for samples, _ in self._isolated(self._step_samples, batch, halved=self._remember_memory):
             for sample in samples:
@@ -322,6 +335,9 @@ class EditEngine:
                 tokens += sample.tokens
             shared = len({sample.entry.sequence for sample in samples}) > 1
             self._count(forwards=1, sample_steps=len(samples), shared_forwards=int(shared))
+            now_s = self._clock()
+            self._on_forward(samples, now_s - forward_start_s)
+            forward_start_s = now_s
         self._running = 0
         if tokens:
             self._learn_rate((self._clock() - start_s) / tokens)

@@ -5,7 +5,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -57,9 +57,14 @@ class Editor(Protocol):
     async def ready(self) -> bool: ...
 
 
-def create_app(editor: Editor, settings: AppSettings) -> Starlette:
-    """The application. Raises ValueError where the API keys that the settings name cannot be had."""
-    api = _Api(editor, settings)
+def create_app(
+    editor: Editor, settings: AppSettings, on_serialized: Callable[[float], None] = lambda seconds: None
+) -> Starlette:
+    """The application. Raises ValueError where the API keys that the settings name cannot be had.
+
+    `on_serialized` hears how many seconds it took to make an answer of a result.
+    """
+    api = _Api(editor, settings, on_serialized)
     routes = [
         Route("/v1/images/edits", api.edit, methods=["POST"]),
         Route("/v1/models", api.models),
@@ -76,9 +81,10 @@ def create_app(editor: Editor, settings: AppSettings) -> Starlette:
 
 
 class _Api:
-    def __init__(self, editor: Editor, settings: AppSettings) -> None:
+    def __init__(self, editor: Editor, settings: AppSettings, on_serialized: Callable[[float], None]) -> None:
         self._editor = editor
         self._settings = settings
+        self._on_serialized = on_serialized
         self._started = int(time.time())
         self._pool = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures")
 
@@ -108,6 +114,7 @@ class _Api:
         serialize_start = time.perf_counter()
         data = await self._serialize(result, form)
         end = time.perf_counter()
+        self._on_serialized(end - serialize_start)
         usage = {
             "processing_time_seconds": round(end - start, 3),
             "input_images": len(form.request.images),

@@ -13,11 +13,14 @@ from starlette.applications import Starlette
 from serve_app.errors import DeadlineExceeded, EditError, GenerationError, NotReady, Overloaded
 from serve_app.events import Event
 from serve_app.http import create_app
+from serve_app.metrics import IngressMetrics
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
 
 _READY_TIMEOUT_S = 2.0
 _RETRY_AFTER_S = 5
+# The replica keeps the deadline itself, and counts it; here is for a replica that is not there, or in a long step.
+_DEADLINE_MARGIN_S = 2.0
 
 
 class HandleEditor:
@@ -34,13 +37,13 @@ class HandleEditor:
         """As ImageEditor.edit."""
         response = self._handle.edit.remote(request)
         with self._our_errors(response):
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s + _DEADLINE_MARGIN_S):
                 result: EditResult = await response
                 return result
 
     async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
         """As ImageEditor.edit_stream. Close it where it is not read to its end: that frees the request's samples."""
-        deadline_s = asyncio.get_running_loop().time() + self._timeout_s
+        deadline_s = asyncio.get_running_loop().time() + self._timeout_s + _DEADLINE_MARGIN_S
         response = self._handle.options(stream=True).edit_stream.remote(request)
         try:
             while (event := await self._next(response, deadline_s)) is not None:
@@ -90,6 +93,7 @@ class EditIngress:
     def __init__(self, editor: DeploymentHandle, settings: AppSettings) -> None:
         self._editor = HandleEditor(editor, settings.limits.request_timeout_s)
         self._settings = settings
+        self._metrics = IngressMetrics(settings.model.served_name)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return create_app(self._editor, self._settings)
+        return create_app(self._editor, self._settings, self._metrics.serialized)

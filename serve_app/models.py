@@ -31,6 +31,17 @@ class Model:
     default_steps: int
     default_guidance: float
     max_samples: int
+    device: torch.device
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the GPU: `allocated` by tensors, `reserved` by PyTorch, `total`. Empty on a CPU. Any thread."""
+        if self.device.type == "cpu":
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+            "total": torch.cuda.get_device_properties(self.device).total_memory,
+        }
 
 
 def load(settings: ModelSettings) -> Model:
@@ -56,6 +67,7 @@ def load(settings: ModelSettings) -> Model:
         default_steps=settings.default_steps or steps,
         default_guidance=settings.default_guidance or guidance,
         max_samples=_max_samples(device),
+        device=device,
     )
 
 

@@ -13,6 +13,7 @@ from serve_app.engine import EditEngine, EngineStats
 from serve_app.errors import EditError, InvalidInput
 from serve_app.events import Done, Event, Listener
 from serve_app.mailbox import Mailbox
+from serve_app.metrics import SAMPLE_PERIOD_S, EditorMetrics
 from serve_app.request import EditRequest, EditResult, check_limits, check_output_size
 from serve_app.settings import AppSettings
 from serve_app.tickets import Ticket
@@ -41,6 +42,8 @@ class ImageEditor:
             default_guidance=model.default_guidance,
         )
         logger.info("Loaded %s; measured %s", settings.model.source, asdict(calibration))
+        self._model = model
+        self._metrics = EditorMetrics(settings.model.served_name, self._geometry.native_area)
         self._engine = EditEngine(
             model.pipeline,
             settings.engine,
@@ -49,15 +52,22 @@ class ImageEditor:
             default_steps=model.default_steps,
             default_guidance=model.default_guidance,
             timeout_s=settings.limits.request_timeout_s,
+            on_forward=self._metrics.forward,
         )
         self._submit.set_batch_wait_timeout_s(settings.engine.gather_s)
         self._engine.start()
+        # Serve runs constructors on the loop that serves the requests (Ray 2.60).
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def edit(self, request: EditRequest) -> EditResult:
         """The request's pictures. Raises the errors of `serve_app.errors`; cancelling the call frees its samples."""
-        if request.partial_images:
-            raise InvalidInput("partial_images: only a stream has previews; call edit_stream", param="partial_images")
-        return await asyncio.wrap_future(await self._claim(request, None))
+        with self._metrics.request():
+            if request.partial_images:
+                message = "partial_images: only a stream has previews; call edit_stream"
+                raise InvalidInput(message, param="partial_images")
+            result: EditResult = await asyncio.wrap_future(await self._claim(request, None))
+            self._metrics.finished(result)
+            return result
 
     async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
         """The same, told while it happens: progress, previews, each output as soon as it is done, and last Done.
@@ -65,15 +75,18 @@ class ImageEditor:
         Raises as `edit`, between any two events. Closing or cancelling the stream frees the request's samples.
         """
         mailbox = Mailbox()
-        ticket = await self._claim(request, mailbox.put)
-        # The engine tells of every output before it resolves the ticket.
-        ticket.add_done_callback(lambda _: mailbox.close())
-        try:
-            while (event := await mailbox.get()) is not None:
-                yield event
-            yield Done(ticket.result().timings)
-        finally:
-            ticket.cancel()
+        with self._metrics.request():
+            ticket = await self._claim(request, mailbox.put)
+            # The engine tells of every output before it resolves the ticket.
+            ticket.add_done_callback(lambda _: mailbox.close())
+            try:
+                while (event := await mailbox.get()) is not None:
+                    yield event
+                result = ticket.result()
+                self._metrics.finished(result)
+                yield Done(result.timings)
+            finally:
+                ticket.cancel()
 
     async def _claim(self, request: EditRequest, listener: Listener | None) -> Ticket:
         """The request's ticket. Where the caller leaves before it has one, the ticket is cancelled when it is made."""
@@ -94,6 +107,11 @@ class ImageEditor:
     @serve.batch(max_batch_size=_MAX_SUBMISSION, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _submit(self, requests: list[EditRequest], listeners: list[Listener | None]) -> list[Ticket | EditError]:
         return self._engine.submit(requests, listeners)
+
+    async def _watch(self) -> None:
+        while True:
+            self._metrics.look(self._engine.stats(), self._engine.knee_tokens, self._model.memory())
+            await asyncio.sleep(SAMPLE_PERIOD_S)
 
     async def stats(self) -> EngineStats:
         return self._engine.stats()

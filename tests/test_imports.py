@@ -31,6 +31,7 @@ ORDER = [
     "auth",
     "http",
     "autoscaling",
+    "metrics",
     "replica",
     "ingress",
     "app",
@@ -38,7 +39,7 @@ ORDER = [
 ]
 WITH_TORCH = {"vae", "attention", "pipeline", "models"}
 WITH_STARLETTE = {"form", "auth", "http", "ingress"}
-WITH_RAY = {"replica", "ingress", "app", "__main__"}
+WITH_RAY = {"metrics", "replica", "ingress", "app", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.
 MAY_LOAD = {
     "torch": WITH_TORCH,

@@ -51,7 +51,9 @@ def cluster() -> Iterator[int]:
     """A started cluster; the port of its HTTP proxy."""
     port = free_port()
     # Logical CPUs: the actors share whatever cores there are.
-    ray.init(address="local", num_cpus=8, include_dashboard=False)
+    # The figures at /metrics are brought up to date each second, not each tenth.
+    system = {"metrics_report_interval_ms": 1000}
+    ray.init(address="local", num_cpus=8, include_dashboard=False, _system_config=system)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield port
     serve.shutdown()
