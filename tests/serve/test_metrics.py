@@ -16,8 +16,10 @@ from ray import serve
 from serve_app import EditRequest
 from serve_app.errors import DeadlineExceeded, OutOfMemory, Overloaded
 from serve_app.images import Size
+from serve_app.metrics import METRICS
 from serve_app.request import Pixels
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
+from tests.deploy.queries import GPU_METRICS, RAY_METRICS
 from tests.scenes import scene
 from tests.serve.client import pictures_of, png
 from tests.serve.conftest import Served
@@ -52,6 +54,10 @@ class Scrape:
         text = requests.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=WAIT_S).text
         families = text_string_to_metric_families(text)
         return cls(tuple((s.name, s.labels, s.value) for family in families for s in family.samples))
+
+    @property
+    def names(self) -> set[str]:
+        return {name for name, _, _ in self.samples}
 
     def by(self, name: str, *labels: str) -> dict[Any, float]:
         """The values of this application's `name`, added up by one label or by several."""
@@ -216,3 +222,15 @@ def test_what_waits_runs_pauses_and_how_it_leaves(app: Served, timings: dict[str
     eventually(check)
     stats = app.stats()
     assert (stats.refused, stats.cancelled, stats.expired, stats.failed) == (1, 2, 1, 1)
+
+
+def test_every_name_exists_that_the_table_the_dashboard_and_the_alerts_use(timings: dict[str, float]):
+    ours = {name for metric in METRICS for name in metric.exported}
+
+    def check(scrape: Scrape) -> None:
+        assert ours - GPU_METRICS - scrape.names == set()
+        assert RAY_METRICS - GPU_METRICS - scrape.names == set()
+        # Nothing is exported under our name that the table lacks.
+        assert {name for name in scrape.names if name.startswith("ray_image_edits_")} <= ours
+
+    eventually(check)
