@@ -1,0 +1,129 @@
+"""Edit every picture of a folder, a thousand or a million, through Ray Data and the editor's handle.
+
+python examples/edit_folder.py photos/ edited/ "make the sky blue", while the editor runs on the cluster that
+`RAY_ADDRESS` names. Stopped at any time, the same command goes on: what is written is not done again. On several
+nodes both folders must be shared. A picture that fails is reported at the end, with exit status 1, and tried again
+by the next run; the others are not held up.
+
+Each worker keeps `--batch-size` edits in flight, so the engine has as many pictures to fill its batches with as
+`--workers` × `--batch-size`. More than `engine.max_waiting` of them would only be refused and come again.
+"""
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import ray
+from ray import serve
+
+from serve_app import EditRequest
+from serve_app.errors import EditError, Overloaded
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
+
+
+class FolderEditor:
+    """A worker of Ray Data: takes a batch of paths, edits them all at once, gives back which failed and why."""
+
+    def __init__(self, source: Path, target: Path, prompt: str) -> None:
+        self._source, self._target, self._prompt = source, target, prompt
+        self._editor = serve.get_deployment_handle("ImageEditor", app_name="image-edits")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        calls = [self._start(name) for name in batch["name"]]
+        errors = [self._finish(name, call) for name, call in zip(batch["name"], calls, strict=True)]
+        return {"name": batch["name"], "error": errors}
+
+    def _start(self, name: str) -> Any:
+        """The running call, or what is wrong with the picture."""
+        try:
+            with PIL.Image.open(self._source / name) as picture:
+                return self._editor.edit.remote(EditRequest(images=[picture], prompt=self._prompt))
+        except Exception as error:
+            return error
+
+    def _finish(self, name: str, call: Any) -> str:
+        """Write the result; the reason where there is none, else nothing."""
+        while True:
+            try:
+                if isinstance(call, Exception):
+                    raise call
+                write(call.result().images[0][0], edited(self._target, name))
+                return ""
+            except Overloaded as error:
+                # Others use the editor too: come again when it says.
+                time.sleep(error.retry_after_s or 1)
+                call = self._start(name)
+            except EditError as error:
+                return error.message
+            # Whatever it is, it must not end the run of all others.
+            except Exception as error:
+                return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def edited(target: Path, name: str) -> Path:
+    """Where a picture's edit goes; with its whole name, since photo.jpg and photo.png may stand side by side."""
+    return target / f"{name}.edited.png"
+
+
+def write(picture: PIL.Image.Image, path: Path) -> None:
+    """All of it or nothing: a run that is stopped leaves no half file under the final name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    picture.save(partial, "PNG")
+    partial.replace(path)
+
+
+def names_in(source: Path) -> list[str]:
+    return sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES)
+
+
+def edit_all(names: list[str], arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """Name and error of each picture, as they are done."""
+    batches = math.ceil(len(names) / arguments.batch_size)
+    rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=batches)
+    outcomes = rows.map_batches(
+        FolderEditor,
+        # Workers have a working directory of their own.
+        fn_constructor_args=(arguments.source.resolve(), arguments.target.resolve(), arguments.prompt),
+        batch_size=arguments.batch_size,
+        compute=ray.data.ActorPoolStrategy(size=min(arguments.workers, batches)),
+        # They decode, write and wait.
+        num_cpus=0.25,
+    )
+    for row in outcomes.iter_rows():
+        yield row["name"], row["error"]
+
+
+def main() -> int:
+    arguments = _parse()
+    names = names_in(arguments.source)
+    todo = [name for name in names if not edited(arguments.target, name).exists()]
+    print(f"{len(names)} pictures, {len(names) - len(todo)} already edited")
+    failed = 0
+    for count, (name, error) in enumerate(edit_all(todo, arguments) if todo else (), 1):
+        failed += bool(error)
+        print(f"{count}/{len(todo)} {name}{': ' + error if error else ''}", flush=True)
+    print(f"{len(todo) - failed} edited, {failed} failed")
+    return 1 if failed else 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="folder with pictures, folders in it included")
+    parser.add_argument("target", type=Path, help="folder for the edits")
+    parser.add_argument("prompt", help="the instruction, the same for all")
+    parser.add_argument("--batch-size", type=int, default=16, help="edits that a worker keeps in flight (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="(%(default)s)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    ray.init(address="auto")
+    sys.exit(main())
