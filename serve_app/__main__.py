@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import ray
@@ -39,8 +40,7 @@ def main() -> None:
         print("Stopping; edits that run are finished first. Ctrl-C again drops them.", flush=True)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Not serve.shutdown: it prints an alarm over Serve's own controller, which has ended as it should (Ray 2.60).
-        serve.delete(APP_NAME)
+        _finish()
         ray.shutdown()
 
 
@@ -52,6 +52,17 @@ def _settings(arguments: argparse.Namespace) -> AppSettings:
         return AppSettings.model_validate(yaml.safe_load(arguments.settings.read_text("utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         sys.exit(f"{arguments.settings} cannot be used: {error}")
+
+
+def _finish() -> None:
+    """Take no new edits and wait for those that run; Serve ends what outlasts the replicas' graceful shutdown.
+
+    Not serve.shutdown, which prints an alarm over Serve's own controller that has ended as it should, and not the
+    blocking delete: they give up after 30 s and 60 s, before a long edit is done (Ray 2.60).
+    """
+    serve.delete(APP_NAME, _blocking=False)
+    while APP_NAME in serve.status().applications:
+        time.sleep(0.2)
 
 
 def _start(settings: AppSettings, host: str, port: int) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,29 @@ def test_a_model_that_cannot_be_loaded_is_told_with_its_reason(tmp_path):
     with running(command, log) as process:
         assert process.wait(START_S) == 1
     assert "builtin:huge is unknown; the built-in model is builtin:tiny" in log.read_text()
+
+
+def test_a_settings_file_is_obeyed_and_sigterm_waits_for_the_edit_that_runs(tmp_path):
+    port, log, settings = free_port(), tmp_path / "log", tmp_path / "settings.yaml"
+    settings.write_text("limits: {max_images: 1}\n")
+    client = Client(f"http://127.0.0.1:{port}")
+    command = [sys.executable, "-m", "serve_app", "--settings", str(settings), "--port", str(port)]
+    with running(command, log) as process, ThreadPoolExecutor(1) as pool:
+        wait_until_ready(client, process, log)
+        assert client.edit([scene(1), scene(2)], prompt="make the sky blue").status_code == 400
+        start = time.monotonic()
+        assert client.edit([scene(1)], prompt="make the sky blue", num_inference_steps=1).status_code == 200
+        a_short_edit_s = time.monotonic() - start
+        edit = pool.submit(
+            client.edit, [scene(1)], prompt="make the sky blue", num_inference_steps=150, timeout_s=START_S
+        )
+        time.sleep(a_short_edit_s)
+        assert not edit.done()
+        # To this process alone, as systemd and Docker send it.
+        process.send_signal(signal.SIGTERM)
+        assert len(pictures_of(edit.result())) == 1
+        assert process.wait(STOP_S) == 0
+    assert "Traceback" not in log.read_text()
 
 
 def test_settings_that_cannot_be_used_are_told_with_their_reason(tmp_path):
