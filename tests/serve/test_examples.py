@@ -42,6 +42,11 @@ def save(path: Path, seed: int) -> None:
     PIL.Image.fromarray(scene(seed, 64, 64)).save(path)
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    with PIL.Image.open(path) as picture:
+        return picture.size
+
+
 @pytest.mark.parametrize("marker", ["await editor.edit.remote", "edit_stream.remote"])
 def test_a_snippet_of_the_readme_runs(served: Served, marker: str):
     (block,) = [block for block in blocks("python") if marker in block]
@@ -63,7 +68,7 @@ def test_another_application_edits_by_handle_blocking_async_and_as_a_stream(serv
     save(tmp_path / "photo.jpg", 1)
     done = run("by_handle.py", tmp_path)
     assert done.returncode == 0, done.stderr
-    files = {path.name: PIL.Image.open(path).size for path in (tmp_path / "postcards").iterdir()}
+    files = {path.name: size_of(path) for path in (tmp_path / "postcards").iterdir()}
     width, height = files.pop("sync.png")
     assert files.pop("sheet.png") == (3 * width, height)
     assert sorted(name.split("-seed")[0] for name in files) == [
