@@ -151,7 +151,7 @@ def running(contenders: Sequence[Contender], common: Sequence[str], logs: Path) 
 
 @contextmanager
 def _running(contender: Contender, common: Sequence[str], logs: Path) -> Iterator[Server]:
-    port, log = _free_port(), logs / f"{contender.name}.log"
+    port, log = free_port(), logs / f"{contender.name}.log"
     answers, theirs = os.pipe()
     command = [sys.executable, "-m", f"benchmarks.contenders.{contender.program}", *common, *contender.arguments]
     with log.open("wb") as output:
@@ -193,7 +193,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

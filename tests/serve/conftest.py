@@ -1,6 +1,5 @@
 """One real local cluster for all tests in this folder, with real HTTP in front of the real application."""
 
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from benchmarks.servers import free_port
 from serve_app.app import APP_NAME, build
 from serve_app.engine import EngineStats
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
@@ -38,12 +38,6 @@ class Served:
     def stats(self) -> EngineStats:
         stats: EngineStats = self.editor.stats.remote().result()
         return stats
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,10 @@ import requests
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from benchmarks.servers import free_port
 from serve_app.settings import AppSettings
 from tests.scenes import scene
 from tests.serve.client import Client, pictures_of
-from tests.serve.conftest import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 START_S, STOP_S = 180, 60
