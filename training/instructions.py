@@ -62,7 +62,7 @@ INSTRUCTIONS: tuple[Instruction, ...] = (
     Instruction("blue-sky", transforms.repaint_sky("blue"), measures.sky_is("blue"), needs_sky=True, weight=1.5),
     Instruction("orange-sky", transforms.repaint_sky("orange"), measures.sky_is("orange"), needs_sky=True, weight=1.5),
     Instruction("night-sky", transforms.repaint_sky("night"), measures.sky_is("night"), needs_sky=True, weight=1.5),
-    Instruction("mirror", transforms.plain(transforms.to_mirrored), measures.is_mirrored, weight=4),
+    Instruction("mirror", transforms.plain(transforms.to_mirrored), measures.is_mirrored, weight=5),
     Instruction("vignette", transforms.plain(transforms.to_vignetted), measures.is_vignetted),
     Instruction("bright-vivid", transforms.plain(transforms.to_bright_vivid), measures.is_bright_vivid),
     IDENTITY,

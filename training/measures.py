@@ -108,16 +108,17 @@ def _blockiness(picture: Values, block: int) -> float:
 
 
 def is_sketch(source: Values, result: Values) -> bool:
-    truth = luminance(sketch(source, 2.1, 1.5))
+    truth = luminance(sketch(source, 2.4, 1.8))
     on_paper = chroma(result) < 14 and luminance(result).mean() > 165
     alike = correlation(luminance(result), truth)
     return bool(on_paper and alike > 0.45 and alike > correlation(luminance(source), truth) + 0.05)
 
 
 def is_painting(source: Values, result: Values) -> bool:
-    """Much nearer to the painting with some number of levels than to the source."""
-    nearest = min(squared_error(result, painting(source, levels)) for levels in (4, 5, 6))
-    return nearest < 0.65 * squared_error(result, source)
+    """Much nearer to a painting than to the source, with less detail and stronger colours."""
+    nearest = min(squared_error(result, painting(source, saturation)) for saturation in (1.5, 1.8, 2.1))
+    plainer = detail(result) < 0.8 * detail(source)
+    return plainer and chroma(result) > 1.05 * chroma(source) and nearest < 0.65 * squared_error(result, source)
 
 
 def is_tinted(channel: int) -> Measure:

@@ -12,6 +12,8 @@ Transform = Callable[[Values, np.random.Generator], Values]
 SkyTransform = Callable[[Values, Mask | None, np.random.Generator], Values]
 # Pixels of a native 128²: one and two tokens of its transformer, which did not learn blocks that cut through tokens.
 BLOCKS = (8, 16)
+_STROKES = 2
+_TONES = 6
 
 
 def plain(transform: Transform) -> SkyTransform:
@@ -105,26 +107,33 @@ def block_side(picture: Values, block: int) -> int:
 
 
 def to_sketch(picture: Values, rng: np.random.Generator) -> Values:
-    return sketch(picture, rng.uniform(1.6, 2.6), rng.uniform(1.2, 1.9))
+    return sketch(picture, rng.uniform(1.8, 3.0), rng.uniform(1.4, 2.2))
 
 
 def sketch(picture: Values, radius: float, darkness: float) -> Values:
-    """Dark lines on white paper: the luminance divided by its own surroundings."""
+    """Grey lines on white paper: the luminance divided by its own surroundings."""
     grey = luminance(picture)
-    lines = np.minimum(1, (grey + 12) / (blurred(grey, scaled(picture, radius)) + 12))
-    return np.repeat(as_values(245 * lines ** (2 * darkness))[..., None], 3, axis=2)
+    lines = np.minimum(1, (grey + 24) / (blurred(grey, scaled(picture, radius)) + 24))
+    return np.repeat(as_values(245 * lines**darkness)[..., None], 3, axis=2)
 
 
 def to_painting(picture: Values, rng: np.random.Generator) -> Values:
-    return painting(picture, int(rng.integers(4, 7)))
+    return painting(picture, rng.uniform(1.5, 2.1))
 
 
-def painting(picture: Values, levels: int) -> Values:
-    """Strokes of few, strong colours: small details go, and each channel keeps `levels` values."""
-    size = max(3, round(scaled(picture, 3)) // 2 * 2 + 1)
-    strokes = np.asarray(as_image(picture).filter(PIL.ImageFilter.MedianFilter(min(size, 5))), np.float32)
-    strong = np.clip(_saturate(strokes, 1.5), 0, 255)
-    return np.rint(strong / 255 * (levels - 1)) * np.float32(255 / (levels - 1))
+def painting(picture: Values, saturation: float) -> Values:
+    """Broad strokes of strong colours: small details go, edges stay, and half of the shading goes to few tones."""
+    strokes = picture
+    for _ in range(_STROKES):
+        strokes = np.asarray(as_image(strokes).filter(PIL.ImageFilter.MedianFilter(_stroke(picture))), np.float32)
+    grey = greyed(strokes)
+    tones = np.rint(grey / 255 * (_TONES - 1)) * np.float32(255 / (_TONES - 1))
+    return _saturate(strokes, saturation) + (tones - grey) * np.float32(0.5)
+
+
+def _stroke(picture: Values) -> int:
+    """An odd number of pixels: 5 in a picture of 128 x 128."""
+    return max(3, round(scaled(picture, 5)) // 2 * 2 + 1)
 
 
 def tint(color: tuple[float, float, float]) -> Transform:
