@@ -3,6 +3,8 @@
 import argparse
 import os
 import platform
+import shlex
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -62,7 +64,7 @@ def main() -> None:
 
     say(f"starting {len(contenders)} contenders, one after another")
     model = str(Path(arguments.model).resolve()) if Path(arguments.model).is_dir() else arguments.model
-    common = ["--model", model, "--threads", str(arguments.threads)]
+    common = ["--model", model, "--threads", str(arguments.threads), "--side", str(effort.side)]
     with running(contenders, common, arguments.logs.resolve()) as servers:
         results = bench(
             servers,
@@ -78,7 +80,7 @@ def main() -> None:
 
 
 def _direct(effort: Effort, burst: int) -> Contender:
-    arguments = ("--count", str(burst), "--steps", str(effort.plain), "--side", str(effort.side))
+    arguments = ("--count", str(burst), "--steps", str(effort.plain))
     return Contender(DIRECT.name, DIRECT.title, DIRECT.about, DIRECT.program, arguments)
 
 
@@ -93,12 +95,14 @@ def _write(results: Results, contenders: list[Contender], conditions: report.Con
 def _conditions(arguments: argparse.Namespace, minutes: float) -> report.Conditions:
     packages = ("ray", "torch", "diffusers", "litserve")
     return report.Conditions(
+        command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         model=ModelSettings(source=arguments.model).served_name,
         machine=f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}",
         versions=", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in packages)]),
         threads=arguments.threads,
         rounds=arguments.rounds,
         plain_steps=arguments.steps,
+        side=arguments.side,
         minutes=minutes,
     )
 
@@ -117,7 +121,7 @@ def _parse() -> argparse.Namespace:
     add("--steps", type=int, default=effort.plain, help="of a plain edit (%(default)s)")
     add("--few", type=int, default=effort.few, help="steps of a short edit in mixed traffic (%(default)s)")
     add("--many", type=int, default=effort.many, help="steps of a long one (%(default)s)")
-    add("--side", type=int, default=effort.side, help="of the pictures, in pixels (%(default)s)")
+    add("--side", type=int, default=effort.side, help="of pictures and of the native size, in pixels (%(default)s)")
     add("--output", type=Path, default=ROOT / "benchmarks", help="folder of RESULTS.md and the plot")
     add("--logs", type=Path, default=ROOT / "build" / "bench", help="folder of the contenders' output")
     return parser.parse_args()

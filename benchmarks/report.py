@@ -19,12 +19,14 @@ PLOT = "results.png"
 class Conditions:
     """Under which the results were taken, in words or numbers for the page."""
 
+    command: str
     model: str
     machine: str
     versions: str
     threads: int
     rounds: int
     plain_steps: int
+    side: int
     minutes: float
 
 
@@ -51,12 +53,12 @@ def page(results: Results, contenders: Sequence[Contender], conditions: Conditio
 
 
 def _introduction(results: Results, conditions: Conditions) -> str:
-    return f"""Written by `make bench`. Model `{conditions.model}`, {conditions.threads} threads for every contender;
+    return f"""Written by `{conditions.command}`. Model `{conditions.model}`, {conditions.threads} threads for every contender;
 {conditions.machine}; {conditions.versions}.
 {conditions.rounds} rounds, forwards and backwards by turns; figures are medians over them (of differences, failures and
 lateness the worst). {conditions.minutes:.0f} minutes in all. One contender runs at a time, the others are frozen.
 
-A plain edit is guided, of {conditions.plain_steps} steps, at the native size. The stock pipeline behind a lock serves
+A plain edit is guided, of {conditions.plain_steps} steps, at {conditions.side} × {conditions.side} pixels, as the native size of every contender. The stock pipeline behind a lock serves
 {results.capacity.lock_per_s:.2f} of them a second, which the loads refer to; ours serves
 {results.capacity.ours_mixed_per_s:.2f} mixed ones a second. Latency counts from the moment at which a request was due.
 Slowdown is latency over the latency of the same edit alone on the same server. Difference is the worst of any value of

@@ -46,7 +46,6 @@ def main() -> None:
     parser = program.parser(__doc__)
     parser.add_argument("--count", type=int, required=True, help="edits submitted at once")
     parser.add_argument("--steps", type=int, required=True, help="of each edit")
-    parser.add_argument("--side", type=int, required=True, help="of each picture, in pixels")
     arguments = parser.parse_args()
     engine = build_engine(program.settings(arguments))
     edits = plain(Effort(plain=arguments.steps, side=arguments.side))

@@ -18,15 +18,18 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--model", required=True, help="as model.source")
     arguments.add_argument("--threads", type=int, required=True, help="threads of the model")
+    arguments.add_argument("--side", type=int, required=True, help="of a picture at the native size, in pixels")
     arguments.add_argument("--port", type=int, required=True, help=f"on {HOST}")
     arguments.add_argument("--answers", type=int, required=True, help="file descriptor to write answers to")
     return arguments
 
 
 def settings(arguments: argparse.Namespace, **engine: Any) -> AppSettings:
-    """The defaults of the product, with the benchmark's model and number of threads."""
+    """The defaults of the product, with the benchmark's model, native size and number of threads."""
     return AppSettings(
-        model=ModelSettings(source=arguments.model, cpu_threads=arguments.threads),
+        model=ModelSettings(
+            source=arguments.model, native_area=arguments.side**2, cpu_threads=arguments.threads
+        ),
         engine=EngineSettings(**engine),
         limits=LimitSettings(request_timeout_s=_TIMEOUT_S),
     )

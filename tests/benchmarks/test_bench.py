@@ -91,7 +91,9 @@ def test_every_contender_is_measured_under_its_loads_and_the_page_says_so(base_u
         expected = {one.name for one in CONTENDERS if one.loads is None or name in one.loads}
         assert set(figures) == expected
         assert all(some.difference == 0 and some.failures == 0 for some in figures.values())
-    conditions = Conditions("tiny", "2 cores", "Python", threads=2, rounds=2, plain_steps=1, minutes=1)
+    conditions = Conditions(
+        "python -m benchmarks", "tiny", "2 cores", "Python", threads=2, rounds=2, plain_steps=1, side=64, minutes=1
+    )
     text = page(results, contenders, conditions)
     for contender in contenders:
         assert contender.title in text

@@ -23,7 +23,7 @@ def by_name(name: str) -> Contender:
 
 def test_all_programs_start_answer_alike_count_and_stop(random_model_folder, tmp_path):
     contenders = [by_name(name) for name in ("step", "naive", "lock", "litserve")]
-    common = ["--model", str(random_model_folder), "--threads", "1"]
+    common = ["--model", str(random_model_folder), "--threads", "1", "--side", "64"]
     pictures = {}
     with running(contenders, common, tmp_path) as servers:
         for server in servers:

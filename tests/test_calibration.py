@@ -1,0 +1,76 @@
+"""Warm-up and the knee, on a pipeline whose steps take as long as a test says."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from serve_app.calibration import Calibration, calibrate, sizes_to_measure
+from serve_app.errors import OutOfMemory
+from serve_app.request import Pixels
+from tests.fakes import ArithmeticPipeline, State
+
+# Seconds of a step by samples: best at 4 and more.
+STEP_S = {1: 0.10, 2: 0.15, 4: 0.20, 8: 0.40}
+# Of one sample of the fake's 64 x 64 pixels, picture and reference, guided.
+TOKENS = 2 * 2 * (64 // 16) ** 2
+
+
+@dataclass
+class TimedPipeline(ArithmeticPipeline):
+    """`disturbed_s`: what the n-th step takes longer. Steps of more than `fits` samples find no memory."""
+
+    disturbed_s: Callable[[int], float] = lambda number: 0.0
+    fits: int = 8
+    sizes: list[int] = field(default_factory=list)
+    now_s: float = 0.0
+
+    def step(self, states: Sequence[State]) -> None:
+        self.sizes.append(len(states))
+        if len(states) > self.fits:
+            raise OutOfMemory("CUDA out of memory")
+        self.now_s += STEP_S[len(states)] + self.disturbed_s(len(self.sizes))
+
+    def decode(self, states: Sequence[State]) -> list[Pixels]:
+        return []
+
+
+def measure(pipeline: TimedPipeline, max_samples: int = 8) -> Calibration:
+    return calibrate(pipeline, max_samples=max_samples, default_guidance=4.0, clock=lambda: pipeline.now_s)
+
+
+def test_the_knee_is_the_smallest_batch_near_the_best_throughput():
+    found = measure(TimedPipeline())
+    assert found.seconds_by_samples == pytest.approx(STEP_S)
+    assert found.knee_tokens == 4 * TOKENS
+    assert found.seconds_per_token == pytest.approx(0.20 / (4 * TOKENS))
+
+
+def test_a_disturbance_of_several_steps_spoils_no_size():
+    # Four steps in a row, one of each size, as one stall of the machine would.
+    pipeline = TimedPipeline(disturbed_s=lambda number: 1.0 if number <= 4 else 0.0)
+    assert measure(pipeline).seconds_by_samples == pytest.approx(STEP_S)
+
+
+def test_sizes_that_do_not_fit_are_left_out_and_not_tried_again():
+    pipeline = TimedPipeline(fits=2)
+    found = measure(pipeline)
+    assert found.seconds_by_samples == pytest.approx({1: 0.10, 2: 0.15})
+    assert found.knee_tokens == 2 * TOKENS
+    assert pipeline.sizes == [1, 2, 4, 1, 2, 1, 2]
+
+
+def test_a_model_too_large_for_one_sample_says_so():
+    with pytest.raises(OutOfMemory):
+        measure(TimedPipeline(fits=0))
+
+
+def test_a_fixed_batch_is_warmed_up_alone():
+    pipeline = TimedPipeline()
+    measure(pipeline, max_samples=1)
+    assert set(pipeline.sizes) == {1}
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (10, [1, 2, 4, 8, 10])])
+def test_powers_of_two_and_the_largest_are_measured(most, sizes):
+    assert sizes_to_measure(most) == sizes
