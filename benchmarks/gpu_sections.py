@@ -178,8 +178,9 @@ SECTIONS = {
         "The knee that `batch_tokens: auto` finds",
         ["case", "samples", "ms per step", "samples per s", "of the best", ""],
         [
-            "`serve_app/calibration.py`: guided steps of growing batches of one grey picture, measured three "
-            f"times by turns, the fastest counting; the smallest batch within {KNEE_TOLERANCE:.0%} of the best throughput is the knee."
+            "`serve_app/calibration.py`: guided steps of growing batches of one grey picture, each measured three "
+            "times by turns, the fastest counting; the smallest batch within "
+            f"{KNEE_TOLERANCE:.0%} of the best throughput is the knee."
         ],
         knee_rows,
     ),

@@ -53,16 +53,17 @@ def page(results: Results, contenders: Sequence[Contender], conditions: Conditio
 
 
 def _introduction(results: Results, conditions: Conditions) -> str:
-    return f"""Written by `{conditions.command}`. Model `{conditions.model}`, {conditions.threads} threads for every contender;
-{conditions.machine}; {conditions.versions}.
+    return f"""Written by `{conditions.command}`, in {conditions.minutes:.0f} minutes.
+Model `{conditions.model}`, threads of each contender's model: {conditions.threads}; {conditions.machine};
+{conditions.versions}.
 {conditions.rounds} rounds, forwards and backwards by turns; figures are medians over them (of differences, failures and
-lateness the worst). {conditions.minutes:.0f} minutes in all. One contender runs at a time, the others are frozen.
+lateness the worst). One contender runs at a time, the others are frozen.
 
-A plain edit is guided, of {conditions.plain_steps} steps, at {conditions.side} × {conditions.side} pixels, as the native size of every contender. The stock pipeline behind a lock serves
-{results.capacity.lock_per_s:.2f} of them a second, which the loads refer to; ours serves
-{results.capacity.ours_mixed_per_s:.2f} mixed ones a second. Latency counts from the moment at which a request was due.
-Slowdown is latency over the latency of the same edit alone on the same server. Difference is the worst of any value of
-any picture to the same edit alone on the same server, of 255."""
+A plain edit is guided, of {conditions.plain_steps} steps, at {conditions.side} × {conditions.side} pixels, the native
+size of every contender here. The stock pipeline behind a lock serves {results.capacity.lock_per_s:.2f} of them a
+second, which the loads refer to; ours serves {results.capacity.ours_mixed_per_s:.2f} mixed ones a second. Latency
+counts from the moment at which a request was due. Slowdown is latency over the latency of the same edit alone on the
+same server. Difference is the worst of any value of any picture to the same edit alone on the same server, of 255."""
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -27,9 +27,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def settings(arguments: argparse.Namespace, **engine: Any) -> AppSettings:
     """The defaults of the product, with the benchmark's model, native size and number of threads."""
     return AppSettings(
-        model=ModelSettings(
-            source=arguments.model, native_area=arguments.side**2, cpu_threads=arguments.threads
-        ),
+        model=ModelSettings(source=arguments.model, native_area=arguments.side**2, cpu_threads=arguments.threads),
         engine=EngineSettings(**engine),
         limits=LimitSettings(request_timeout_s=_TIMEOUT_S),
     )
