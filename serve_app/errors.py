@@ -66,11 +66,14 @@ class UnsupportedMediaType(EditError):
     status, code, type = 415, "UNSUPPORTED_MEDIA_TYPE", "invalid_request_error"
 
 
+_GENERATION_FAILED = "Image generation failed: "
+
+
 class GenerationError(EditError):
     """The model failed on this request. The message always begins with `Image generation failed: `."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"Image generation failed: {reason}")
+        super().__init__(_GENERATION_FAILED + reason)
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["GenerationError"], tuple[str]]:
@@ -101,3 +104,22 @@ class NotReady(EditError):
 
 class DeadlineExceeded(EditError):
     status, code = 504, "TIMEOUT"
+
+
+def from_body(
+    code: str, message: str, *, status: int, param: str | None = None, retry_after_s: int | None = None
+) -> EditError:
+    """The error that a server told in its body. A code that is not in the tree becomes an EditError of that status."""
+    cls = _by_code().get(code, EditError)
+    if issubclass(cls, GenerationError):
+        return cls(message.removeprefix(_GENERATION_FAILED))
+    error = cls(message, param=param, retry_after_s=retry_after_s)
+    if cls is EditError:
+        error.status, error.code = status, code
+    return error
+
+
+def _by_code() -> dict[str, type[EditError]]:
+    """The class of each code, the uppermost where several share it."""
+    top = EditError.__subclasses__()
+    return {cls.code: cls for cls in [*(leaf for cls in top for leaf in cls.__subclasses__()), *top]}

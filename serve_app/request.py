@@ -97,7 +97,7 @@ class EditRequest(EditParams):
             raise ValueError("At least one image is required")
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"images must be a list of pictures, not {type(value).__name__}")
-        return tuple(_as_pixels(image, index) for index, image in enumerate(value))
+        return tuple(as_pixels(image, index) for index, image in enumerate(value))
 
     @model_validator(mode="after")
     def _check_prompts(self) -> "EditRequest":
@@ -122,7 +122,8 @@ class EditRequest(EditParams):
         return self.seed + image_index * self.n + variant_index
 
 
-def _as_pixels(image: Any, index: int) -> Pixels:
+def as_pixels(image: Any, index: int) -> Pixels:
+    """A PIL picture or an array as pixels. Raises ValueError for what is neither, InvalidInput for a damaged one."""
     if isinstance(image, PIL.Image.Image):
         return convert(image, index)
     is_rgb = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3

@@ -15,6 +15,7 @@ ORDER = [
     "settings",
     "images",
     "request",
+    "client",
     "events",
     "mailbox",
     "batching",

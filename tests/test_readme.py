@@ -9,12 +9,9 @@ import importlib
 import io
 import re
 import shlex
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -23,7 +20,6 @@ import httpx
 import numpy as np
 import PIL.Image
 import pytest
-import uvicorn
 from pydantic import BaseModel
 from starlette.applications import Starlette
 
@@ -31,6 +27,7 @@ from serve_app import errors
 from serve_app.errors import EditError
 from serve_app.http import create_app
 from serve_app.settings import AppSettings
+from tests.http_server import listening
 from tests.test_http import Inverter, call
 
 ROOT = Path(__file__).parent.parent
@@ -228,22 +225,6 @@ def python_block(marker: str) -> str:
     return block
 
 
-@contextmanager
-def listening(app: Starlette) -> Iterator[str]:
-    """The application on a free port; yields its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(20)
-            assert not thread.is_alive()
-
-
 def test_the_python_client_saves_every_picture(app: Starlette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for index, name in enumerate(PICTURES):
@@ -259,6 +240,25 @@ def test_the_python_client_saves_every_picture(app: Starlette, tmp_path: Path, m
         assert space["edit_images"](["photo.jpg"], ["one"], seed=7) == ["output_0.png"]
         with pytest.raises(Exception, match="400"):
             space["edit_images"](["photo.jpg"], "one", n=0)
+
+
+def test_the_client_of_the_package_is_used_as_written(
+    app: Starlette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for index, name in enumerate(PICTURES):
+        Path(name).write_bytes(photo(index))
+    code = compile(python_block("with ImageEdits()"), "README.md", "exec")
+    with listening(app) as url:
+        monkeypatch.setenv("IMAGE_EDITS_SERVER", url)
+        exec(code, {})
+        Path("photo1.jpg").write_bytes(b"no picture")
+        exec(code, {})
+    with PIL.Image.open("photo2-1.jpg") as picture:
+        assert np.abs(np.asarray(picture).astype(int)[3, 4] - 175).max() <= 2
+    done, failed = capsys.readouterr().out.splitlines()
+    assert done == "9 (8, 6)"
+    assert failed.startswith("INVALID_INPUT images Invalid image format at index 0")
 
 
 def test_the_openai_call_sends_only_known_fields(app: Starlette) -> None:

@@ -1,0 +1,316 @@
+"""Python clients of the server, blocking and asyncio. They load neither torch nor Ray.
+
+    ImageEdits, AsyncImageEdits
+    └── EditError            what the server answered: the tree of serve_app.errors
+        └── Unreachable      no answer came
+
+Answers with status 503 and connections that fail are tried again, after `Retry-After` where the server says it. An edit
+that is cut off and sent again costs its steps twice and changes nothing else.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self, TypedDict, Unpack
+
+import httpx
+import numpy as np
+import PIL.Image
+import pybase64
+from httpx_retries import Retry, RetryTransport
+from pydantic import BaseModel, ValidationError
+
+from serve_app.errors import EditError, from_body
+from serve_app.images import OutputFormat, encode
+from serve_app.request import Pixels, as_pixels
+
+SERVER_ENV = "IMAGE_EDITS_SERVER"
+KEY_ENV = "IMAGE_EDITS_API_KEY"
+DEFAULT_SERVER = "http://127.0.0.1:8000"
+
+# Beyond limits.request_timeout_s, so that the server's own words are heard.
+DEFAULT_TIMEOUT_S = 660.0
+_CONNECT_TIMEOUT_S = 10.0
+_MAX_WAIT_S = 60.0
+_UNAVAILABLE = 503
+# Not httpx.ReadTimeout: an edit that took too long would take too long again.
+_CONNECTION_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError)
+
+Picture = str | os.PathLike[str] | bytes | PIL.Image.Image | Pixels
+"""A path, the bytes of a picture file, a PIL picture, or a uint8 RGB array of height × width × 3."""
+
+_ONE_PICTURE = (str, os.PathLike, bytes, PIL.Image.Image, np.ndarray)
+
+
+class EditOptions(TypedDict, total=False):
+    """What an edit may ask for beside pictures and prompt; the server's defaults hold for what is left out.
+
+    `steps`, `guidance`: `num_inference_steps` and `guidance_scale` of the API; the others have its names and ranges.
+    """
+
+    n: int
+    size: str
+    steps: int
+    guidance: float
+    seed: int
+    negative_prompt: str
+    output_format: OutputFormat
+    output_compression: int
+    model: str
+    user: str
+
+
+_EDITS, _MODELS, _READY = "/v1/images/edits", "/v1/models", "/health/ready"
+_ONCE = Retry(total=0)
+_API_NAMES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+
+
+class Unreachable(EditError):
+    """No answer came: nothing listens there, the connection broke, or time ran out. `status` is 0."""
+
+    status, code, type = 0, "UNREACHABLE", "connection_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One edited picture: the file as the server made it, and the seed that makes it again."""
+
+    file: bytes
+    seed: int
+    output_format: OutputFormat
+
+    @property
+    def image(self) -> PIL.Image.Image:
+        return PIL.Image.open(io.BytesIO(self.file))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        Path(path).write_bytes(self.file)
+
+
+Rows = list[list[Output]]
+"""`rows[i][j]` is variant j of picture i."""
+
+
+class _Client:
+    """What both clients share: the server's address, the headers, retries, and how answers are read."""
+
+    def __init__(
+        self,
+        server: str | None = None,
+        key: str | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retries: int = 8,
+    ) -> None:
+        """`server` and `key`: unset, the environment's IMAGE_EDITS_SERVER and IMAGE_EDITS_API_KEY; "" is no key.
+
+        `timeout_s`: the longest silence of the server that is taken. Raises ValueError for an address that is none.
+        """
+        self.server = (server or os.environ.get(SERVER_ENV) or DEFAULT_SERVER).rstrip("/")
+        key = os.environ.get(KEY_ENV) if key is None else key
+        # Bytes, since httpx would refuse a key beyond ASCII.
+        headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
+        retry = Retry(
+            total=retries,
+            allowed_methods=("GET", "POST"),
+            status_forcelist=(_UNAVAILABLE,),
+            retry_on_exceptions=(*_CONNECTION_ERRORS, httpx.RemoteProtocolError),
+            backoff_factor=0.5,
+            max_backoff_wait=_MAX_WAIT_S,
+        )
+        self._options: dict[str, Any] = {
+            "base_url": _address(self.server),
+            "headers": headers,
+            "timeout": httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S),
+            "transport": RetryTransport(retry=retry),
+        }
+
+    @contextmanager
+    def _our_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.RequestError as error:
+            raise Unreachable(f"No answer from {self.server}: {str(error) or type(error).__name__}") from error
+        except ValidationError:
+            raise EditError(f"{self.server} answered, but not as this API does") from None
+
+
+class ImageEdits(_Client):
+    """The blocking client; any thread may use it. `with ImageEdits() as edits:` closes its connections at the end."""
+
+    @cached_property
+    def _http(self) -> httpx.Client:
+        return httpx.Client(**self._options)
+
+    def edit(
+        self, images: Picture | Sequence[Picture], prompt: str | Sequence[str], **options: Unpack[EditOptions]
+    ) -> Rows:
+        """Edit each picture on its own; the variants of picture i are row i. Raises EditError.
+
+        `prompt`: one for all pictures, or as many as there are pictures, in their order.
+        """
+        form = _form(images, prompt, options)
+        with self._our_errors():
+            return _rows(self._http.post(_EDITS, **form))
+
+    def models(self) -> list[str]:
+        """The names that `model` may have. Raises EditError."""
+        with self._our_errors():
+            return _models(self._http.get(_MODELS))
+
+    def ready(self) -> bool:
+        """Whether an edit could begin now; asked once. Raises Unreachable where nobody answers."""
+        with self._our_errors():
+            return _ready(self._http.get(_READY, extensions={"retry": _ONCE}))
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncImageEdits(_Client):
+    """The same for asyncio. `async with AsyncImageEdits() as edits:`"""
+
+    @cached_property
+    def _http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**self._options)
+
+    async def edit(
+        self, images: Picture | Sequence[Picture], prompt: str | Sequence[str], **options: Unpack[EditOptions]
+    ) -> Rows:
+        """As ImageEdits.edit. Cancelling it frees the server of the work."""
+        form = _form(images, prompt, options)
+        with self._our_errors():
+            return _rows(await self._http.post(_EDITS, **form))
+
+    async def models(self) -> list[str]:
+        """As ImageEdits.models."""
+        with self._our_errors():
+            return _models(await self._http.get(_MODELS))
+
+    async def ready(self) -> bool:
+        """As ImageEdits.ready."""
+        with self._our_errors():
+            return _ready(await self._http.get(_READY, extensions={"retry": _ONCE}))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def _address(server: str) -> httpx.URL:
+    try:
+        url = httpx.URL(server)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{server!r} is no address of a server: {error}") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError(f"{server!r} is no address of a server, such as {DEFAULT_SERVER}")
+    return url
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+def _form(images: Picture | Sequence[Picture], prompt: str | Sequence[str], options: EditOptions) -> dict[str, Any]:
+    """The multipart body, in httpx's words. A name that the API does not know is sent too: the server refuses it."""
+    pictures = [images] if isinstance(images, _ONE_PICTURE) else images
+    files = [("images", _file(picture, index)) for index, picture in enumerate(pictures)]
+    fields = {_API_NAMES.get(name, name): value for name, value in options.items()}
+    return {"files": files, "data": {"prompt": prompt, **fields}}
+
+
+def _file(picture: Picture, index: int) -> tuple[str, bytes]:
+    """Name and content. Raises OSError for a path that cannot be read, ValueError for what is no picture."""
+    if isinstance(picture, bytes):
+        return str(index), picture
+    if isinstance(picture, (str, os.PathLike)):
+        path = Path(picture)
+        return path.name, path.read_bytes()
+    return f"{index}.png", encode(as_pixels(picture, index), "png", 100)
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+class _Picture(BaseModel):
+    b64_json: str
+    seed: int
+    input_index: int
+    variant_index: int
+
+
+class _Answer(BaseModel):
+    data: list[_Picture]
+    output_format: OutputFormat
+
+
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
+class _Failure(BaseModel):
+    message: str
+    code: str
+    param: str | None = None
+
+
+class _FailureBody(BaseModel):
+    error: _Failure
+
+
+def _rows(response: httpx.Response) -> Rows:
+    answer = _Answer.model_validate_json(_content(response))
+    rows: Rows = []
+    for picture in sorted(answer.data, key=lambda picture: (picture.input_index, picture.variant_index)):
+        if picture.variant_index == 0:
+            rows.append([])
+        rows[-1].append(Output(pybase64.b64decode(picture.b64_json), picture.seed, answer.output_format))
+    return rows
+
+
+def _models(response: httpx.Response) -> list[str]:
+    return [model.id for model in _Models.model_validate_json(_content(response)).data]
+
+
+def _ready(response: httpx.Response) -> bool:
+    if response.status_code == _UNAVAILABLE:
+        return False
+    _content(response)
+    return True
+
+
+def _content(response: httpx.Response) -> bytes:
+    """The body of a good answer. Raises the error that another one tells of."""
+    if response.is_success:
+        return response.content
+    retry_after = response.headers.get("Retry-After", "")
+    try:
+        failure = _FailureBody.model_validate_json(response.content).error
+    except ValidationError:
+        # A proxy in between.
+        failure = _Failure(message=f"{response.status_code} {response.reason_phrase}", code="")
+    raise from_body(
+        failure.code,
+        failure.message,
+        status=response.status_code,
+        param=failure.param,
+        retry_after_s=int(retry_after) if retry_after.isdecimal() else None,
+    )

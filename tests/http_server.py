@@ -1,0 +1,35 @@
+"""An application behind a real socket, as strangers meet it."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+
+
+@contextmanager
+def listening(app: Starlette) -> Iterator[str]:
+    """The application on a free port; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, answering(app, listener):
+        yield address_of(listener)
+
+
+def address_of(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def answering(app: Starlette, listener: socket.socket) -> Iterator[None]:
+    """The application behind a socket that listens already."""
+    config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()

@@ -1,0 +1,208 @@
+"""The Python clients against the real application behind a real socket."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+from starlette.applications import Starlette
+
+from serve_app import errors
+from serve_app.client import AsyncImageEdits, ImageEdits, Rows, Unreachable
+from serve_app.errors import EditError, InvalidInput, NotReady, OutOfMemory, Overloaded, Unauthorized
+from serve_app.http import create_app
+from serve_app.request import EditRequest, EditResult
+from serve_app.settings import AppSettings
+from tests.http_server import address_of, answering, listening
+from tests.test_http import MODEL, Inverter, png
+
+
+class BusyAtFirst(Inverter):
+    """Full for the first requests, then an Inverter."""
+
+    def __init__(self, refusals: int, retry_after_s: int) -> None:
+        super().__init__()
+        self.refusals, self._retry_after_s = refusals, retry_after_s
+
+    async def edit(self, request: EditRequest) -> EditResult:
+        if self.refusals:
+            self.refusals -= 1
+            raise Overloaded("The queue is full", retry_after_s=self._retry_after_s)
+        return await super().edit(request)
+
+
+@pytest.fixture(autouse=True)
+def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("IMAGE_EDITS_API_KEYS", "IMAGE_EDITS_API_KEY", "IMAGE_EDITS_SERVER"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def editor() -> Inverter:
+    return Inverter()
+
+
+@pytest.fixture
+def server(editor: Inverter) -> Iterator[str]:
+    with listening(create_app(editor, AppSettings(model=MODEL))) as url:
+        yield url
+
+
+def blocking(url: str, call: str, *arguments: Any, **options: Any) -> Any:
+    with ImageEdits(url, retries=0) as edits:
+        return getattr(edits, call)(*arguments, **options)
+
+
+def in_a_loop(url: str, call: str, *arguments: Any, **options: Any) -> Any:
+    async def go() -> Any:
+        async with AsyncImageEdits(url, retries=0) as edits:
+            return await getattr(edits, call)(*arguments, **options)
+
+    return asyncio.run(go())
+
+
+both = pytest.mark.parametrize("ask", [blocking, in_a_loop])
+Ask = Callable[..., Any]
+
+
+def values(rows: Rows) -> list[list[int]]:
+    return [[int(np.asarray(output.image.convert("RGB"))[3, 4, 0]) for output in row] for row in rows]
+
+
+@both
+def test_rows_are_pictures_and_columns_are_variants(ask: Ask, server: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(10))
+    pictures = [
+        str(tmp_path / "a.png"),
+        tmp_path / "a.png",
+        png(20),
+        PIL.Image.new("RGB", (8, 6), (30, 30, 30)),
+        np.full((6, 8, 3), 40, np.uint8),
+    ]
+    rows = ask(server, "edit", pictures, "invert", n=2, seed=7)
+    assert values(rows) == [[245] * 2, [245] * 2, [235] * 2, [225] * 2, [215] * 2]
+    assert [output.seed for row in rows for output in row] == list(range(7, 17))
+
+
+@both
+def test_every_option_arrives(ask: Ask, server: str, editor: Inverter) -> None:
+    options = {
+        "n": 3, "size": "64x48", "steps": 5, "guidance": 2.5, "seed": 9, "negative_prompt": "blur",
+        "output_format": "jpeg", "output_compression": 80, "model": "lab/edit", "user": "ann",
+    }  # fmt: skip
+    ((first, *_),) = ask(server, "edit", png(1), "invert", **options)
+    assert (first.output_format, first.image.format) == ("jpeg", "JPEG")
+    (request,) = editor.requests
+    assert (request.n, str(request.size), request.num_inference_steps, request.guidance_scale) == (3, "64x48", 5, 2.5)
+    assert (request.seed, request.negative_prompt, request.prompt) == (9, "blur", "invert")
+    with pytest.raises(InvalidInput, match="did you mean size") as caught:
+        ask(server, "edit", png(1), "invert", sise="64x48")
+    assert caught.value.param == "sise"
+
+
+@both
+def test_a_prompt_for_each_picture(ask: Ask, server: str, editor: Inverter) -> None:
+    ask(server, "edit", [png(1), png(2)], ["one", "two"])
+    assert editor.requests[0].prompts == ("one", "two")
+
+
+@both
+def test_models_and_readiness(ask: Ask, server: str, editor: Inverter) -> None:
+    assert ask(server, "models") == ["Qwen-Image-Edit", "lab/edit"]
+    assert ask(server, "ready") is True
+    editor.is_ready = False
+    assert ask(server, "ready") is False
+
+
+@both
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidInput("size: too large", param="size"),
+        OutOfMemory("CUDA out of memory"),
+        Overloaded("full", retry_after_s=3),
+    ],
+    ids=lambda error: error.code,
+)
+def test_errors_come_back_as_they_were_raised(ask: Ask, server: str, editor: Inverter, error: EditError) -> None:
+    editor.error = error
+    with pytest.raises(EditError) as caught:
+        ask(server, "edit", png(1), "invert")
+    back = caught.value
+    assert isinstance(error, type(back))
+    assert type(back) is not EditError
+    assert (back.status, back.code, back.message, back.param, back.retry_after_s) == (
+        *(error.status, error.code, error.message, error.param, error.retry_after_s),
+    )
+
+
+def test_an_error_of_a_proxy_or_of_a_later_version_keeps_its_status() -> None:
+    error = errors.from_body("TEAPOT", "short and stout", status=418)
+    assert (type(error), error.status, error.code, error.message) == (EditError, 418, "TEAPOT", "short and stout")
+
+
+@both
+def test_who_is_no_such_server_is_told(ask: Ask, tmp_path: Path) -> None:
+    with listening(Starlette()) as url, pytest.raises(EditError, match="404 Not Found") as caught:
+        ask(url, "models")
+    assert caught.value.status == 404
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = address_of(listener)
+    with pytest.raises(Unreachable, match=url):
+        ask(url, "ready")
+    with pytest.raises(ValueError, match="localhost:8000"):
+        ask("localhost:8000", "ready")
+
+
+@both
+def test_the_key_comes_from_the_argument_or_the_environment(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_EDITS_API_KEYS", "schlüssel")
+    with listening(create_app(Inverter(), AppSettings())) as url:
+        with pytest.raises(Unauthorized):
+            ask(url, "models")
+        monkeypatch.setenv("IMAGE_EDITS_API_KEY", "schlüssel")
+        assert ask(url, "models") == ["builtin:tiny"]
+        with ImageEdits(url, "wrong") as edits, pytest.raises(Unauthorized):
+            edits.models()
+        monkeypatch.setenv("IMAGE_EDITS_SERVER", url)
+        assert ask(None, "models") == ["builtin:tiny"]
+
+
+def test_a_full_queue_is_asked_again_when_the_server_says() -> None:
+    editor = BusyAtFirst(refusals=1, retry_after_s=2)
+    with listening(create_app(editor, AppSettings())) as url, ImageEdits(url) as edits:
+        start = perf_counter()
+        assert values(edits.edit(png(10), "invert")) == [[245]]
+        # Without Retry-After the first pause is at most one second.
+        assert perf_counter() - start >= 2
+
+
+def test_a_full_queue_is_given_up_on_in_the_end() -> None:
+    editor = BusyAtFirst(refusals=2, retry_after_s=1)
+    with listening(create_app(editor, AppSettings())) as url, ImageEdits(url, retries=1) as edits:
+        with pytest.raises(Overloaded) as caught:
+            edits.edit(png(10), "invert")
+        assert (caught.value.retry_after_s, editor.refusals) == (1, 0)
+
+
+def test_a_connection_that_breaks_is_made_again() -> None:
+    app = create_app(Inverter(), AppSettings())
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(ImageEdits(address_of(listener)).edit, [png(10), png(20)], "invert")
+        connection, _ = listener.accept()
+        connection.recv(1)
+        connection.close()
+        with answering(app, listener):
+            assert values(answer.result(30)) == [[245], [235]]
+
+
+def test_not_ready_is_an_error_like_any_other(server: str, editor: Inverter) -> None:
+    editor.error = NotReady("No replica has a warm model yet", retry_after_s=5)
+    with ImageEdits(server, retries=0) as edits, pytest.raises(NotReady):
+        edits.edit(png(10), "invert")
