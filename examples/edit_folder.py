@@ -1,9 +1,12 @@
-"""Edit every picture of a folder, a thousand or a million, through Ray Data and the editor's handle.
+"""Edit every picture of a folder, a thousand or a million, through Ray Data.
 
 python examples/edit_folder.py photos/ edited/ "make the sky blue", while the editor runs on the cluster that
-`RAY_ADDRESS` names. Stopped at any time, the same command goes on: what is written is not done again. On several
-nodes both folders must be shared. A picture that fails is reported at the end, with exit status 1, and tried again
-by the next run; the others are not held up.
+`RAY_ADDRESS` names: through the editor's handle, beside its other callers. With `--engines 4` no editor need run: four
+workers load the model themselves, each on a GPU of its own where the cluster has GPUs, and are gone afterwards.
+
+Stopped at any time, the same command goes on: what is written is not done again. On several nodes both folders must be
+shared. A picture that fails is reported at the end, with exit status 1, and tried again by the next run; the others are
+not held up.
 
 Each worker keeps `--batch-size` edits in flight, so the engine has as many pictures to fill its batches with as
 `--workers` × `--batch-size`. More than `engine.max_waiting` of them would only be refused and come again.
@@ -14,7 +17,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +27,42 @@ from ray import serve
 
 from serve_app import EditRequest
 from serve_app.errors import EditError, Overloaded
+from serve_app.settings import BUILTIN_TINY, AppSettings, ModelSettings
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
+
+
+# Starts an edit; what it gives back has `result()`.
+Submit = Callable[[EditRequest], Any]
+
+
+def served() -> Submit:
+    """To the editor that runs on this cluster."""
+    edit: Submit = serve.get_deployment_handle("ImageEditor", app_name="image-edits").edit.remote
+    return edit
+
+
+def own_engine(settings: AppSettings) -> Submit:
+    """To a model and an engine of this worker's own."""
+    from serve_app import local
+
+    engine = local.start(settings).engine
+
+    def submit(request: EditRequest) -> Any:
+        (ticket,) = engine.submit([request])
+        if isinstance(ticket, EditError):
+            raise ticket
+        return ticket
+
+    return submit
 
 
 class FolderEditor:
     """A worker of Ray Data: takes a batch of paths, edits them all at once, gives back which failed and why."""
 
-    def __init__(self, source: Path, target: Path, prompt: str) -> None:
+    def __init__(self, source: Path, target: Path, prompt: str, settings: AppSettings | None) -> None:
         self._source, self._target, self._prompt = source, target, prompt
-        self._editor = serve.get_deployment_handle("ImageEditor", app_name="image-edits")
+        self._submit = served() if settings is None else own_engine(settings)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         calls = [self._start(name) for name in batch["name"]]
@@ -44,7 +73,7 @@ class FolderEditor:
         """The running call, or what is wrong with the picture."""
         try:
             with PIL.Image.open(self._source / name) as picture:
-                return self._editor.edit.remote(EditRequest(images=[picture], prompt=self._prompt))
+                return self._submit(EditRequest(images=[picture], prompt=self._prompt))
         except Exception as error:
             return error
 
@@ -88,17 +117,24 @@ def edit_all(names: list[str], arguments: argparse.Namespace) -> Iterator[tuple[
     """Name and error of each picture, as they are done."""
     batches = math.ceil(len(names) / arguments.batch_size)
     rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=batches)
+    settings = AppSettings(model=ModelSettings(source=arguments.model)) if arguments.engines else None
     outcomes = rows.map_batches(
         FolderEditor,
         # Workers have a working directory of their own.
-        fn_constructor_args=(arguments.source.resolve(), arguments.target.resolve(), arguments.prompt),
+        fn_constructor_args=(arguments.source.resolve(), arguments.target.resolve(), arguments.prompt, settings),
         batch_size=arguments.batch_size,
-        compute=ray.data.ActorPoolStrategy(size=min(arguments.workers, batches)),
-        # They decode, write and wait.
-        num_cpus=0.25,
+        compute=ray.data.ActorPoolStrategy(size=min(arguments.engines or arguments.workers, batches)),
+        **_resources(own_engines=bool(arguments.engines)),
     )
     for row in outcomes.iter_rows():
         yield row["name"], row["error"]
+
+
+def _resources(own_engines: bool) -> dict[str, float]:
+    """Of one worker; those that call the editor decode, write and wait."""
+    if not own_engines:
+        return {"num_cpus": 0.25}
+    return {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
 
 
 def main() -> int:
@@ -120,7 +156,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("target", type=Path, help="folder for the edits")
     parser.add_argument("prompt", help="the instruction, the same for all")
     parser.add_argument("--batch-size", type=int, default=16, help="edits that a worker keeps in flight (%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="(%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="that call the editor (%(default)s)")
+    parser.add_argument("--engines", type=int, default=0, help="workers with a model of their own, in place of those")
+    parser.add_argument("--model", default=BUILTIN_TINY, help="of --engines: as model.source (%(default)s)")
     return parser.parse_args()
 
 

@@ -1,15 +1,12 @@
 """The Serve deployment ImageEditor: one process, one GPU, one engine."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
-from dataclasses import asdict
 
 from ray import serve
 
 from serve_app.autoscaling import OPEN_REQUESTS, WORK_S
-from serve_app.calibration import calibrate
-from serve_app.engine import EditEngine, EngineStats
+from serve_app.engine import EngineStats
 from serve_app.errors import EditError, InvalidInput
 from serve_app.events import Done, Event, Listener
 from serve_app.mailbox import Mailbox
@@ -17,8 +14,6 @@ from serve_app.metrics import SAMPLE_PERIOD_S, EditorMetrics
 from serve_app.request import EditRequest, EditResult, check_limits, check_output_size
 from serve_app.settings import AppSettings
 from serve_app.tickets import Ticket
-
-logger = logging.getLogger("ray.serve")
 
 # Requests that @serve.batch hands over at once; more than ever arrive within `engine.gather_s`.
 _MAX_SUBMISSION = 256
@@ -30,32 +25,15 @@ class ImageEditor:
 
     def __init__(self, settings: AppSettings) -> None:
         # Here, so that building the application and running the ingress need no torch.
-        from serve_app import models
+        from serve_app import local
 
-        model = models.load(settings.model)
+        editor = local.start(settings, on_forward=lambda samples, seconds: self._metrics.forward(samples, seconds))
+        self._model, self._engine = editor.model, editor.engine
         self._limits = settings.limits
-        self._geometry = model.pipeline.geometry
-        limit = model.max_samples if settings.engine.max_samples == "auto" else settings.engine.max_samples
-        calibration = calibrate(
-            model.pipeline,
-            max_samples=limit if settings.engine.batch_tokens == "auto" else 1,
-            default_guidance=model.default_guidance,
-        )
-        logger.info("Loaded %s; measured %s", settings.model.source, asdict(calibration))
-        self._model = model
+        self._geometry = editor.model.pipeline.geometry
+        # Made before the first request, and so before the first forward.
         self._metrics = EditorMetrics(settings.model.served_name, self._geometry.native_area)
-        self._engine = EditEngine(
-            model.pipeline,
-            settings.engine,
-            calibration,
-            max_samples=limit,
-            default_steps=model.default_steps,
-            default_guidance=model.default_guidance,
-            timeout_s=settings.limits.request_timeout_s,
-            on_forward=self._metrics.forward,
-        )
         self._submit.set_batch_wait_timeout_s(settings.engine.gather_s)
-        self._engine.start()
         # Serve runs constructors on the loop that serves the requests (Ray 2.60).
         self._watching = asyncio.get_running_loop().create_task(self._watch())
 

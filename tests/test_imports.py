@@ -28,6 +28,7 @@ ORDER = [
     "calibration",
     "tickets",
     "engine",
+    "local",
     "form",
     "auth",
     "http",
@@ -38,7 +39,7 @@ ORDER = [
     "app",
     "__main__",
 ]
-WITH_TORCH = {"vae", "attention", "pipeline", "models"}
+WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
 WITH_STARLETTE = {"form", "auth", "http", "ingress"}
 WITH_RAY = {"metrics", "replica", "ingress", "app", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.

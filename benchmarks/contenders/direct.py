@@ -7,27 +7,9 @@ from typing import Any
 from benchmarks.contenders import program
 from benchmarks.edits import Edit, Effort, plain
 from benchmarks.traces import at_once
-from serve_app import models
-from serve_app.calibration import calibrate
+from serve_app import local
 from serve_app.engine import EditEngine
 from serve_app.errors import EditError
-from serve_app.settings import AppSettings
-
-
-def build_engine(settings: AppSettings) -> EditEngine:
-    """As the replica builds it."""
-    model = models.load(settings.model)
-    engine = EditEngine(
-        model.pipeline,
-        settings.engine,
-        calibrate(model.pipeline, max_samples=model.max_samples, default_guidance=model.default_guidance),
-        max_samples=model.max_samples,
-        default_steps=model.default_steps,
-        default_guidance=model.default_guidance,
-        timeout_s=settings.limits.request_timeout_s,
-    )
-    engine.start()
-    return engine
 
 
 def saturate(engine: EditEngine, edits: Sequence[Edit], count: int) -> float:
@@ -47,7 +29,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, required=True, help="edits submitted at once")
     parser.add_argument("--steps", type=int, required=True, help="of each edit")
     arguments = parser.parse_args()
-    engine = build_engine(program.settings(arguments))
+    engine = local.start(program.settings(arguments)).engine
     edits = plain(Effort(plain=arguments.steps, side=arguments.side))
 
     def counts() -> dict[str, Any]:

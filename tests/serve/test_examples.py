@@ -30,10 +30,16 @@ def command(example: str) -> list[str]:
     return [sys.executable, str(ROOT / script), *arguments]
 
 
-def run(example: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(example: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     return subprocess.run(
-        command(example), cwd=folder, env=environment, capture_output=True, text=True, timeout=RUN_S, check=False
+        [*command(example), *options],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=RUN_S,
+        check=False,
     )
 
 
@@ -107,6 +113,17 @@ def test_a_folder_is_edited_resumed_and_its_failures_told(served: Served, tmp_pa
     assert (tmp_path / "edited" / "broken.png.edited.png").exists()
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert served.stats().requests == before.requests + 1
+
+
+def test_a_folder_is_edited_by_engines_of_its_own(served: Served, random_model_folder: Path, tmp_path: Path):
+    for seed in range(3):
+        save(tmp_path / "photos" / f"{seed}.png", seed)
+    before = served.stats()
+    done = run("edit_folder.py", tmp_path, "--engines", "2", "--model", str(random_model_folder), "--batch-size", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "3 edited, 0 failed"
+    assert len(list((tmp_path / "edited").glob("*.edited.png"))) == 3
+    assert served.stats().requests == before.requests
 
 
 def test_a_write_that_is_cut_off_leaves_nothing_under_the_final_name(tmp_path: Path):
