@@ -2,10 +2,10 @@
 
     EditError
     ├── InvalidInput            400  INVALID_INPUT           form, request, images; the prompt's length in pipeline
-    ├── Unauthorized            401  UNAUTHORIZED            http
-    ├── NotFound                404  NOT_FOUND               http
+    ├── Unauthorized            401  UNAUTHORIZED            auth
+    ├── NotFound                404  NOT_FOUND               error_bodies
     │   └── ModelNotFound       404  MODEL_NOT_FOUND         form, http
-    ├── MethodNotAllowed        405  METHOD_NOT_ALLOWED      http
+    ├── MethodNotAllowed        405  METHOD_NOT_ALLOWED      error_bodies
     ├── PayloadTooLarge         413  PAYLOAD_TOO_LARGE       form, while the body is read
     ├── UnsupportedMediaType    415  UNSUPPORTED_MEDIA_TYPE  form
     ├── GenerationError         500  GENERATION_ERROR        pipeline, engine: this request only

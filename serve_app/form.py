@@ -53,6 +53,7 @@ class EditForm:
     output_format: OutputFormat
     output_compression: int
     user: str | None
+    stream: bool
 
 
 async def parse(request: Request, settings: AppSettings, executor: Executor | None = None) -> EditForm:
@@ -262,10 +263,11 @@ _PARAMS: dict[str, Callable[[str, str], Any]] = {
     "n": _integer,
     "size": _text,
     "num_inference_steps": _integer,
+    "partial_images": _integer,
     "seed": _seed,
 }
 _GUIDANCE_NAMES = ("guidance_scale", "true_cfg_scale")
-_OPTIONS = ("output_format", "output_compression", "stream", "partial_images", "model", "user")
+_OPTIONS = ("output_format", "output_compression", "stream", "model", "user")
 _FIELDS = frozenset({*_PICTURE_FIELDS, "prompt", *_PARAMS, *_GUIDANCE_NAMES, *_HARMLESS, *_OPTIONS})
 
 
@@ -286,8 +288,8 @@ def _params(texts: _Texts) -> dict[str, Any]:
     return params
 
 
-def _options(texts: _Texts, settings: AppSettings) -> tuple[OutputFormat, int, str | None]:
-    """Output format, compression and user; the options that have only one value here are checked."""
+def _options(texts: _Texts, settings: AppSettings) -> tuple[OutputFormat, int, str | None, bool]:
+    """Output format, compression, user, stream; the options that have only one value here are checked."""
     for name, (values, reason) in _HARMLESS.items():
         if name in texts and texts[name][0] not in values:
             allowed = " or ".join(values)
@@ -297,19 +299,17 @@ def _options(texts: _Texts, settings: AppSettings) -> tuple[OutputFormat, int, s
         raise ModelNotFound(
             f"The model {model[:80]!r} is not served here; {settings.model.served_name!r} is", param="model"
         )
-    _check_streaming(texts)
     output_format = _output_format(texts)
-    return output_format, _compression(texts, output_format), _user(texts)
+    return output_format, _compression(texts, output_format), _user(texts), _stream(texts)
 
 
-def _check_streaming(texts: _Texts) -> None:
+def _stream(texts: _Texts) -> bool:
     stream = texts.get("stream", ["false"])[0].lower()
     if stream not in ("true", "false"):
         raise InvalidInput(f"stream must be true or false, not {stream[:40]!r}", param="stream")
-    if stream == "true":
-        raise InvalidInput("stream: streaming is not served by this version; leave it out", param="stream")
-    if _integer("partial_images", texts.get("partial_images", ["0"])[0]) != 0:
-        raise InvalidInput("partial_images must be 0: streaming is not served by this version", param="partial_images")
+    if stream == "false" and _integer("partial_images", texts.get("partial_images", ["0"])[0]) != 0:
+        raise InvalidInput("partial_images: only a stream has previews; send stream=true", param="partial_images")
+    return stream == "true"
 
 
 def _output_format(texts: _Texts) -> OutputFormat:

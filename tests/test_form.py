@@ -128,6 +128,15 @@ def test_every_field_arrives_however_the_body_is_cut(chunk_bytes: int) -> None:
     assert levels(form) == [3]
 
 
+@pytest.mark.parametrize("value", ["true", "True"])
+def test_a_stream_may_have_previews(value: str) -> None:
+    form = form_of(PROMPT, PICTURE, text("stream", value), text("partial_images", "3"))
+    assert (form.stream, form.request.partial_images) == (True, 3)
+    assert not form_of(PROMPT, PICTURE, text("stream", "false"), text("partial_images", "0")).stream
+    error = refusal(PROMPT, PICTURE, text("stream", "true"), text("partial_images", "4"))
+    assert error.param == "partial_images"
+
+
 def test_defaults_are_those_of_the_contract() -> None:
     form = form_of(PROMPT, PICTURE)
     edit = form.request
@@ -250,10 +259,9 @@ def test_two_different_guidances_are_refused() -> None:
         ("output_compression", "80", "png is lossless"),
         ("response_format", "url", "keeps no files"),
         ("response_format", "", "b64_json"),
-        ("stream", "true", "streaming is not served"),
-        ("stream", "True", "streaming is not served"),
         ("stream", "maybe", "true or false"),
-        ("partial_images", "2", "streaming is not served"),
+        ("stream", "", "true or false"),
+        ("partial_images", "2", "send stream=true"),
         ("user", "x" * 257, "256 characters"),
         ("quality", "high", "num_inference_steps"),
         ("background", "transparent", "opaque"),

@@ -5,7 +5,7 @@ import base64
 import io
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from starlette.types import Message, Receive
 
 from serve_app.auth import load_keys
 from serve_app.errors import DeadlineExceeded, InvalidInput, OutOfMemory, Overloaded
+from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.http import create_app
 from serve_app.request import EditRequest, EditResult, Pixels, Timings
 from serve_app.settings import AppSettings, AuthSettings, LimitSettings, ModelSettings
 
 MODEL = ModelSettings(source="Qwen/Qwen-Image-Edit", aliases=("lab/edit",))
+
+TIMINGS = Timings(0.001, 0.002, 0.003, 0.004)
 
 
 class Inverter:
@@ -44,7 +47,19 @@ class Inverter:
         pixels = tuple(
             tuple(self._edit(image, seed) for seed in row) for image, row in zip(request.images, seeds, strict=True)
         )
-        return EditResult(pixels, tuple(map(tuple, seeds)), Timings(0.001, 0.002, 0.003, 0.004))
+        return EditResult(pixels, tuple(map(tuple, seeds)), TIMINGS)
+
+    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+        """The last output first, so that nobody can count on order."""
+        result = await self.edit(request)
+        places = [(i, j) for i in range(len(request.images)) for j in range(request.n)]
+        yield Progress(0, len(places), place=1)
+        for i, j in reversed(places):
+            for k in range(request.partial_images):
+                yield Preview(i, j, k, result.pixels[i][j] // (request.partial_images + 1 - k))
+            yield Completed(i, j, result.seeds[i][j], result.pixels[i][j])
+        yield Progress(len(places), len(places), place=0)
+        yield Done(result.timings)
 
     def _edit(self, image: Pixels, seed: int) -> Pixels:
         result = 255 - image
@@ -242,6 +257,7 @@ def test_errors_of_the_editor_reach_the_client(app: Starlette, editor: Inverter)
             "code": code,
         }
         assert response.headers.get("retry-after") == ("7" if code == "OVERLOADED" else None)
+        assert response.headers["x-should-retry"] == ("true" if code == "OVERLOADED" else "false")
 
 
 def test_a_bug_is_told_to_the_log_and_not_to_the_client(

@@ -31,6 +31,10 @@ ORDER = [
     "local",
     "form",
     "auth",
+    "error_bodies",
+    "edit_log",
+    "answer",
+    "sse",
     "http",
     "autoscaling",
     "metrics",
@@ -40,7 +44,7 @@ ORDER = [
     "__main__",
 ]
 WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
-WITH_STARLETTE = {"form", "auth", "http", "ingress"}
+WITH_STARLETTE = {"form", "auth", "error_bodies", "edit_log", "answer", "sse", "http", "ingress"}
 WITH_RAY = {"metrics", "replica", "ingress", "app", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.
 MAY_LOAD = {

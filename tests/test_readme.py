@@ -166,7 +166,7 @@ def _read(command: Command, token: str, rest: Iterator[str]) -> None:
     elif token.startswith(URL):
         command.path = token.removeprefix(URL)
     else:
-        assert token in ("-s", "|", "python3"), token
+        assert token in ("-s", "-N", "|", "python3"), token
 
 
 def _part(form: str) -> tuple[str, tuple[str | None, bytes]]:
@@ -261,18 +261,23 @@ def test_the_client_of_the_package_is_used_as_written(
     assert failed.startswith("INVALID_INPUT images Invalid image format at index 0")
 
 
-def test_the_openai_call_sends_only_known_fields(app: Starlette) -> None:
-    tree = ast.parse(python_block("client.images.edit"))
-    (arguments,) = [
-        {keyword.arg: keyword.value for keyword in node.keywords}
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "edit"
-    ]
-    fields = {name: ast.literal_eval(value) for name, value in arguments.items() if name and name != "image"}
-    fields.update(fields.pop("extra_body", {}))
-    files = {"image": ("photo.jpg", photo(0))}
-    response = call(app, "POST", "/v1/images/edits", files=files, data={name: str(fields[name]) for name in fields})
-    assert response.status_code == 200, response.text
+def test_the_calls_with_openais_client_are_answered(
+    app: Starlette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photo.jpg").write_bytes(photo(0))
+    found = [block for block in blocks("python") if "client.images.edit" in block]
+    assert len(found) == 2
+    with listening(app) as url:
+        whole: dict[str, Any] = {}
+        stream: dict[str, Any] = {}
+        exec(compile(found[0].replace(URL, url), "README.md", "exec"), whole)
+        exec(compile(found[1].replace(URL, url), "README.md", "exec"), stream)
+        for space in (whole, stream):
+            space["client"].close()
+    assert [item.seed for item in whole["result"].data] == [7, 8]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["preview", "0"], ["preview", "1"], ["done", "8x6"]]
 
 
 @pytest.mark.parametrize("block", blocks("python"))

@@ -25,9 +25,12 @@ def png(pixels: Pixels) -> bytes:
 def pictures_of(response: requests.Response) -> list[Pixels]:
     """The pictures of an answer, in its order."""
     assert response.status_code == 200, response.text
-    return [
-        np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(item["b64_json"])))) for item in response.json()["data"]
-    ]
+    return [picture_of(item) for item in response.json()["data"]]
+
+
+def picture_of(item: dict[str, Any]) -> Pixels:
+    """The picture in one element of `data`, or in one event."""
+    return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))))
 
 
 @dataclass(frozen=True)

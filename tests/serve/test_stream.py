@@ -1,17 +1,21 @@
-"""Streams through a real handle: what arrives, and that leaving frees the engine."""
+"""Streams through a real handle and over HTTP: what arrives, and that leaving frees the engine."""
 
 import asyncio
+import json
+from collections.abc import Iterator
 from contextlib import aclosing
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
 
 from serve_app import EditRequest
 from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.ingress import HandleEditor
 from tests.scenes import difference, scene
+from tests.serve.client import TIMEOUT_S, picture_of, png
 from tests.serve.conftest import Served
 from tests.serve.test_service import wait_until
 
@@ -122,3 +126,48 @@ class TestHandleEditor:
         assert isinstance(events[-1], Done)
         assert sum(isinstance(event, Completed) for event in events) == 1
         assert served.stats().cancelled == before.cancelled
+
+
+class TestHttp:
+    def post(self, served: Served, **fields: Any) -> requests.Response:
+        files = [("images", (f"{k}.png", png(scene(k)), "image/png")) for k in (1, 2)]
+        data = {"prompt": "make the sky blue", "stream": "true", **fields}
+        url = f"{served.client.base}/v1/images/edits"
+        return requests.post(url, files=files, data=data, timeout=TIMEOUT_S, stream=True)
+
+    def events(self, response: requests.Response) -> Iterator[dict[str, Any]]:
+        """As they arrive; `[DONE]` is the last."""
+        assert response.headers["content-type"].startswith("text/event-stream")
+        data = (line[6:] for line in response.iter_lines() if line.startswith(b"data: "))
+        for text in data:
+            if text == b"[DONE]":
+                return
+            yield json.loads(text)
+        raise AssertionError("the stream broke off")
+
+    def test_every_output_arrives_with_its_previews(self, served: Served):
+        fields: dict[str, Any] = {"n": 2, "seed": 3, "num_inference_steps": 4}
+        events = list(self.events(self.post(served, partial_images=2, **fields)))
+        assert (events[0]["type"], events[-1]["type"]) == ("image_edit.progress", "image_edit.done")
+        previews = [event for event in events if event["type"] == "image_edit.partial_image"]
+        assert sorted((e["input_index"], e["variant_index"], e["partial_image_index"]) for e in previews) == [
+            (i, j, k) for i in range(2) for j in range(2) for k in range(2)
+        ]
+        whole = served.client.edit([scene(1), scene(2)], prompt="make the sky blue", **fields).json()["data"]
+        completed = [event for event in events if event["type"] == "image_edit.completed"]
+        assert len(completed) == 4
+        for event in completed:
+            same = whole[event["input_index"] * 2 + event["variant_index"]]
+            assert (event["seed"], event["size"]) == (same["seed"], same["size"])
+            assert difference(picture_of(event), picture_of(same)) <= 1
+
+    def test_an_error_before_the_first_event_has_its_own_status(self, served: Served):
+        response = self.post(served, size="4000x4000")
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "size")
+
+    def test_a_caller_that_hangs_up_frees_its_samples(self, served: Served):
+        before = served.stats()
+        with self.post(served, num_inference_steps=150) as response:
+            assert next(event["steps_done"] for event in self.events(response) if event["steps_done"])
+        wait_until(lambda: served.stats().cancelled == before.cancelled + 1, "the request leaves")
+        assert served.stats().forwards < before.forwards + 150

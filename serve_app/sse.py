@@ -1,0 +1,104 @@
+"""A streamed edit as server-sent events, in the shapes of OpenAI's Images API, with fields and events of our own."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor
+from contextlib import aclosing
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from serve_app.answer import size_text, to_base64, usage
+from serve_app.edit_log import CLIENT_CLOSED_REQUEST, LogEntry
+from serve_app.error_bodies import error_body, for_the_caller
+from serve_app.events import Completed, Done, Event, Preview, Progress
+from serve_app.form import EditForm
+
+_LINE_END = "\n"
+_END = ServerSentEvent("[DONE]", sep=_LINE_END).encode()
+
+
+async def respond(
+    events: AsyncGenerator[Event, None],
+    form: EditForm,
+    executor: Executor,
+    entry: LogEntry,
+    on_serialized: Callable[[float], None],
+) -> EventSourceResponse:
+    """The response that streams `events`, once there is a first: what is raised until then has a status of its own."""
+    first = await anext(events)
+    stream = _Stream(form, executor, entry, on_serialized)
+    return EventSourceResponse(stream.frames(first, events), sep=_LINE_END)
+
+
+class _Stream:
+    def __init__(
+        self, form: EditForm, executor: Executor, entry: LogEntry, on_serialized: Callable[[float], None]
+    ) -> None:
+        self._form = form
+        self._executor = executor
+        self._entry = entry
+        self._on_serialized = on_serialized
+        self._start = time.perf_counter()
+        self._serialize_s = 0.0
+
+    async def frames(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+        status = CLIENT_CLOSED_REQUEST
+        try:
+            async with aclosing(events):
+                yield await self._frame(first)
+                async for event in events:
+                    yield await self._frame(event)
+            yield _END
+            status = 200
+        except Exception as error:
+            seen = for_the_caller(error, self._entry.request_id)
+            status = seen.status
+            yield _encode("error", error_body(seen))
+        finally:
+            self._entry.status = status
+
+    async def _frame(self, event: Event) -> bytes:
+        if isinstance(event, Progress):
+            return _encode("image_edit.progress", asdict(event))
+        if isinstance(event, Done):
+            return self._done(event)
+        start = time.perf_counter()
+        frame = await asyncio.get_running_loop().run_in_executor(self._executor, self._picture, event)
+        self._serialize_s += time.perf_counter() - start
+        return frame
+
+    def _picture(self, event: Preview | Completed) -> bytes:
+        """On the picture pool."""
+        form = self._form
+        value = {
+            "b64_json": to_base64(event.pixels, form),
+            "background": "opaque",
+            "created_at": int(time.time()),
+            "output_format": form.output_format,
+            "quality": "auto",
+            "size": size_text(event.pixels),
+            "seed": form.request.output_seed(event.image_index, event.variant_index),
+            "input_index": event.image_index,
+            "variant_index": event.variant_index,
+        }
+        if isinstance(event, Preview):
+            return _encode("image_edit.partial_image", {**value, "partial_image_index": event.preview_index})
+        return _encode("image_edit.completed", {**value, "usage": self._usage(1, 1)})
+
+    def _done(self, event: Done) -> bytes:
+        self._on_serialized(self._serialize_s)
+        request = self._form.request
+        timings = {**asdict(event.timings), "serialize_s": self._serialize_s}
+        usage = self._usage(len(request.images), request.outputs)
+        return _encode("image_edit.done", {"usage": usage, "timings": timings})
+
+    def _usage(self, inputs: int, outputs: int) -> dict[str, Any]:
+        return usage(time.perf_counter() - self._start, inputs, outputs)
+
+
+def _encode(name: str, value: dict[str, Any]) -> bytes:
+    return ServerSentEvent(orjson.dumps({"type": name, **value}).decode(), event=name, sep=_LINE_END).encode()
