@@ -1,12 +1,12 @@
 """Every error a caller can meet, as one tree. No HTTP and no Ray in here: `status` is only a number.
 
     EditError
-    ├── InvalidInput            400  INVALID_INPUT           form, request, images; the prompt's length in pipeline
+    ├── InvalidInput            400  INVALID_INPUT           fields, bodies, request, images, pipeline
     ├── Unauthorized            401  UNAUTHORIZED            auth
     ├── NotFound                404  NOT_FOUND               error_bodies
-    │   └── ModelNotFound       404  MODEL_NOT_FOUND         form, http
+    │   └── ModelNotFound       404  MODEL_NOT_FOUND         fields, http
     ├── MethodNotAllowed        405  METHOD_NOT_ALLOWED      error_bodies
-    ├── PayloadTooLarge         413  PAYLOAD_TOO_LARGE       form, while the body is read
+    ├── PayloadTooLarge         413  PAYLOAD_TOO_LARGE       body, while it is read
     ├── UnsupportedMediaType    415  UNSUPPORTED_MEDIA_TYPE  form
     ├── GenerationError         500  GENERATION_ERROR        pipeline, engine: this request only
     │   ├── OutOfMemory                                      pipeline: the engine halves the batch and tries again

@@ -113,7 +113,7 @@ def decode(data: bytes, index: int, limits: LimitSettings) -> NDArray[np.uint8]:
     Raises InvalidInput for everything that is wrong with the file.
     """
     if not data:
-        raise _undecodable(index, "the file is empty")
+        raise undecodable(index, "the file is empty")
     try:
         with PIL.Image.open(io.BytesIO(data), formats=_READ_FORMATS) as image:
             check_picture_size(Size(*image.size), index, limits)
@@ -126,10 +126,10 @@ def decode(data: bytes, index: int, limits: LimitSettings) -> NDArray[np.uint8]:
             f"Image at index {index} is too large: at most {limits.max_image_pixels} pixels are allowed", param="images"
         ) from None
     except PIL.UnidentifiedImageError:
-        raise _undecodable(index, f"not a {_READ_FORMATS_TEXT} file, or its header is damaged") from None
+        raise undecodable(index, f"not a {_READ_FORMATS_TEXT} file, or its header is damaged") from None
     except Exception:
         # Pillow's plugins raise SyntaxError, struct.error, ValueError and more when a header is damaged.
-        raise _undecodable(index, "the file is damaged or incomplete") from None
+        raise undecodable(index, "the file is damaged or incomplete") from None
 
 
 def convert(image: PIL.Image.Image, index: int) -> NDArray[np.uint8]:
@@ -137,12 +137,12 @@ def convert(image: PIL.Image.Image, index: int) -> NDArray[np.uint8]:
     try:
         return from_pil(image)
     except MemoryError:
-        raise _undecodable(index, "there is not enough memory to decode it") from None
+        raise undecodable(index, "there is not enough memory to decode it") from None
     except _Unusable as error:
-        raise _undecodable(index, str(error)) from None
+        raise undecodable(index, str(error)) from None
     except Exception:
         # A picture opened from a file is decoded here, and any plugin's error can come out.
-        raise _undecodable(index, "the file is damaged or incomplete") from None
+        raise undecodable(index, "the file is damaged or incomplete") from None
 
 
 def from_pil(image: PIL.Image.Image) -> NDArray[np.uint8]:
@@ -193,7 +193,8 @@ class _Unusable(ValueError):
     """A picture that Pillow reads and we do not; the message is written for the caller."""
 
 
-def _undecodable(index: int, reason: str) -> InvalidInput:
+def undecodable(index: int, reason: str) -> InvalidInput:
+    """The picture at this place of the request cannot be used."""
     return InvalidInput(f"Invalid image format at index {index}: {reason}", param="images")
 
 

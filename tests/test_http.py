@@ -185,6 +185,17 @@ def test_the_openai_client_names_work(app: Starlette) -> None:
     assert len(response.json()["data"]) == 1
 
 
+def test_json_is_answered_as_a_form_is(app: Starlette) -> None:
+    body = {"prompt": "x", "images": [base64.b64encode(png(value)).decode() for value in (10, 120)], "seed": 7}
+    response = call(app, "POST", "/v1/images/edits", json=body)
+    assert response.status_code == 200, response.text
+    data, same = response.json()["data"], edit(app, (10, 120), seed="7").json()["data"]
+    assert data == same
+    response = call(app, "POST", "/v1/images/edits", json={**body, "n": "2"})
+    assert response.status_code == 400
+    assert error_of(response)["param"] == "n"
+
+
 def test_bad_input_has_the_error_body(app: Starlette, editor: Inverter) -> None:
     response = edit(app, n="0")
     assert response.status_code == 400
@@ -212,8 +223,8 @@ def test_an_unknown_model_is_not_found(app: Starlette) -> None:
     assert error_of(response)["param"] == "model"
 
 
-def test_json_is_an_unsupported_media_type(app: Starlette) -> None:
-    response = call(app, "POST", "/v1/images/edits", json={"prompt": "x"})
+def test_other_bodies_are_an_unsupported_media_type(app: Starlette) -> None:
+    response = call(app, "POST", "/v1/images/edits", data={"prompt": "x"})
     assert response.status_code == 415
     assert error_of(response)["code"] == "UNSUPPORTED_MEDIA_TYPE"
 

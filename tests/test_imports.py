@@ -29,6 +29,10 @@ ORDER = [
     "tickets",
     "engine",
     "local",
+    "body",
+    "fields",
+    "multipart",
+    "json_body",
     "form",
     "auth",
     "error_bodies",
@@ -44,7 +48,10 @@ ORDER = [
     "__main__",
 ]
 WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
-WITH_STARLETTE = {"form", "auth", "error_bodies", "edit_log", "answer", "sse", "http", "ingress"}
+WITH_STARLETTE = {
+    *("body", "fields", "multipart", "json_body", "form", "auth"),
+    *("error_bodies", "edit_log", "answer", "sse", "http", "ingress"),
+}
 WITH_RAY = {"metrics", "replica", "ingress", "app", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.
 MAY_LOAD = {

@@ -42,7 +42,7 @@ WHEN = {
     "MODEL_NOT_FOUND": "`model` is neither the served name nor an alias",
     "METHOD_NOT_ALLOWED": "the path exists, the method does not; with `Allow`",
     "PAYLOAD_TOO_LARGE": "a file, a text field or the whole body is over its limit; refused while it arrives",
-    "UNSUPPORTED_MEDIA_TYPE": "the body is not multipart/form-data",
+    "UNSUPPORTED_MEDIA_TYPE": "the body is neither multipart/form-data nor application/json",
     "GENERATION_ERROR": "the model failed on this request, out of memory included; its neighbours go on",
     "OVERLOADED": "the queue is full; with `Retry-After`",
     "NOT_READY": "no replica has a warm model; with `Retry-After`",
@@ -259,6 +259,21 @@ def test_the_client_of_the_package_is_used_as_written(
     done, failed = capsys.readouterr().out.splitlines()
     assert done == "9 (8, 6)"
     assert failed.startswith("INVALID_INPUT images Invalid image format at index 0")
+
+
+def test_the_json_call_is_answered_like_the_form(
+    app: Starlette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for index, name in enumerate(PICTURES):
+        Path(name).write_bytes(photo(index))
+    space: dict[str, Any] = {}
+    with listening(app) as url:
+        exec(compile(python_block("json=body").replace(URL, url), "README.md", "exec"), space)
+    data = space["response"].json()["data"]
+    assert [(item["input_index"], item["variant_index"], item["seed"]) for item in data] == [
+        *((0, 0, 7), (0, 1, 8), (1, 0, 9), (1, 1, 10)),
+    ]
 
 
 def test_the_calls_with_openais_client_are_answered(
