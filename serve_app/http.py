@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from serve_app import answer, sse
 from serve_app.auth import RequireKey, load_keys
+from serve_app.cors import cross_origin
 from serve_app.edit_log import LogEdits
 from serve_app.error_bodies import ErrorBodies, routing_error
 from serve_app.errors import ModelNotFound, NotReady
@@ -55,7 +56,11 @@ def create_app(
         Route("/health/ready", api.ready),
         Route("/health", api.ready),
     ]
-    middleware = [Middleware(ErrorBodies), Middleware(RequireKey, keys=load_keys(settings.auth))]
+    middleware = [
+        *cross_origin(settings.cors),
+        Middleware(ErrorBodies),
+        Middleware(RequireKey, keys=load_keys(settings.auth)),
+    ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: routing_error})
     # A redirect would make the client upload its pictures twice.
     app.router.redirect_slashes = False

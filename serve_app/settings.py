@@ -4,12 +4,16 @@ All models are frozen and refuse unknown names, so a typing error in a configura
 settings table is compared with these models by a test.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 BUILTIN_TINY = "builtin:tiny"
+
+# As browsers write it, since it is compared letter by letter.
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 
 
 class Settings(BaseModel):
@@ -127,6 +131,22 @@ class AuthSettings(Settings):
     keys_env: str = Field("IMAGE_EDITS_API_KEYS", description="environment variable with keys, separated by commas")
 
 
+class CorsSettings(Settings):
+    """Pages of other origins that a browser lets read the answers. Off unless there are origins."""
+
+    origins: tuple[str, ...] = Field(
+        (), description="origins such as `https://lab.example`, whose pages may call this API from a browser; `*`: all"
+    )
+
+    @field_validator("origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"cors.origins: {origin!r} is no origin: scheme, host and port, without a path")
+        return origins
+
+
 class AppSettings(Settings):
     """The whole application; validated at start."""
 
@@ -134,6 +154,7 @@ class AppSettings(Settings):
     engine: EngineSettings = EngineSettings()
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
+    cors: CorsSettings = CorsSettings()
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "AppSettings":

@@ -36,6 +36,7 @@ ORDER = [
     "form",
     "auth",
     "error_bodies",
+    "cors",
     "edit_log",
     "answer",
     "sse",
@@ -50,7 +51,7 @@ ORDER = [
 WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
 WITH_STARLETTE = {
     *("body", "fields", "multipart", "json_body", "form", "auth"),
-    *("error_bodies", "edit_log", "answer", "sse", "http", "ingress"),
+    *("error_bodies", "cors", "edit_log", "answer", "sse", "http", "ingress"),
 }
 WITH_RAY = {"metrics", "replica", "ingress", "app", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.

@@ -8,13 +8,14 @@ from pydantic import BaseModel, ValidationError
 from serve_app.settings import (
     AppSettings,
     AuthSettings,
+    CorsSettings,
     EngineSettings,
     LimitSettings,
     LoraSettings,
     ModelSettings,
 )
 
-MODELS = [AppSettings, ModelSettings, EngineSettings, LimitSettings, AuthSettings, LoraSettings]
+MODELS = [AppSettings, ModelSettings, EngineSettings, LimitSettings, AuthSettings, CorsSettings, LoraSettings]
 
 
 def test_nothing_has_to_be_set() -> None:
@@ -53,6 +54,11 @@ def test_settings_are_frozen() -> None:
         ({"model": {"default_guidance": float("nan")}}, "default_guidance"),
         ({"model": {"default_steps": 151}}, "default_steps"),
         ({"engine": {"max_samples": "all"}}, "max_samples"),
+        ({"cors": {"origins": ["https://lab.example/"]}}, "is no origin"),
+        ({"cors": {"origins": ["https://Lab.example"]}}, "is no origin"),
+        ({"cors": {"origins": ["lab.example"]}}, "is no origin"),
+        ({"cors": {"origins": ["null"]}}, "is no origin"),
+        ({"cors": {"origins": ["https://*.example"]}}, "is no origin"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(values: Any, complaint: str) -> None:
@@ -79,3 +85,8 @@ def test_a_model_is_named_after_its_source(source: str, name: str) -> None:
 def test_settings_survive_json(model: Any) -> None:
     settings = model(source="x") if "source" in model.model_fields else model()
     assert model.model_validate_json(settings.model_dump_json()) == settings
+
+
+def test_origins_are_taken_as_browsers_write_them() -> None:
+    origins = ["https://lab.example", "http://localhost:5173", "http://[::1]:8080", "chrome-extension://abc", "*"]
+    assert CorsSettings.model_validate({"origins": origins}).origins == tuple(origins)
