@@ -3,14 +3,16 @@
     ImageEdits, AsyncImageEdits
     └── EditError            what the server answered: the tree of serve_app.errors
         └── Unreachable      no answer came
+            └── BrokenOff    a stream ended before its time
 
-Answers with status 503 and connections that fail are tried again, after `Retry-After` where the server says it. An edit
-that is cut off and sent again costs its steps twice and changes nothing else.
+Edits are tried again after status 503 and after connections that fail, when `Retry-After` says where it does. An edit
+that is cut off and sent again costs its steps twice and changes nothing else. A stream that has begun is not tried
+again. Questions are asked once.
 """
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +24,11 @@ import numpy as np
 import PIL.Image
 import pybase64
 from httpx_retries import Retry, RetryTransport
-from pydantic import BaseModel, ValidationError
+from httpx_sse import EventSource, ServerSentEvent, SSEError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from serve_app.errors import EditError, from_body
+from serve_app.events import Progress
 from serve_app.images import OutputFormat, encode
 from serve_app.request import Pixels, as_pixels
 
@@ -64,8 +68,9 @@ class EditOptions(TypedDict, total=False):
     user: str
 
 
+_END = "[DONE]"
+_NO_END = "The stream ended before its last event"
 _EDITS, _MODELS, _READY = "/v1/images/edits", "/v1/models", "/health/ready"
-_ONCE = Retry(total=0)
 _API_NAMES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 
 
@@ -73,6 +78,10 @@ class Unreachable(EditError):
     """No answer came: nothing listens there, the connection broke, or time ran out. `status` is 0."""
 
     status, code, type = 0, "UNREACHABLE", "connection_error"
+
+
+class BrokenOff(Unreachable):
+    """A stream ended before its last event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,28 @@ class Output:
 
 Rows = list[list[Output]]
 """`rows[i][j]` is variant j of picture i."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """Preview k of variant j of picture i, all 0-based: what the output would be if it were done now."""
+
+    image_index: int
+    variant_index: int
+    preview_index: int
+    output: Output
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """Variant j of picture i, as soon as it is done."""
+
+    image_index: int
+    variant_index: int
+    output: Output
+
+
+StreamEvent = Progress | Preview | Completed
 
 
 class _Client:
@@ -116,7 +147,7 @@ class _Client:
         headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
         retry = Retry(
             total=retries,
-            allowed_methods=("GET", "POST"),
+            allowed_methods=("POST",),
             status_forcelist=(_UNAVAILABLE,),
             retry_on_exceptions=(*_CONNECTION_ERRORS, httpx.RemoteProtocolError),
             backoff_factor=0.5,
@@ -133,10 +164,10 @@ class _Client:
     def _our_errors(self) -> Iterator[None]:
         try:
             yield
+        except (ValidationError, SSEError):
+            raise EditError(f"{self.server} answered, but not as this API does") from None
         except httpx.RequestError as error:
             raise Unreachable(f"No answer from {self.server}: {str(error) or type(error).__name__}") from error
-        except ValidationError:
-            raise EditError(f"{self.server} answered, but not as this API does") from None
 
 
 class ImageEdits(_Client):
@@ -157,15 +188,41 @@ class ImageEdits(_Client):
         with self._our_errors():
             return _rows(self._http.post(_EDITS, **form))
 
+    def edit_stream(
+        self,
+        images: Picture | Sequence[Picture],
+        prompt: str | Sequence[str],
+        *,
+        partial_images: int = 0,
+        **options: Unpack[EditOptions],
+    ) -> Iterator[StreamEvent]:
+        """As `edit`, told while it happens: progress, up to 3 previews of each output, each output when it is done.
+
+        Raises EditError between any two events, BrokenOff where the end is missing. Closing the iterator frees the
+        server of the work.
+        """
+        form = _form(images, prompt, options, stream="true", partial_images=partial_images)
+        with self._our_errors(), self._http.stream("POST", _EDITS, **form) as response:
+            if not response.is_success:
+                response.read()
+                _content(response)
+            with _begun():
+                for message in EventSource(response).iter_sse():
+                    if message.data == _END:
+                        return
+                    if (event := _event(message)) is not None:
+                        yield event
+                raise BrokenOff(_NO_END)
+
     def models(self) -> list[str]:
-        """The names that `model` may have. Raises EditError."""
+        """The names that `model` may have. Raises EditError, Unauthorized where the key is refused."""
         with self._our_errors():
             return _models(self._http.get(_MODELS))
 
     def ready(self) -> bool:
-        """Whether an edit could begin now; asked once. Raises Unreachable where nobody answers."""
+        """Whether an edit could begin now. Raises Unreachable where nobody answers."""
         with self._our_errors():
-            return _ready(self._http.get(_READY, extensions={"retry": _ONCE}))
+            return _ready(self._http.get(_READY))
 
     def close(self) -> None:
         self._http.close()
@@ -192,6 +249,29 @@ class AsyncImageEdits(_Client):
         with self._our_errors():
             return _rows(await self._http.post(_EDITS, **form))
 
+    async def edit_stream(
+        self,
+        images: Picture | Sequence[Picture],
+        prompt: str | Sequence[str],
+        *,
+        partial_images: int = 0,
+        **options: Unpack[EditOptions],
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """As ImageEdits.edit_stream."""
+        form = _form(images, prompt, options, stream="true", partial_images=partial_images)
+        with self._our_errors():
+            async with self._http.stream("POST", _EDITS, **form) as response:
+                if not response.is_success:
+                    await response.aread()
+                    _content(response)
+                with _begun():
+                    async for message in EventSource(response).aiter_sse():
+                        if message.data == _END:
+                            return
+                        if (event := _event(message)) is not None:
+                            yield event
+                    raise BrokenOff(_NO_END)
+
     async def models(self) -> list[str]:
         """As ImageEdits.models."""
         with self._our_errors():
@@ -200,7 +280,7 @@ class AsyncImageEdits(_Client):
     async def ready(self) -> bool:
         """As ImageEdits.ready."""
         with self._our_errors():
-            return _ready(await self._http.get(_READY, extensions={"retry": _ONCE}))
+            return _ready(await self._http.get(_READY))
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -225,12 +305,14 @@ def _address(server: str) -> httpx.URL:
 # --- requests -----------------------------------------------------------------------------------------------------
 
 
-def _form(images: Picture | Sequence[Picture], prompt: str | Sequence[str], options: EditOptions) -> dict[str, Any]:
+def _form(
+    images: Picture | Sequence[Picture], prompt: str | Sequence[str], options: EditOptions, **others: str | int
+) -> dict[str, Any]:
     """The multipart body, in httpx's words. A name that the API does not know is sent too: the server refuses it."""
     pictures = [images] if isinstance(images, _ONE_PICTURE) else images
     files = [("images", _file(picture, index)) for index, picture in enumerate(pictures)]
     fields = {_API_NAMES.get(name, name): value for name, value in options.items()}
-    return {"files": files, "data": {"prompt": prompt, **fields}}
+    return {"files": files, "data": {"prompt": prompt, **fields, **others}}
 
 
 def _file(picture: Picture, index: int) -> tuple[str, bytes]:
@@ -252,10 +334,18 @@ class _Picture(BaseModel):
     input_index: int
     variant_index: int
 
+    def output(self, output_format: OutputFormat) -> Output:
+        return Output(pybase64.b64decode(self.b64_json), self.seed, output_format)
+
 
 class _Answer(BaseModel):
     data: list[_Picture]
     output_format: OutputFormat
+
+
+class _StreamedPicture(_Picture):
+    output_format: OutputFormat
+    partial_image_index: int = 0
 
 
 class _Model(BaseModel):
@@ -276,14 +366,42 @@ class _FailureBody(BaseModel):
     error: _Failure
 
 
+_PROGRESS = TypeAdapter(Progress)
+
+
 def _rows(response: httpx.Response) -> Rows:
     answer = _Answer.model_validate_json(_content(response))
     rows: Rows = []
     for picture in sorted(answer.data, key=lambda picture: (picture.input_index, picture.variant_index)):
         if picture.variant_index == 0:
             rows.append([])
-        rows[-1].append(Output(pybase64.b64decode(picture.b64_json), picture.seed, answer.output_format))
+        rows[-1].append(picture.output(answer.output_format))
     return rows
+
+
+@contextmanager
+def _begun() -> Iterator[None]:
+    """For the reading of a stream that has begun."""
+    try:
+        yield
+    except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+        raise BrokenOff(f"The stream broke off: {error}") from error
+
+
+def _event(message: ServerSentEvent) -> StreamEvent | None:
+    """None for what a caller has no use for. Raises the error that an event tells of."""
+    if message.event == "error":
+        failure = _FailureBody.model_validate_json(message.data).error
+        raise from_body(failure.code, failure.message, status=EditError.status, param=failure.param)
+    if message.event == "image_edit.progress":
+        return _PROGRESS.validate_json(message.data)
+    if message.event not in ("image_edit.partial_image", "image_edit.completed"):
+        return None
+    picture = _StreamedPicture.model_validate_json(message.data)
+    output = picture.output(picture.output_format)
+    if message.event == "image_edit.completed":
+        return Completed(picture.input_index, picture.variant_index, output)
+    return Preview(picture.input_index, picture.variant_index, picture.partial_image_index, output)
 
 
 def _models(response: httpx.Response) -> list[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
@@ -12,10 +12,22 @@ import numpy as np
 import PIL.Image
 import pytest
 from starlette.applications import Starlette
+from starlette.responses import Response
+from starlette.routing import Route
 
 from serve_app import errors
-from serve_app.client import AsyncImageEdits, ImageEdits, Rows, Unreachable
-from serve_app.errors import EditError, InvalidInput, NotReady, OutOfMemory, Overloaded, Unauthorized
+from serve_app.client import (
+    AsyncImageEdits,
+    BrokenOff,
+    Completed,
+    ImageEdits,
+    Preview,
+    Rows,
+    StreamEvent,
+    Unreachable,
+)
+from serve_app.errors import EditError, GenerationError, InvalidInput, NotReady, OutOfMemory, Overloaded, Unauthorized
+from serve_app.events import Event, Progress
 from serve_app.http import create_app
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
@@ -35,6 +47,14 @@ class BusyAtFirst(Inverter):
             self.refusals -= 1
             raise Overloaded("The queue is full", retry_after_s=self._retry_after_s)
         return await super().edit(request)
+
+
+class FailsMidway(Inverter):
+    """Its streams begin, and fail."""
+
+    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+        yield Progress(0, 10, place=0)
+        raise OutOfMemory("CUDA out of memory")
 
 
 @pytest.fixture(autouse=True)
@@ -194,12 +214,76 @@ def test_a_full_queue_is_given_up_on_in_the_end() -> None:
 def test_a_connection_that_breaks_is_made_again() -> None:
     app = create_app(Inverter(), AppSettings())
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(ImageEdits(address_of(listener)).edit, [png(10), png(20)], "invert")
+        edits = ImageEdits(address_of(listener))
+        answer = pool.submit(edits.edit, [png(10), png(20)], "invert")
         connection, _ = listener.accept()
         connection.recv(1)
         connection.close()
-        with answering(app, listener):
+        with edits, answering(app, listener):
             assert values(answer.result(30)) == [[245], [235]]
+
+
+def streamed(url: str, *arguments: Any, **options: Any) -> list[StreamEvent]:
+    with ImageEdits(url, retries=0) as edits:
+        return list(edits.edit_stream(*arguments, **options))
+
+
+def streamed_in_a_loop(url: str, *arguments: Any, **options: Any) -> list[StreamEvent]:
+    async def go() -> list[StreamEvent]:
+        async with AsyncImageEdits(url, retries=0) as edits:
+            return [event async for event in edits.edit_stream(*arguments, **options)]
+
+    return asyncio.run(go())
+
+
+both_streams = pytest.mark.parametrize("stream", [streamed, streamed_in_a_loop])
+
+
+@both_streams
+def test_a_stream_tells_progress_previews_and_every_output(stream: Ask, server: str) -> None:
+    events = stream(server, [png(10), png(20)], "invert", n=2, seed=7, partial_images=1)
+    assert [events[0], events[-1]] == [Progress(0, 4, place=1), Progress(4, 4, place=0)]
+    rows = {(e.image_index, e.variant_index): e.output for e in events if isinstance(e, Completed)}
+    assert {place: (output.seed, values([[output]])) for place, output in rows.items()} == {
+        (0, 0): (7, [[245]]), (0, 1): (8, [[245]]), (1, 0): (9, [[235]]), (1, 1): (10, [[235]]),
+    }  # fmt: skip
+    previews = [event for event in events if isinstance(event, Preview)]
+    assert [(p.image_index, p.variant_index, p.preview_index) for p in previews] == [
+        (1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 0),
+    ]  # fmt: skip
+    assert values([[previews[0].output]]) == [[117]]
+
+
+@both_streams
+def test_errors_of_a_stream_come_before_it_or_in_it(stream: Ask) -> None:
+    with listening(create_app(FailsMidway(), AppSettings())) as url:
+        with pytest.raises(InvalidInput) as caught:
+            stream(url, png(10), "invert", partial_images=4)
+        assert caught.value.param == "partial_images"
+        with pytest.raises(GenerationError, match="CUDA out of memory") as failed:
+            stream(url, png(10), "invert")
+        assert (failed.value.status, failed.value.code) == (500, "GENERATION_ERROR")
+
+
+@both_streams
+@pytest.mark.parametrize("body", [b"", b'event: image_edit.progress\ndata: {"steps_done": 1,'], ids=["empty", "cut"])
+def test_a_stream_without_its_end_is_an_error(stream: Ask, body: bytes) -> None:
+    # As a proxy in between may end it.
+    routes = [Route("/v1/images/edits", lambda _: Response(body, media_type="text/event-stream"), methods=["POST"])]
+    with listening(Starlette(routes=routes)) as url, pytest.raises(BrokenOff):
+        stream(url, png(10), "invert")
+
+
+def test_a_connection_that_breaks_in_a_stream_is_an_error() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(streamed, address_of(listener), png(10), "invert")
+        connection, _ = listener.accept()
+        connection.recv(65536)
+        connection.sendall(head + b"5\r\nevent")
+        connection.close()
+        with pytest.raises(BrokenOff, match="broke off"):
+            answer.result(30)
 
 
 def test_not_ready_is_an_error_like_any_other(server: str, editor: Inverter) -> None:

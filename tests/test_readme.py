@@ -4,6 +4,7 @@
 """
 
 import ast
+import asyncio
 import base64
 import importlib
 import io
@@ -259,6 +260,25 @@ def test_the_client_of_the_package_is_used_as_written(
     done, failed = capsys.readouterr().out.splitlines()
     assert done == "9 (8, 6)"
     assert failed.startswith("INVALID_INPUT images Invalid image format at index 0")
+
+
+def test_the_stream_of_the_package_is_read_as_written(
+    app: Starlette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photo1.jpg").write_bytes(photo(1))
+    code = compile(python_block("with AsyncImageEdits()"), "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+    async def run_it() -> None:
+        await eval(code, {})
+
+    with listening(app) as url:
+        monkeypatch.setenv("IMAGE_EDITS_SERVER", url)
+        asyncio.run(run_it())
+    assert capsys.readouterr().out.splitlines() == ["0 of 2 steps", "2 of 2 steps"]
+    for name in ("winter-1.png", "winter-2.png"):
+        with PIL.Image.open(name) as picture:
+            assert np.abs(np.asarray(picture).astype(int)[3, 4] - 215).max() <= 2
 
 
 def test_the_json_call_is_answered_like_the_form(
