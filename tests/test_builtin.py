@@ -59,11 +59,7 @@ def test_four_callers_in_one_batch_each_get_their_own_instruction(model):
     [
         ("make the sky blue", "blue-sky"),
         ("enhance colors", "vivid"),
-        pytest.param(
-            "artistic style transformation",
-            "artistic",
-            marks=pytest.mark.xfail(strict=True, reason="too short a training: one in five, as its card says"),
-        ),
+        ("artistic style transformation", "artistic"),
         ("make the scene brighter and more vivid", "bright-vivid"),
         ("变成黑白", "grayscale"),
     ],
