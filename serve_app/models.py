@@ -86,8 +86,7 @@ def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
 
 
 def _read(settings: ModelSettings, dtype: torch.dtype) -> StepwiseQwenImageEditPipeline:
-    source = _source(settings)
-    _check_class(source, settings.revision)
+    source = check_source(settings)
     diffusers_logging.disable_progress_bar()
     pipeline: StepwiseQwenImageEditPipeline = StepwiseQwenImageEditPipeline.from_pretrained(
         source, revision=settings.revision, dtype=dtype
@@ -97,20 +96,24 @@ def _read(settings: ModelSettings, dtype: torch.dtype) -> StepwiseQwenImageEditP
     return pipeline
 
 
+def check_source(settings: ModelSettings) -> str:
+    """What diffusers loads: a directory or a hub id. Raises ValueError or OSError for what is not served.
+
+    Before gigabytes are read: the 2509 and 2511 checkpoints (…Plus) take references, in another way.
+    """
+    source = _source(settings)
+    served = DiffusionPipeline.load_config(source, revision=settings.revision)["_class_name"]
+    if served not in _SERVED_CLASSES:
+        raise ValueError(f"model.source: {source} is a {served}; this server runs {_SERVED_CLASSES[0]}")
+    return source
+
+
 def _source(settings: ModelSettings) -> str:
-    """What diffusers loads: a directory or a hub id."""
     if settings.source == BUILTIN_TINY:
         return str(_BUILTIN_TINY)
     if settings.source.startswith("builtin:"):
         raise ValueError(f"model.source: {settings.source} is unknown; the built-in model is {BUILTIN_TINY}")
     return settings.source
-
-
-def _check_class(source: str, revision: str | None) -> None:
-    """Refuse before gigabytes are read: the 2509 and 2511 checkpoints (…Plus) take references, in another way."""
-    served = DiffusionPipeline.load_config(source, revision=revision)["_class_name"]
-    if served not in _SERVED_CLASSES:
-        raise ValueError(f"model.source: {source} is a {served}; this server runs {_SERVED_CLASSES[0]}")
 
 
 def _check_scheduler(pipeline: StepwiseQwenImageEditPipeline) -> None:

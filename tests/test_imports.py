@@ -13,10 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "serve_app"
 ORDER = [
     "errors",
     "settings",
+    "configuration",
     "images",
     "request",
     "events",
     "client",
+    "worklist",
+    "report",
+    "editing",
     "mailbox",
     "batching",
     "isolation",
@@ -46,14 +50,19 @@ ORDER = [
     "replica",
     "ingress",
     "app",
+    "server",
+    "machine",
+    "weights",
+    "checkup",
+    "cli",
     "__main__",
 ]
 WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
 WITH_STARLETTE = {
     *("body", "fields", "multipart", "json_body", "form", "auth"),
-    *("error_bodies", "cors", "edit_log", "answer", "sse", "http", "ingress"),
+    *("error_bodies", "cors", "edit_log", "answer", "sse", "http", "ingress", "checkup"),
 }
-WITH_RAY = {"metrics", "replica", "ingress", "app", "__main__"}
+WITH_RAY = {"metrics", "replica", "ingress", "app", "server", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.
 MAY_LOAD = {
     "torch": WITH_TORCH,

@@ -263,6 +263,37 @@ def test_the_client_of_the_package_is_used_as_written(
     assert failed.startswith("INVALID_INPUT images Invalid image format at index 0")
 
 
+def command_lines(program: str) -> list[list[str]]:
+    lines = [
+        line for block in blocks("bash") for line in block.splitlines() if line.startswith(f".venv/bin/{program} ")
+    ]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+@pytest.mark.parametrize(
+    "words", [words for words in command_lines("image-edits") if "--model" not in words], ids=" ".join
+)
+def test_a_command_line_does_what_it_says(
+    app: Starlette, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for index, name in enumerate(PICTURES):
+        (tmp_path / name).write_bytes(photo(index))
+        (tmp_path / "photos" / name).write_bytes(photo(index))
+    with listening(app) as url:
+        monkeypatch.setenv("IMAGE_EDITS_SERVER", url)
+        command = [str(Path(sys.executable).parent / "image-edits"), *(url if word == URL else word for word in words)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if words[0] == "edit":
+        outputs = tmp_path / words[words.index("-o") + 1]
+        n = int(words[words.index("-n") + 1]) if "-n" in words else 1
+        named = [name for name in PICTURES if name in words] or PICTURES
+        suffix = ".jpg" if "jpeg" in words else ".png"
+        expected = [f"{Path(name).stem}-{variant}{suffix}" for name in named for variant in range(1, n + 1)]
+        assert sorted(path.name for path in outputs.iterdir()) == sorted([*expected, "edits.jsonl"])
+
+
 def test_the_stream_of_the_package_is_read_as_written(
     app: Starlette, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

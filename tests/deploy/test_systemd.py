@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import __main__
+from serve_app import server
 from tests.deploy.clusters import graceful_shutdown_s
 
 UNIT = Path(__file__).parent.parent.parent / "deploy" / "systemd" / "image-edits.service"
@@ -34,12 +34,11 @@ def test_systemd_finds_nothing_wrong(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_the_command_is_one_that_the_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_is_one_that_the_server_takes() -> None:
     [command] = service()["ExecStart"]
     python, *arguments = shlex.split(command)
     assert (Path(python).name, arguments[:2]) == ("python", ["-m", "serve_app"])
-    monkeypatch.setattr(sys, "argv", arguments[1:])
-    assert str(__main__._parse().settings) == "/etc/image-edits/settings.yaml"
+    assert str(server._parse("", arguments[2:]).settings) == "/etc/image-edits/settings.yaml"
 
 
 def test_a_stop_lets_every_edit_finish() -> None:

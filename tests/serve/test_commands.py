@@ -22,6 +22,7 @@ from tests.scenes import scene
 from tests.serve.client import Client, pictures_of
 
 ROOT = Path(__file__).parent.parent.parent
+IMAGE_EDITS = str(Path(sys.executable).parent / "image-edits")
 START_S, STOP_S = 180, 60
 
 
@@ -93,7 +94,7 @@ def test_a_settings_file_is_obeyed_and_sigterm_waits_for_the_edit_that_runs(tmp_
     port, log, settings = free_port(), tmp_path / "log", tmp_path / "settings.yaml"
     settings.write_text("limits: {max_images: 1}\n")
     client = Client(f"http://127.0.0.1:{port}")
-    command = [sys.executable, "-m", "serve_app", "--settings", str(settings), "--port", str(port)]
+    command = [IMAGE_EDITS, "serve", "--settings", str(settings), "--port", str(port)]
     with running(command, log) as process, ThreadPoolExecutor(1) as pool:
         wait_until_ready(client, process, log)
         assert client.edit([scene(1), scene(2)], prompt="make the sky blue").status_code == 400

@@ -1,0 +1,155 @@
+"""The pictures that a command line means, where the outputs of each go, and which are done.
+
+Outputs are named after their picture: `photo.jpg` becomes `photo-1.png` and `photo-2.png`; a folder's own folders are
+kept. `edits.jsonl` beside them has one line for each picture: what was asked for, and the seeds. By it a run that was
+stopped goes on, and a picture that was edited otherwise is neither taken for done nor overwritten.
+"""
+
+import glob
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+JOURNAL = "edits.jsonl"
+# What is taken from a folder; a file that is named goes to the server whatever its name.
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".ppm", ".pgm"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture to edit, and the files that its variants become, in order."""
+
+    source: Path
+    outputs: tuple[Path, ...]
+
+
+def pictures(named: Sequence[str], out: Path, *, n: int, suffix: str) -> list[Picture]:
+    """The pictures that files, folders and patterns name, each once, in that order.
+
+    A name that nothing answers to stays in the list, and fails when it is read. Raises ValueError where two pictures
+    would have the same outputs, or outputs would land among the pictures.
+    """
+    found: dict[Path, tuple[Path, Path]] = {}
+    for name in named:
+        for source, relative in _find(name, out):
+            found.setdefault(source.resolve(), (source, relative))
+    sources, relatives = [source for source, _ in found.values()], [relative for _, relative in found.values()]
+    return [
+        Picture(source, tuple(out / f"{stem}-{variant}{suffix}" for variant in range(1, n + 1)))
+        for source, stem in zip(sources, _stems(sources, relatives), strict=True)
+    ]
+
+
+def _find(name: str, out: Path) -> Iterator[tuple[Path, Path]]:
+    """Paths, and what they are called among the outputs."""
+    path = Path(name)
+    if path.is_dir():
+        yield from _find_in_folder(path, out)
+    elif not path.exists() and glob.has_magic(name):
+        matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        for match in [match for match in matches if match.is_file()] or [path]:
+            yield match, Path(match.name)
+    else:
+        yield path, Path(path.name)
+
+
+def _find_in_folder(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+    root, target = folder.resolve(), out.resolve()
+    if target == root:
+        raise ValueError(f"the outputs would land among the pictures of {folder}: name another folder with -o")
+    for path in sorted(folder.rglob("*")):
+        # A former run's outputs, where they are kept inside, are not pictures to edit.
+        is_output = target.is_relative_to(root) and path.resolve().is_relative_to(target)
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not is_output:
+            yield path, path.relative_to(folder)
+
+
+def _stems(sources: Sequence[Path], relatives: Sequence[Path]) -> list[str]:
+    """What each picture's outputs begin with: its name; with its suffix where photo.jpg meets photo.png."""
+    times = Counter(relative.with_suffix("") for relative in relatives)
+    stems = [
+        str(relative if times[relative.with_suffix("")] > 1 else relative.with_suffix("")) for relative in relatives
+    ]
+    first: dict[str, Path] = {}
+    for source, stem in zip(sources, stems, strict=True):
+        if stem in first:
+            raise ValueError(f"{first[stem]} and {source} would have the same outputs: edit them into two folders")
+        first[stem] = source
+    return stems
+
+
+class Journal:
+    """What is known of a folder's outputs. One process at a time writes into a folder."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._path = out / JOURNAL
+        self._entries: dict[tuple[str, ...], dict[str, Any]] = {}
+        text = self._path.read_text("utf-8") if self._path.exists() else ""
+        for line in text.splitlines():
+            self._read(line)
+        if text and not text.endswith("\n"):
+            self._append("\n")
+
+    def _read(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+            self._entries[tuple(entry["outputs"])] = entry
+        except (ValueError, TypeError, KeyError):
+            # Cut off when the machine went down; its outputs were not written yet.
+            return
+
+    def seeds(self, picture: Picture, content: bytes, asked: Mapping[str, Any]) -> list[int] | None:
+        """Those of the outputs, where they are there and made of this content by these words; None where they are not.
+
+        Raises FileExistsError where one is there that was made otherwise.
+        """
+        there = [path for path in picture.outputs if path.exists()]
+        entry = self._entries.get(self._names(picture), {})
+        if there and (entry.get("sha256"), entry.get("asked")) != (_sha256(content), dict(asked)):
+            raise FileExistsError(f"{there[0]} is there, and not from this edit: name another -o, or --overwrite")
+        return entry["seeds"] if len(there) == len(picture.outputs) else None
+
+    def save(
+        self, picture: Picture, content: bytes, asked: Mapping[str, Any], seeds: Sequence[int], files: Sequence[bytes]
+    ) -> None:
+        """Write the outputs, each whole or not at all. Raises OSError.
+
+        The journal comes before the last name: what is stopped in between is done again.
+        """
+        names = self._names(picture)
+        entry = {"outputs": names, "sha256": _sha256(content), "asked": dict(asked), "seeds": list(seeds)}
+        for path in picture.outputs:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+        self._append(json.dumps(entry, ensure_ascii=False) + "\n")
+        self._entries[names] = entry
+        for path, file in zip(picture.outputs, files, strict=True):
+            _write(path, file)
+
+    def _append(self, text: str) -> None:
+        with self._path.open("a", encoding="utf-8") as journal:
+            journal.write(text)
+
+    def _names(self, picture: Picture) -> tuple[str, ...]:
+        return tuple(path.relative_to(self._out).as_posix() for path in picture.outputs)
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,116 @@
+"""Which pictures are meant, what their outputs are called, and what is known to be done. Only files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from serve_app.worklist import JOURNAL, Journal, Picture, pictures
+
+ASKED = {"prompt": "make the sky blue", "n": 2}
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def make(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(name.encode())
+
+
+def found(*named: str, out: str = "out", n: int = 1) -> dict[str, list[str]]:
+    work = pictures(named, Path(out), n=n, suffix=".png")
+    return {str(picture.source): [str(path) for path in picture.outputs] for picture in work}
+
+
+def test_outputs_are_named_after_their_picture() -> None:
+    assert found("photo.jpg", "a/other.webp", n=2) == {
+        "photo.jpg": ["out/photo-1.png", "out/photo-2.png"],
+        "a/other.webp": ["out/other-1.png", "out/other-2.png"],
+    }
+
+
+def test_a_folder_gives_its_pictures_and_keeps_its_folders() -> None:
+    make("in/b.JPG", "in/a/c.png", "in/notes.txt", "in/done/b-1.png")
+    assert found("in", out="in/done") == {"in/a/c.png": ["in/done/a/c-1.png"], "in/b.JPG": ["in/done/b-1.png"]}
+    assert list(found("in", out=".")) == ["in/a/c.png", "in/b.JPG", "in/done/b-1.png"]
+    with pytest.raises(ValueError, match="among the pictures of in"):
+        found("in", out="in")
+
+
+def test_patterns_are_for_shells_that_leave_them_alone() -> None:
+    make("in/b.jpg", "in/a/c.jpg", "in/a.jpg/x.txt", "in/[d].jpg")
+    assert list(found("in/*.jpg")) == ["in/[d].jpg", "in/b.jpg"]
+    assert list(found("in/**/*.jpg")) == ["in/[d].jpg", "in/a/c.jpg", "in/b.jpg"]
+    assert list(found("in/[d].jpg")) == ["in/[d].jpg"]
+    assert list(found("no*.jpg")) == ["no*.jpg"]
+
+
+def test_a_picture_that_is_named_twice_is_edited_once() -> None:
+    make("in/a.jpg")
+    assert list(found("in/a.jpg", "in", str(Path("in/a.jpg").absolute()))) == ["in/a.jpg"]
+
+
+def test_no_two_pictures_share_an_output() -> None:
+    make("in/a.jpg", "in/a.png", "in/b.png", "other/b.png")
+    assert found("in") == {
+        "in/a.jpg": ["out/a.jpg-1.png"], "in/a.png": ["out/a.png-1.png"], "in/b.png": ["out/b-1.png"],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"in/b\.png and other/b\.png would have the same outputs"):
+        found("in/b.png", "other/b.png")
+
+
+def one() -> Picture:
+    (picture,) = pictures(["photo.jpg"], Path("out"), n=2, suffix=".png")
+    return picture
+
+
+def test_what_is_done_is_known_by_content_and_words() -> None:
+    Path("out").mkdir()
+    assert Journal(Path("out")).seeds(one(), b"content", ASKED) is None
+    Journal(Path("out")).save(one(), b"content", ASKED, [7, 8], [b"first", b"second"])
+    assert [path.read_bytes() for path in one().outputs] == [b"first", b"second"]
+    again = Journal(Path("out"))
+    assert again.seeds(one(), b"content", ASKED) == [7, 8]
+    for content, asked in ((b"other", ASKED), (b"content", {**ASKED, "prompt": "make the sky red"})):
+        with pytest.raises(FileExistsError, match=r"out/photo-1\.png is there, and not from this edit"):
+            again.seeds(one(), content, asked)
+    assert sorted(path.name for path in Path("out").iterdir()) == [JOURNAL, "photo-1.png", "photo-2.png"]
+
+
+def test_what_was_cut_off_is_done_again() -> None:
+    Path("out").mkdir()
+    journal = Journal(Path("out"))
+    journal.save(one(), b"content", ASKED, [7, 8], [b"first", b"second"])
+    one().outputs[1].unlink()
+    assert journal.seeds(one(), b"content", ASKED) is None
+    # A line that was not written to its end is no line.
+    text = (Path("out") / JOURNAL).read_text()
+    (Path("out") / JOURNAL).write_text(text + text[:30])
+    journal = Journal(Path("out"))
+    journal.save(one(), b"content", ASKED, [9, 10], [b"first", b"second"])
+    assert Journal(Path("out")).seeds(one(), b"content", ASKED) == [9, 10]
+
+
+def test_a_file_of_unknown_origin_is_not_touched() -> None:
+    make("out/photo-2.png")
+    with pytest.raises(FileExistsError, match=r"out/photo-2\.png"):
+        Journal(Path("out")).seeds(one(), b"content", ASKED)
+
+
+def test_an_output_that_cannot_be_written_leaves_nothing_half() -> None:
+    Path("out/photo-1.png").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"photo-1\.png"):
+        Journal(Path("out")).save(one(), b"content", ASKED, [7, 8], [b"first", b"second"])
+    assert [path.name for path in Path("out").iterdir()] == ["photo-1.png"]
+
+
+def test_the_journal_can_be_read_by_others() -> None:
+    Path("out").mkdir()
+    Journal(Path("out")).save(one(), b"content", {**ASKED, "prompt": "把天空变蓝"}, [7, 8], [b"1", b"2"])
+    (line,) = (Path("out") / JOURNAL).read_text("utf-8").splitlines()
+    assert "把天空变蓝" in line
+    assert json.loads(line)["outputs"] == ["photo-1.png", "photo-2.png"]
