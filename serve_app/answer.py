@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -20,58 +20,47 @@ async def respond(result: EditResult, form: EditForm, executor: Executor, starte
     """The answer, and the seconds that it took to make. `started`: when the edit was, by `time.perf_counter`."""
     start = time.perf_counter()
     loop = asyncio.get_running_loop()
-    data = await _data(result, form, executor)
+    items = await asyncio.gather(*(loop.run_in_executor(executor, item, *output, form) for output in _in_order(result)))
     end = time.perf_counter()
-    answer = {
-        "created": int(time.time()),
-        "data": data,
-        "output_format": form.output_format,
-        "usage": usage(end - started, len(form.request.images), len(data)),
-    }
-    body = await loop.run_in_executor(executor, orjson.dumps, answer)
+    content = await loop.run_in_executor(executor, orjson.dumps, body(form, items, end - started))
     timings = {**asdict(result.timings), "serialize_s": end - start}
     headers = {"Server-Timing": _server_timing(timings)}
-    return Response(body, headers=headers, media_type="application/json"), end - start
+    return Response(content, headers=headers, media_type="application/json"), end - start
 
 
-async def _data(result: EditResult, form: EditForm, executor: Executor) -> list[dict[str, Any]]:
-    """All variants of the first picture, then all of the second, and so on."""
-    loop = asyncio.get_running_loop()
-    outputs = list(_in_order(result))
-    texts = await asyncio.gather(
-        *(loop.run_in_executor(executor, to_base64, output.pixels, form) for output in outputs)
-    )
-    return [
-        {
-            "b64_json": text,
-            "size": size_text(output.pixels),
-            "seed": output.seed,
-            "input_index": output.input_index,
-            "variant_index": output.variant_index,
-        }
-        for output, text in zip(outputs, texts, strict=True)
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Output:
-    pixels: Pixels
-    seed: int
-    input_index: int
-    variant_index: int
-
-
-def _in_order(result: EditResult) -> Iterator[_Output]:
+def _in_order(result: EditResult) -> Iterator[tuple[int, int, int, Pixels]]:
+    """Picture, variant, seed and pixels: all variants of the first picture, then all of the second, and so on."""
     for i, (variants, seeds) in enumerate(zip(result.pixels, result.seeds, strict=True)):
         for j, (pixels, seed) in enumerate(zip(variants, seeds, strict=True)):
-            yield _Output(pixels, seed, i, j)
+            yield i, j, seed, pixels
 
 
 def _server_timing(timings: dict[str, float]) -> str:
     return ", ".join(f"{name.removesuffix('_s')};dur={seconds * 1000:.1f}" for name, seconds in timings.items())
 
 
-# --- what a stream says of its outputs too ------------------------------------------------------------------------
+# --- what streams and jobs say too --------------------------------------------------------------------------------
+
+
+def body(form: EditForm, items: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """The answer, of `items` in the order of the contract."""
+    return {
+        "created": int(time.time()),
+        "data": items,
+        "output_format": form.output_format,
+        "usage": usage(seconds, len(form.request.images), len(items)),
+    }
+
+
+def item(image_index: int, variant_index: int, seed: int, pixels: Pixels, form: EditForm) -> dict[str, Any]:
+    """One output. Takes as long as its picture takes to encode: not for an event loop."""
+    return {
+        "b64_json": to_base64(pixels, form),
+        "size": size_text(pixels),
+        "seed": seed,
+        "input_index": image_index,
+        "variant_index": variant_index,
+    }
 
 
 def to_base64(pixels: Pixels, form: EditForm) -> str:

@@ -4,6 +4,7 @@ import ray
 from ray.serve import Application
 
 from serve_app.ingress import EditIngress
+from serve_app.job_keeper import JobKeeper
 from serve_app.replica import ImageEditor
 from serve_app.settings import AppSettings
 
@@ -28,12 +29,16 @@ def build(args: AppSettings) -> Application:
         health_check_timeout_s=30,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if _wants_gpu(args) else 0},
     ).bind(args)
+    # It waits and encodes; jobs that run are not calls that run, so nothing else bounds its calls.
+    jobs = JobKeeper.options(  # type: ignore[attr-defined]
+        num_replicas=1, max_ongoing_requests=ongoing, ray_actor_options={"num_cpus": 0}
+    ).bind(editor, args)
     ingress = EditIngress.options(  # type: ignore[attr-defined]
         max_ongoing_requests=ongoing,
         graceful_shutdown_timeout_s=args.limits.request_timeout_s + 2 * _SHUTDOWN_MARGIN_S,
         ray_actor_options={"num_cpus": 1},
     )
-    return ingress.bind(editor, args)
+    return ingress.bind(editor, jobs, args)
 
 
 def _wants_gpu(settings: AppSettings) -> bool:

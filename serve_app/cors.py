@@ -9,7 +9,7 @@ from serve_app.error_bodies import error_response
 from serve_app.errors import InvalidInput
 from serve_app.settings import CorsSettings
 
-_METHODS = ("GET", "POST")
+_METHODS = ("GET", "POST", "DELETE")
 # What a page cannot read of an answer unless it is named.
 _EXPOSED = ("x-request-id", "Retry-After", "Server-Timing")
 

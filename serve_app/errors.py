@@ -3,7 +3,7 @@
     EditError
     ├── InvalidInput            400  INVALID_INPUT           fields, bodies, request, images, pipeline
     ├── Unauthorized            401  UNAUTHORIZED            auth
-    ├── NotFound                404  NOT_FOUND               error_bodies
+    ├── NotFound                404  NOT_FOUND               error_bodies, jobs
     │   └── ModelNotFound       404  MODEL_NOT_FOUND         fields, http
     ├── MethodNotAllowed        405  METHOD_NOT_ALLOWED      error_bodies
     ├── PayloadTooLarge         413  PAYLOAD_TOO_LARGE       body, while it is read
@@ -12,7 +12,7 @@
     │   ├── OutOfMemory                                      pipeline: the engine halves the batch and tries again
     │   ├── NotFinite                                        pipeline: a sample turned into NaN or infinity
     │   └── DeviceLost                                       pipeline: the device is unusable, the replica must go
-    ├── Overloaded              503  OVERLOADED              engine, with `retry_after_s`
+    ├── Overloaded              503  OVERLOADED              engine, jobs, with `retry_after_s`
     ├── NotReady                503  NOT_READY               http: no replica has a warm model
     └── DeadlineExceeded        504  TIMEOUT                 engine, ingress
 

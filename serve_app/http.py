@@ -1,9 +1,9 @@
 """The HTTP edge: the application and its routes. The editor is a Protocol to it."""
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 from starlette.applications import Starlette
@@ -17,11 +17,11 @@ from serve_app import answer, sse
 from serve_app.auth import RequireKey, load_keys
 from serve_app.cors import cross_origin
 from serve_app.edit_log import LogEdits
+from serve_app.editor import Editor
 from serve_app.error_bodies import ErrorBodies, routing_error
-from serve_app.errors import ModelNotFound, NotReady
-from serve_app.events import Event
-from serve_app.form import parse
-from serve_app.request import EditRequest, EditResult
+from serve_app.errors import InvalidInput, ModelNotFound, NotReady
+from serve_app.form import EditForm, parse
+from serve_app.jobs import Jobs, JobStore
 from serve_app.settings import AppSettings
 
 # Pillow and zlib let go of the GIL; more threads than this only compete with the event loop for the replica's cores.
@@ -29,27 +29,21 @@ PICTURE_THREADS = 4
 READY_RETRY_S = 5
 
 
-class Editor(Protocol):
-    """What does the work: a handle to the replicas, or anything that stands in for it. Raises EditError."""
-
-    async def edit(self, request: EditRequest) -> EditResult: ...
-
-    def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
-        """The first event comes once the edit is accepted. Closing the stream ends the work."""
-
-    async def ready(self) -> bool: ...
-
-
 def create_app(
-    editor: Editor, settings: AppSettings, on_serialized: Callable[[float], None] = lambda seconds: None
+    editor: Editor,
+    settings: AppSettings,
+    on_serialized: Callable[[float], None] = lambda seconds: None,
+    jobs: Jobs | None = None,
 ) -> Starlette:
     """The application. Raises ValueError where the API keys that the settings name cannot be had.
 
-    `on_serialized` hears how many seconds it took to make an answer of a result.
+    `on_serialized` hears how many seconds it took to make an answer of a result. `jobs`: unset, they are kept here.
     """
-    api = _Api(editor, settings, on_serialized)
+    api = _Api(editor, settings, on_serialized, jobs or JobStore(editor, settings.jobs))
     routes = [
         Route("/v1/images/edits", api.edit, methods=["POST"], middleware=[Middleware(LogEdits)]),
+        Route("/v1/jobs/{id}", api.job),
+        Route("/v1/jobs/{id}", api.delete_job, methods=["DELETE"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{id:path}", api.model),
         Route("/health/live", api.live),
@@ -68,8 +62,11 @@ def create_app(
 
 
 class _Api:
-    def __init__(self, editor: Editor, settings: AppSettings, on_serialized: Callable[[float], None]) -> None:
+    def __init__(
+        self, editor: Editor, settings: AppSettings, on_serialized: Callable[[float], None], jobs: Jobs
+    ) -> None:
         self._editor = editor
+        self._jobs = jobs
         self._settings = settings
         self._on_serialized = on_serialized
         self._started = int(time.time())
@@ -77,8 +74,11 @@ class _Api:
 
     async def edit(self, request: Request) -> Response:
         entry = request.scope["log_entry"]
+        asynchronous = _asynchronous(request)
         form = await parse(request, self._settings, self._pool)
         entry.user, entry.pictures, entry.n = form.user, len(form.request.images), form.request.n
+        if asynchronous:
+            return await self._start_job(request, form)
         if form.stream:
             events = self._editor.edit_stream(form.request)
             return await sse.respond(events, form, self._pool, entry, self._on_serialized)
@@ -87,6 +87,19 @@ class _Api:
         response, serialize_s = await answer.respond(result, form, self._pool, start)
         self._on_serialized(serialize_s)
         return response
+
+    async def _start_job(self, request: Request, form: EditForm) -> Response:
+        if form.stream:
+            raise InvalidInput("stream: an edit is either streamed or, with async=true, a job", param="stream")
+        job = await self._jobs.create(form)
+        headers = {"Location": f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"}
+        return Response(job.body, 202, headers, media_type="application/json")
+
+    async def job(self, request: Request) -> Response:
+        return Response((await self._jobs.get(request.path_params["id"])).body, media_type="application/json")
+
+    async def delete_job(self, request: Request) -> Response:
+        return Response((await self._jobs.delete(request.path_params["id"])).body, media_type="application/json")
 
     async def models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._model(name) for name in self._settings.model.all_names]})
@@ -107,6 +120,14 @@ class _Api:
         if not await self._editor.ready():
             raise NotReady("No replica has a warm model yet", retry_after_s=READY_RETRY_S)
         return _json({"status": "ready"})
+
+
+def _asynchronous(request: Request) -> bool:
+    """The query parameter `async`. Raises InvalidInput where it is neither true nor false, or not alone."""
+    values = request.query_params.getlist("async")
+    if len(values) > 1 or any(value not in ("true", "false") for value in values):
+        raise InvalidInput("async must be given once, as true or false", param="async")
+    return values == ["true"]
 
 
 def _json(value: Any) -> Response:

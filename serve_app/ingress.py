@@ -1,88 +1,13 @@
 """The Serve deployment EditIngress: the Starlette application in front of the editor's handle."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
-
 from ray import serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
-from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator
+from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
-from serve_app.errors import DeadlineExceeded, EditError, GenerationError, NotReady, Overloaded
-from serve_app.events import Event
+from serve_app.handles import HandleEditor, HandleJobs
 from serve_app.http import create_app
 from serve_app.metrics import IngressMetrics
-from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
-
-_READY_TIMEOUT_S = 2.0
-_RETRY_AFTER_S = 5
-# The replica keeps the deadline itself, and counts it; here is for a replica that is not there, or in a long step.
-_DEADLINE_MARGIN_S = 2.0
-
-
-class HandleEditor:
-    """The editor behind a Serve handle, with Ray's errors turned into ours.
-
-    Deadlines count from here, so that they hold while no replica is there to keep them.
-    """
-
-    def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:
-        self._handle = handle
-        self._timeout_s = timeout_s
-
-    async def edit(self, request: EditRequest) -> EditResult:
-        """As ImageEditor.edit."""
-        response = self._handle.edit.remote(request)
-        with self._our_errors(response):
-            async with asyncio.timeout(self._timeout_s + _DEADLINE_MARGIN_S):
-                result: EditResult = await response
-                return result
-
-    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
-        """As ImageEditor.edit_stream. Close it where it is not read to its end: that frees the request's samples."""
-        deadline_s = asyncio.get_running_loop().time() + self._timeout_s + _DEADLINE_MARGIN_S
-        response = self._handle.options(stream=True).edit_stream.remote(request)
-        try:
-            while (event := await self._next(response, deadline_s)) is not None:
-                yield event
-        finally:
-            response.cancel()
-
-    async def _next(self, response: DeploymentResponseGenerator, deadline_s: float) -> Event | None:
-        with self._our_errors(response):
-            async with asyncio.timeout_at(deadline_s):
-                event: Event | None = await anext(response, None)
-                return event
-
-    @contextmanager
-    def _our_errors(self, response: DeploymentResponse | DeploymentResponseGenerator) -> Iterator[None]:
-        try:
-            yield
-        except TimeoutError:
-            response.cancel()
-            raise DeadlineExceeded(f"The edit was not done within {self._timeout_s:g} s") from None
-        except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, EditError) else error from None
-        except BackPressureError as error:
-            message = "Too many requests wait for a GPU"
-            raise Overloaded(message, retry_after_s=round(error.retry_after_s or _RETRY_AFTER_S)) from None
-        except DeploymentUnavailableError:
-            raise NotReady("No replica has a warm model", retry_after_s=_RETRY_AFTER_S) from None
-        except RayActorError as error:
-            raise GenerationError("the process that worked on it ended") from error
-
-    async def ready(self) -> bool:
-        """Whether a replica with a warm model answers within two seconds."""
-        response = self._handle.ready.remote()
-        try:
-            async with asyncio.timeout(_READY_TIMEOUT_S):
-                return bool(await response)
-        except (TimeoutError, RayError, RayServeException):
-            response.cancel()
-            return False
 
 
 @serve.deployment(name="EditIngress")
@@ -90,10 +15,12 @@ class HandleEditor:
 class EditIngress:
     """Parses untrusted bytes and shapes answers; CPU only, so it scales cheaply."""
 
-    def __init__(self, editor: DeploymentHandle, settings: AppSettings) -> None:
-        self._editor = HandleEditor(editor, settings.limits.request_timeout_s)
+    def __init__(self, editor: DeploymentHandle, jobs: DeploymentHandle, settings: AppSettings) -> None:
+        timeout_s = settings.limits.request_timeout_s
+        self._editor = HandleEditor(editor, timeout_s)
+        self._jobs = HandleJobs(jobs, timeout_s)
         self._settings = settings
         self._metrics = IngressMetrics(settings.model.served_name)
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return create_app(self._editor, self._settings, self._metrics.serialized)
+        return create_app(self._editor, self._settings, self._metrics.serialized, self._jobs)

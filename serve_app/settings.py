@@ -124,6 +124,14 @@ class LimitSettings(Settings):
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request, waiting included")
 
 
+class JobSettings(Settings):
+    """Edits that are asked for with `async=true`, and fetched later."""
+
+    ttl_s: float = Field(3600.0, gt=0, description="how long a job is kept after its end")
+    max_jobs: int = Field(256, ge=1, description="jobs kept, running or ended; the oldest ended one makes room")
+    max_result_bytes: int = Field(2 * 2**30, ge=1, description="bytes of results kept; the oldest make room")
+
+
 class AuthSettings(Settings):
     """API keys. Off unless one of the two holds a key."""
 
@@ -155,6 +163,7 @@ class AppSettings(Settings):
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
     cors: CorsSettings = CorsSettings()
+    jobs: JobSettings = JobSettings()
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "AppSettings":

@@ -44,10 +44,14 @@ ORDER = [
     "edit_log",
     "answer",
     "sse",
+    "editor",
+    "jobs",
     "http",
     "autoscaling",
     "metrics",
     "replica",
+    "handles",
+    "job_keeper",
     "ingress",
     "app",
     "server",
@@ -60,9 +64,9 @@ ORDER = [
 WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
 WITH_STARLETTE = {
     *("body", "fields", "multipart", "json_body", "form", "auth"),
-    *("error_bodies", "cors", "edit_log", "answer", "sse", "http", "ingress", "checkup"),
+    *("error_bodies", "cors", "edit_log", "answer", "sse", "jobs", "http", "ingress", "checkup"),
 }
-WITH_RAY = {"metrics", "replica", "ingress", "app", "server", "__main__"}
+WITH_RAY = {"metrics", "replica", "handles", "job_keeper", "ingress", "app", "server", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.
 MAY_LOAD = {
     "torch": WITH_TORCH,

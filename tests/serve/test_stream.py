@@ -13,7 +13,7 @@ import requests
 from serve_app import EditRequest
 from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.events import Completed, Done, Event, Preview, Progress
-from serve_app.ingress import HandleEditor
+from serve_app.handles import HandleEditor
 from tests.scenes import difference, scene
 from tests.serve.client import TIMEOUT_S, picture_of, png
 from tests.serve.conftest import Served

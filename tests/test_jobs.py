@@ -1,0 +1,236 @@
+"""Jobs over the application and a small editor: their life, their bounds, their errors. No Ray, no model."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from serve_app.errors import InvalidInput, OutOfMemory
+from serve_app.events import Event, Progress
+from serve_app.http import create_app
+from serve_app.request import EditRequest
+from serve_app.settings import AppSettings, JobSettings
+from tests.test_http import Inverter, error_of, pixels_of, png
+
+PATIENCE_S = 20
+
+
+class Gated(Inverter):
+    """Edits that wait in the middle until `gate` is set; tells of those that were closed before their end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.closed: list[int] = []
+        self.middle_error: Exception | None = None
+
+    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+        if self.error is not None:
+            raise self.error
+        try:
+            yield Progress(0, 4, place=2)
+            yield Progress(1, 4, place=0)
+            await self.gate.wait()
+            if self.middle_error is not None:
+                raise self.middle_error
+            async for event in super().edit_stream(request):
+                yield event
+        except (asyncio.CancelledError, GeneratorExit):
+            self.closed.append(request.seed)
+            raise
+
+
+class Caller:
+    """Talks to one application on one event loop, as jobs need it."""
+
+    def __init__(self, editor: Gated, **jobs: Any) -> None:
+        app = create_app(editor, AppSettings(jobs=JobSettings(**jobs)))
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+    async def post(self, query: str = "async=true", values: tuple[int, ...] = (10,), **fields: str) -> httpx.Response:
+        files = [("images", (f"{value}.png", png(value), "image/png")) for value in values]
+        data = {"prompt": "invert", **fields}
+        return await self.http.post(f"/v1/images/edits?{query}", files=files, data=data)
+
+    async def start(self, seed: str = "7") -> str:
+        response = await self.post(seed=seed)
+        assert response.status_code == 202, response.text
+        id: str = response.json()["id"]
+        assert response.headers["location"] == f"/v1/jobs/{id}"
+        return id
+
+    async def get(self, id: str) -> httpx.Response:
+        return await self.http.get(f"/v1/jobs/{id}")
+
+    async def until(self, id: str, *statuses: str) -> dict[str, Any]:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                job: dict[str, Any] = (await self.get(id)).json()
+                if job["status"] in statuses:
+                    return job
+                await asyncio.sleep(0.01)
+
+    async def until_gone(self, id: str) -> httpx.Response:
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                response = await self.get(id)
+                if response.status_code != 200:
+                    return response
+                await asyncio.sleep(0.01)
+
+
+def play(story: Callable[[Gated], Awaitable[None]]) -> None:
+    async def go() -> None:
+        await story(Gated())
+
+    asyncio.run(go())
+
+
+def test_a_job_tells_its_place_its_steps_and_its_result() -> None:
+    async def story(editor: Gated) -> None:
+        caller = Caller(editor)
+        response = await caller.post(values=(10, 20), n="2", seed="7")
+        job = response.json()
+        assert response.status_code == 202
+        assert (job["object"], job["status"], job["place"]) == ("image_edit.job", "queued", 2)
+        assert (job["steps_done"], job["steps"], job["result"], job["error"]) == (0, 4, None, None)
+        running = await caller.until(job["id"], "running")
+        assert (running["place"], running["steps_done"], running["expires_at"]) == (0, 1, None)
+        editor.gate.set()
+        ended = await caller.until(job["id"], "succeeded", "failed")
+        assert ended["error"] is None
+        assert ended["expires_at"] - ended["created_at"] >= 3600
+        now = (await caller.post(query="", values=(10, 20), n="2", seed="7")).json()
+        # The editor tells the last output first; the answer has them in the order of the contract.
+        assert list(ended["result"]) == list(now)
+        assert ended["result"]["data"] == now["data"]
+        assert [pixels_of(item)[3, 4, 0] for item in now["data"]] == [245, 245, 235, 235]
+        assert (await caller.get(job["id"])).json()["result"] == ended["result"]
+
+    play(story)
+
+
+def test_an_edit_that_fails_is_a_job_that_failed() -> None:
+    async def story(editor: Gated) -> None:
+        caller = Caller(editor)
+        editor.gate.set()
+        editor.middle_error = OutOfMemory("CUDA out of memory")
+        job = await caller.until(await caller.start(), "succeeded", "failed")
+        assert (job["status"], job["result"]) == ("failed", None)
+        assert job["error"]["code"] == "GENERATION_ERROR"
+        assert job["error"]["message"] == "Image generation failed: CUDA out of memory"
+        # Of what nobody named, the caller hears nothing.
+        editor.middle_error = ValueError("/secret/path")
+        job = await caller.until(await caller.start(), "failed")
+        assert job["error"]["message"] == "Image generation failed: internal error"
+
+    play(story)
+
+
+def test_what_refuses_an_edit_refuses_its_job_and_takes_no_place() -> None:
+    async def story(editor: Gated) -> None:
+        caller = Caller(editor, max_jobs=1)
+        editor.error = InvalidInput("size: too large", param="size")
+        response = await caller.post()
+        assert (response.status_code, error_of(response)["param"]) == (400, "size")
+        assert (await caller.post(n="eleven")).status_code == 400
+        editor.error = None
+        await caller.start()
+
+    play(story)
+
+
+@pytest.mark.parametrize("query", ["async=yes", "async=", "async=true&async=true"])
+def test_async_is_true_or_false_and_given_once(query: str) -> None:
+    async def story(editor: Gated) -> None:
+        response = await Caller(editor).post(query=query)
+        assert (response.status_code, error_of(response)["param"]) == (400, "async")
+
+    play(story)
+
+
+def test_a_job_is_not_streamed() -> None:
+    async def story(editor: Gated) -> None:
+        response = await Caller(editor).post(stream="true")
+        assert (response.status_code, error_of(response)["param"]) == (400, "stream")
+
+    play(story)
+
+
+def test_a_deleted_job_ends_its_work_and_is_forgotten() -> None:
+    async def story(editor: Gated) -> None:
+        caller = Caller(editor)
+        id = await caller.start(seed="31")
+        await caller.until(id, "running")
+        response = await caller.http.delete(f"/v1/jobs/{id}")
+        assert response.json() == {"id": id, "object": "image_edit.job", "deleted": True}
+        await asyncio.sleep(0)
+        assert editor.closed == [31]
+        for method in ("GET", "DELETE"):
+            again = await caller.http.request(method, f"/v1/jobs/{id}")
+            assert (again.status_code, error_of(again)["code"]) == (404, "NOT_FOUND")
+
+    play(story)
+
+
+def test_an_ended_job_is_forgotten_after_its_time() -> None:
+    async def story(editor: Gated) -> None:
+        caller = Caller(editor, ttl_s=0.3)
+        editor.gate.set()
+        id = await caller.start()
+        await caller.until(id, "succeeded")
+        assert "0.3 s" in error_of(await caller.until_gone(id))["message"]
+
+    play(story)
+
+
+def test_no_more_jobs_are_kept_than_allowed_and_those_that_run_are_never_dropped() -> None:
+    async def story(editor: Gated) -> None:
+        caller = Caller(editor, max_jobs=2)
+        first, second = await caller.start(seed="1"), await caller.start(seed="2")
+        refused = await caller.post()
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "OVERLOADED")
+        assert int(refused.headers["retry-after"]) >= 1
+        editor.gate.set()
+        for id in (first, second):
+            await caller.until(id, "succeeded")
+        editor.gate.clear()
+        # Each new one takes the place of the oldest that has ended.
+        third = await caller.start(seed="3")
+        assert (await caller.get(first)).status_code == 404
+        fourth = await caller.start(seed="4")
+        assert (await caller.get(second)).status_code == 404
+        assert (await caller.post()).status_code == 503
+        assert [(await caller.get(id)).json()["status"] for id in (third, fourth)] == ["running"] * 2
+        assert editor.closed == []
+
+    play(story)
+
+
+def test_old_results_make_room_for_new_ones() -> None:
+    async def story(editor: Gated) -> None:
+        editor.gate.set()
+        without = Caller(editor)
+        size = len(orjson.dumps((await without.until(await without.start(), "succeeded"))["result"]))
+        caller, ids = Caller(editor, max_result_bytes=5 * size // 2), []
+        for _ in range(4):
+            ids.append(await caller.start())
+            await caller.until(ids[-1], "succeeded")
+        assert [(await caller.get(id)).status_code for id in ids] == [404, 404, 200, 200]
+
+    play(story)
+
+
+def test_the_newest_result_is_kept_whatever_its_size() -> None:
+    async def story(editor: Gated) -> None:
+        editor.gate.set()
+        caller = Caller(editor, max_result_bytes=1)
+        first = await caller.start()
+        await caller.until(first, "succeeded")
+        await caller.until(await caller.start(), "succeeded")
+        assert (await caller.get(first)).status_code == 404
+
+    play(story)
