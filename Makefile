@@ -1,5 +1,6 @@
 # make run     install what is missing, serve on 127.0.0.1:8000   (MODEL=Qwen/Qwen-Image-Edit make run)
 # make test    install what is missing, run every test that needs no GPU
+# make browser Debian's Chromium for the tests of the page, where root may install it; a part of make test
 # make test-gpu the others
 # make check-deploy what is in deploy/, against its schemas; a part of make test
 # make deploy-config deploy/serve_config.yaml and what is in deploy/kuberay, from serve_config.yaml
@@ -17,14 +18,22 @@ BIN := .venv/bin
 # Where it is set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-gpu check-deploy deploy-config bench train lint install clean
+.PHONY: run test browser test-gpu check-deploy deploy-config bench train lint install clean
 
 run: install
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
 
 # Without the GPU also where there is one, so that the bounds are those of float32 on a CPU.
-test: install
+test: install browser
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not gpu"
+
+# Where it cannot be had, the tests of the page are skipped, and say so.
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null && exit; \
+	fi; \
+	echo "No Chromium, so the tests of the page are skipped; to run them: apt-get install chromium"
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu

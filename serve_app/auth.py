@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve_app.errors import Unauthorized
 from serve_app.settings import AuthSettings
 
-# Load balancers and Kubernetes probes carry no key.
-OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
+# Load balancers and Kubernetes probes carry no key, and the page is where people enter theirs.
+_OPEN_PATHS = re.compile(r"/health(/live|/ready)?|/?|/static/[^/]+")
 
 _COMMENT = re.compile(r"(^|\s)#.*")
 
@@ -54,7 +54,7 @@ class RequireKey:
         self._digests = [hashlib.sha256(key).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._digests and _path(scope) not in OPEN_PATHS:
+        if scope["type"] == "http" and self._digests and not _OPEN_PATHS.fullmatch(_path(scope)):
             sent = _sent_key(Headers(scope=scope).get("authorization", ""))
             if sent is None:
                 raise Unauthorized("An API key is required: send `Authorization: Bearer KEY`")

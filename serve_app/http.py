@@ -22,6 +22,7 @@ from serve_app.error_bodies import ErrorBodies, routing_error
 from serve_app.errors import InvalidInput, ModelNotFound, NotReady
 from serve_app.form import EditForm, parse
 from serve_app.jobs import Jobs, JobStore
+from serve_app.page import page_routes
 from serve_app.settings import AppSettings
 
 # Pillow and zlib let go of the GIL; more threads than this only compete with the event loop for the replica's cores.
@@ -40,6 +41,7 @@ def create_app(
     `on_serialized` hears how many seconds it took to make an answer of a result. `jobs`: unset, they are kept here.
     """
     api = _Api(editor, settings, on_serialized, jobs or JobStore(editor, settings.jobs))
+    keys = load_keys(settings.auth)
     routes = [
         Route("/v1/images/edits", api.edit, methods=["POST"], middleware=[Middleware(LogEdits)]),
         Route("/v1/jobs/{id}", api.job),
@@ -49,11 +51,12 @@ def create_app(
         Route("/health/live", api.live),
         Route("/health/ready", api.ready),
         Route("/health", api.ready),
+        *(page_routes(settings.limits, needs_key=bool(keys)) if settings.page.enabled else ()),
     ]
     middleware = [
         *cross_origin(settings.cors),
         Middleware(ErrorBodies),
-        Middleware(RequireKey, keys=load_keys(settings.auth)),
+        Middleware(RequireKey, keys=keys),
     ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: routing_error})
     # A redirect would make the client upload its pictures twice.

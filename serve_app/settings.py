@@ -155,6 +155,12 @@ class CorsSettings(Settings):
         return origins
 
 
+class PageSettings(Settings):
+    """The page for people."""
+
+    enabled: bool = Field(True, description="serve the page at `/`; it needs no key, what it asks for does")
+
+
 class AppSettings(Settings):
     """The whole application; validated at start."""
 
@@ -164,6 +170,7 @@ class AppSettings(Settings):
     auth: AuthSettings = AuthSettings()
     cors: CorsSettings = CorsSettings()
     jobs: JobSettings = JobSettings()
+    page: PageSettings = PageSettings()
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "AppSettings":

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 
 @contextmanager
-def listening(app: Starlette) -> Iterator[str]:
+def listening(app: ASGIApp) -> Iterator[str]:
     """The application on a free port; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener, answering(app, listener):
         yield address_of(listener)
@@ -21,7 +21,7 @@ def address_of(listener: socket.socket) -> str:
 
 
 @contextmanager
-def answering(app: Starlette, listener: socket.socket) -> Iterator[None]:
+def answering(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
     """The application behind a socket that listens already."""
     config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off")
     server = uvicorn.Server(config)

@@ -46,6 +46,7 @@ ORDER = [
     "sse",
     "editor",
     "jobs",
+    "page",
     "http",
     "autoscaling",
     "metrics",
@@ -64,7 +65,7 @@ ORDER = [
 WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
 WITH_STARLETTE = {
     *("body", "fields", "multipart", "json_body", "form", "auth"),
-    *("error_bodies", "cors", "edit_log", "answer", "sse", "jobs", "http", "ingress", "checkup"),
+    *("error_bodies", "cors", "edit_log", "answer", "sse", "jobs", "page", "http", "ingress", "checkup"),
 }
 WITH_RAY = {"metrics", "replica", "handles", "job_keeper", "ingress", "app", "server", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.

@@ -1,0 +1,84 @@
+// The API, as any client sees it. Every failure becomes an ApiError, whose message is for people.
+
+import { eventData } from "./events.js";
+
+const PREVIEWS = 3;
+
+export class ApiError extends Error {
+  constructor(message, status = null) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** The absolute address of a path of this server. Relative to the page, which may live under a route prefix. */
+export function address(path) {
+  return new URL(path, document.baseURI).href;
+}
+
+/** What the page has to know before the first edit: whether a key is needed, and the limits. */
+export async function serverFacts() {
+  return (await request("static/server.json")).json();
+}
+
+/** The name of the served model. It needs a key where the server has keys, so that it tells whether one fits. */
+export async function servedModel(key) {
+  const { data } = await (await request("v1/models", { headers: authorization(key) })).json();
+  return data[0].id;
+}
+
+/** The events of one edit, up to its end. `call`: as from the form; `signal`: aborts it, and its work on the server. */
+export async function* streamEdit(call, key, signal) {
+  const body = new FormData();
+  for (const [name, value] of Object.entries(call.fields)) body.append(name, value);
+  for (const { file, name } of call.pictures) body.append("images", file, name);
+  body.append("stream", "true");
+  body.append("partial_images", PREVIEWS);
+  const response = await request("v1/images/edits", { method: "POST", headers: authorization(key), body, signal });
+  for await (const data of unbroken(eventData(response.body), signal)) {
+    if (data === "[DONE]") return;
+    const event = JSON.parse(data);
+    if (event.error) throw new ApiError(sentence(event.error.message));
+    yield event;
+  }
+  throw new ApiError("The connection ended before everything was done.");
+}
+
+async function* unbroken(events, signal) {
+  try {
+    yield* events;
+  } catch (error) {
+    if (signal.aborted) throw error;
+    throw new ApiError("The connection broke before everything was done.");
+  }
+}
+
+function authorization(key) {
+  // A header holds bytes, and the server reads them as UTF-8.
+  return key ? { Authorization: `Bearer ${String.fromCharCode(...new TextEncoder().encode(key))}` } : {};
+}
+
+async function request(path, options = {}) {
+  let response;
+  try {
+    // With credentials, a 401 would make the browser ask for a user and a password in a dialog of its own.
+    response = await fetch(address(path), { credentials: "omit", ...options });
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new ApiError("No answer: the server cannot be reached, or it closed the connection.");
+  }
+  if (!response.ok) throw await problem(response);
+  return response;
+}
+
+async function problem(response) {
+  const body = await response.json().catch(() => null);
+  // What stands before the server, a proxy, answers in a shape of its own.
+  const message = sentence(body?.error?.message ?? `The server answered with status ${response.status}`);
+  const wait = response.headers.get("Retry-After");
+  return new ApiError(wait ? `${message} Try again in ${wait} seconds.` : message, response.status);
+}
+
+function sentence(text) {
+  return /[.!?]$/.test(text) ? text : `${text}.`;
+}

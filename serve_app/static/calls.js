@@ -1,0 +1,48 @@
+// An edit as a command line and as a script, to be copied. Keys stay out of both: the environment has them.
+
+import { address } from "./api.js";
+
+const KEY_VARIABLE = "IMAGE_EDITS_API_KEY";
+
+/** `call`: as from the form. `needsKey`: whether the server has keys. */
+export function curlCall(call, needsKey) {
+  const lines = [`curl ${quoted(address("v1/images/edits"))} -o answer.json`];
+  if (needsKey) lines.push(`-H "Authorization: Bearer $${KEY_VARIABLE}"`);
+  // Not -F: that would read a text which begins with @ or < as the name of a file.
+  for (const [name, value] of Object.entries(call.fields)) lines.push(`--form-string ${quoted(`${name}=${value}`)}`);
+  for (const { name } of call.pictures) {
+    lines.push(`-F ${quoted(`images=@"${name.replace(/[\\"]/g, "\\$&")}"`)}`);
+  }
+  return `${lines.join(" \\\n  ")}\n`;
+}
+
+function quoted(text) {
+  return `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+/** With the library `requests` only. It saves output_0.png and so on, in the order of the answer. */
+export function pythonCall(call, needsKey) {
+  const names = call.pictures.map(({ name }) => literal(name)).join(", ");
+  const data = Object.entries(call.fields).map(([name, value]) => `${literal(name)}: ${literal(value)}`);
+  const key = needsKey ? `\n    headers={"Authorization": "Bearer " + os.environ["${KEY_VARIABLE}"]},` : "";
+  return `import base64
+${needsKey ? "import os\n" : ""}from pathlib import Path
+
+import requests
+
+response = requests.post(
+    ${literal(address("v1/images/edits"))},${key}
+    files=[("images", (name, Path(name).read_bytes())) for name in [${names}]],
+    data={${data.join(", ")}},
+    timeout=660,
+)
+response.raise_for_status()
+for k, item in enumerate(response.json()["data"]):
+    Path(f"output_{k}.png").write_bytes(base64.b64decode(item["b64_json"]))
+`;
+}
+
+/** A text in JSON is one in Python too. */
+function literal(text) {
+  return JSON.stringify(text);
+}

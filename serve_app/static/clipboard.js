@@ -1,0 +1,15 @@
+// Copying text, also where the page came by plain HTTP from another machine and browsers have no clipboard for it.
+
+export async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const focused = document.activeElement;
+  const area = document.createElement("textarea");
+  area.value = text;
+  area.className = "unseen";
+  document.body.append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  focused.focus();
+  if (!copied) throw new Error("The browser does not allow copying");
+}

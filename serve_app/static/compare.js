@@ -1,0 +1,61 @@
+// An output over its original, with a slider between them.
+
+import { element } from "./dom.js";
+
+let outputs = [];
+let shown = 0;
+
+/** Once, when the page is there. */
+export function prepareCompare() {
+  slider().addEventListener("input", slide);
+  button("previous").addEventListener("click", () => turn(-1));
+  button("next").addEventListener("click", () => turn(1));
+  button("close").addEventListener("click", () => element("compare").close());
+}
+
+/** `all`: the outputs that are done, in the order of the API; `first`: the one to begin with. */
+export function openCompare(all, first) {
+  outputs = all;
+  shown = all.indexOf(first);
+  turn(0);
+  element("compare").showModal();
+  slider().focus();
+}
+
+function turn(by) {
+  shown = (shown + by + outputs.length) % outputs.length;
+  button("previous").hidden = button("next").hidden = outputs.length < 2;
+  show(outputs[shown]);
+}
+
+function show({ label, name, url, original }) {
+  element("compare-title").textContent = label;
+  const after = stage().querySelector(".after");
+  after.alt = label;
+  after.onload = () => stage().style.setProperty("--ratio", after.naturalWidth / after.naturalHeight);
+  after.src = url;
+  // A format that only the server can read has nothing to slide to.
+  stage().classList.toggle("alone", original.picture.hidden);
+  stage().querySelector(".before").src = original.url;
+  Object.assign(button("download"), { href: url, download: name });
+  slider().value = 50;
+  slide();
+}
+
+function slide() {
+  const share = slider().value;
+  stage().style.setProperty("--share", `${share}%`);
+  slider().setAttribute("aria-valuetext", `${share} % original, ${100 - share} % edited`);
+}
+
+function stage() {
+  return element("compare").querySelector(".stage");
+}
+
+function slider() {
+  return stage().querySelector("input");
+}
+
+function button(name) {
+  return element("compare").querySelector(`[data-do=${name}]`);
+}

@@ -1,0 +1,53 @@
+// The API key: asked for where the server has keys, kept for this tab only.
+
+import { ApiError, servedModel } from "./api.js";
+import { element } from "./dom.js";
+
+const STORED = "image-edits-key";
+
+export class Key {
+  /** Whether the server has keys. */
+  needed;
+
+  constructor(needed) {
+    this.needed = needed;
+    element("key-field").hidden = !needed;
+    element("key").required = needed;
+    element("key").value = sessionStorage.getItem(STORED) ?? "";
+    element("key").addEventListener("change", () => this.#changed());
+  }
+
+  get value() {
+    return this.needed ? element("key").value.trim() : "";
+  }
+
+  /** Ask the server for its model, which tells whether the key fits. */
+  async check() {
+    if (this.needed && !this.value) return;
+    try {
+      element("server").textContent = await servedModel(this.value);
+      this.#complain("");
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      if (error.status === 401) this.#complain(error.message);
+      else element("server").textContent = error.message;
+    }
+  }
+
+  /** An edit was refused for want of it: it is asked for where it can be mended. */
+  refuse(error) {
+    this.#complain(error.message);
+    element("key").focus();
+  }
+
+  #changed() {
+    sessionStorage.setItem(STORED, this.value);
+    this.#complain("");
+    this.check();
+  }
+
+  #complain(message) {
+    element("key-problem").textContent = message;
+    element("key").setAttribute("aria-invalid", String(message !== ""));
+  }
+}

@@ -1,0 +1,73 @@
+// One output of an edit: its place in the row, from waiting over previews to the picture and its file.
+
+import { clone } from "./dom.js";
+
+export class Output {
+  element = clone("output-template");
+  blob = null;
+  url = null;
+  #frame = this.element.querySelector(".frame");
+  #picture = this.element.querySelector("img");
+  #link = this.element.querySelector("a");
+
+  /** `label`: who it is in words; `name`: of its file, without the ending. `open`: shows it beside its original. */
+  constructor({ label, caption, stem, original, open }) {
+    Object.assign(this, { label, stem, original });
+    this.element.querySelector(".name").textContent = caption;
+    this.#frame.addEventListener("click", () => open(this));
+    this.#frame.setAttribute("aria-label", `${label}: not there yet`);
+    this.#note("waiting", "waiting");
+  }
+
+  /** `event`: image_edit.partial_image. */
+  preview(event) {
+    this.#show(event);
+    this.#note("preview", `preview ${event.partial_image_index + 1}`);
+  }
+
+  /** `event`: image_edit.completed. */
+  complete(event) {
+    this.#show(event);
+    this.#note("done", `seed ${event.seed}`);
+    this.name = `${this.stem}.${event.output_format}`;
+    this.#frame.disabled = false;
+    this.#frame.setAttribute("aria-label", `${this.label}: compare with the original`);
+    this.#link.href = this.url;
+    this.#link.download = this.name;
+    this.#link.setAttribute("aria-label", `Download ${this.name}`);
+    this.#link.hidden = false;
+  }
+
+  get done() {
+    return this.element.dataset.state === "done";
+  }
+
+  /** Nothing more will come. */
+  stop() {
+    if (!this.done) this.#note("stopped", "not done");
+  }
+
+  /** Give its memory back. */
+  release() {
+    URL.revokeObjectURL(this.url);
+  }
+
+  #show({ b64_json, output_format, size }) {
+    const [width, height] = size.split("x");
+    this.element.style.setProperty("--ratio", width / height);
+    this.release();
+    this.blob = blobOf(b64_json, `image/${output_format}`);
+    this.url = URL.createObjectURL(this.blob);
+    this.#picture.src = this.url;
+    this.#picture.hidden = false;
+  }
+
+  #note(state, text) {
+    this.element.dataset.state = state;
+    this.element.querySelector(".note").textContent = text;
+  }
+}
+
+function blobOf(base64, type) {
+  return new Blob([Uint8Array.from(atob(base64), (character) => character.charCodeAt(0))], { type });
+}
