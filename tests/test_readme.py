@@ -123,9 +123,11 @@ def test_the_file_tree_names_every_file_of_the_package() -> None:
 # --- the commands -------------------------------------------------------------------------------------------------
 
 
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
 def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
-    return [text for name, text in found if name == language]
+    return [text for name, text in FENCE.findall(README.read_text()) if name == language]
 
 
 @dataclass
