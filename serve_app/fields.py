@@ -36,7 +36,7 @@ KINDS: dict[str, type] = {
 }
 
 # Fields of the OpenAI API that change nothing here, at the values that ask for what is done anyway.
-_HARMLESS = {
+HARMLESS = {
     "background": (("auto", "opaque"), "results are opaque"),
     "input_fidelity": (("low",), "the model has no such setting"),
     "moderation": (("auto",), "this server does not moderate"),
@@ -55,7 +55,7 @@ def check_name(name: str) -> None:
     """Raise InvalidInput for a field that this API has not."""
     if name == "mask":
         raise InvalidInput("mask: this model does not inpaint; say in the prompt what should change", param="mask")
-    if name not in _FIELDS:
+    if name not in FIELDS:
         raise _unknown(name)
 
 
@@ -85,7 +85,7 @@ def _check_pictures(name: str, seen: Counter[str], limits: LimitSettings) -> Non
 
 def _unknown(name: str) -> InvalidInput:
     shown = name[:64]
-    similar = difflib.get_close_matches(shown, sorted(_FIELDS), n=1)
+    similar = difflib.get_close_matches(shown, sorted(FIELDS), n=1)
     hint = f"; did you mean {similar[0]}?" if similar else ""
     return InvalidInput(f"Unknown field {shown!r}{hint}", param=shown)
 
@@ -127,7 +127,7 @@ _PARAMS: dict[str, Callable[[str, str], Any]] = {
 }
 _GUIDANCE_NAMES = ("guidance_scale", "true_cfg_scale")
 _OPTIONS = ("output_format", "output_compression", "stream", "model", "user")
-_FIELDS = frozenset({*SYNONYMS, *PICTURE_FIELDS, "prompt", *_PARAMS, *_GUIDANCE_NAMES, *_HARMLESS, *_OPTIONS})
+FIELDS = frozenset({*SYNONYMS, *PICTURE_FIELDS, "prompt", *_PARAMS, *_GUIDANCE_NAMES, *HARMLESS, *_OPTIONS})
 
 
 def params(texts: Texts) -> dict[str, Any]:
@@ -143,13 +143,21 @@ def params(texts: Texts) -> dict[str, Any]:
     try:
         EditParams(**params)
     except ValidationError as error:
-        raise invalid_input(error) from None
+        raise _as_sent(invalid_input(error), texts) from None
     return params
+
+
+def _as_sent(refusal: InvalidInput, texts: Texts) -> InvalidInput:
+    """The refusal in the word that the caller used, where it is the alias."""
+    name, alias = _GUIDANCE_NAMES
+    if refusal.param != name or name in texts:
+        return refusal
+    return InvalidInput(refusal.message.replace(name, alias), param=alias)
 
 
 def options(texts: Texts, settings: AppSettings) -> tuple[OutputFormat, int, str | None, bool]:
     """Output format, compression, user, stream; the options that have only one value here are checked."""
-    for name, (values, reason) in _HARMLESS.items():
+    for name, (values, reason) in HARMLESS.items():
         if name in texts and texts[name][0] not in values:
             allowed = " or ".join(values)
             raise InvalidInput(f"{name} must be {allowed}, not {texts[name][0][:40]!r}: {reason}", param=name)

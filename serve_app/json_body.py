@@ -137,6 +137,8 @@ def _check_unicode(what: str, text: str, param: str | None) -> None:
 
 def _picture_texts(name: str, value: Any) -> Iterator[str]:
     items = value if isinstance(value, list) else [value]
+    if not items:
+        raise InvalidInput("At least one image is required", param=name)
     if len(items) > 1 and any(isinstance(item, dict) for item in items):
         raise InvalidInput(
             f"{name}: several objects with image_url mean references for one picture, and this model takes one "

@@ -231,6 +231,12 @@ def test_guidance_goes_by_both_names(value: str, scale: float) -> None:
     assert form_of(PROMPT, PICTURE, text("guidance_scale", value)).request.guidance_scale == scale
 
 
+def test_a_guidance_is_refused_by_the_name_it_came_under() -> None:
+    error = refusal(PROMPT, PICTURE, text("true_cfg_scale", "0.5"))
+    assert error.param == "true_cfg_scale"
+    assert error.message.startswith("true_cfg_scale: ")
+
+
 def test_two_different_guidances_are_refused() -> None:
     error = refusal(PROMPT, PICTURE, text("true_cfg_scale", "4"), text("guidance_scale", "5"))
     assert error.param == "true_cfg_scale"

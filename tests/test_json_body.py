@@ -171,6 +171,12 @@ def test_no_picture(value: Any) -> None:
     assert (error.message, error.param) == ("At least one image is required", "images")
 
 
+@pytest.mark.parametrize("name", ["image", "images[]"])
+def test_an_empty_list_beside_pictures_is_not_passed_over(name: str) -> None:
+    fields: dict[str, Any] = {name: []}
+    assert refusal(**fields).param == name
+
+
 def test_pictures_are_bounded() -> None:
     assert refusal(images=[b64()] * 17).message == "At most 16 images are allowed"
     assert len(form(images=[b64()] * 16).request.images) == 16
