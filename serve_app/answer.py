@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict
-from typing import Any
 
 import orjson
 import pybase64
@@ -14,6 +13,7 @@ from starlette.responses import Response
 from serve_app.form import EditForm
 from serve_app.images import encode
 from serve_app.request import EditResult, Pixels
+from serve_app.wire import Answer, Output, Usage
 
 
 async def respond(result: EditResult, form: EditForm, executor: Executor, started: float) -> tuple[Response, float]:
@@ -42,7 +42,7 @@ def _server_timing(timings: dict[str, float]) -> str:
 # --- what streams and jobs say too --------------------------------------------------------------------------------
 
 
-def body(form: EditForm, items: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def body(form: EditForm, items: list[Output], seconds: float) -> Answer:
     """The answer, of `items` in the order of the contract."""
     return {
         "created": int(time.time()),
@@ -52,7 +52,7 @@ def body(form: EditForm, items: Sequence[dict[str, Any]], seconds: float) -> dic
     }
 
 
-def item(image_index: int, variant_index: int, seed: int, pixels: Pixels, form: EditForm) -> dict[str, Any]:
+def item(image_index: int, variant_index: int, seed: int, pixels: Pixels, form: EditForm) -> Output:
     """One output. Takes as long as its picture takes to encode: not for an event loop."""
     return {
         "b64_json": to_base64(pixels, form),
@@ -72,5 +72,5 @@ def size_text(pixels: Pixels) -> str:
     return f"{pixels.shape[1]}x{pixels.shape[0]}"
 
 
-def usage(seconds: float, inputs: int, outputs: int) -> dict[str, Any]:
+def usage(seconds: float, inputs: int, outputs: int) -> Usage:
     return {"processing_time_seconds": round(seconds, 3), "input_images": inputs, "generated_images": outputs}

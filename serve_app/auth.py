@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve_app.errors import Unauthorized
 from serve_app.settings import AuthSettings
 
-# Load balancers and Kubernetes probes carry no key, and the page is where people enter theirs.
-_OPEN_PATHS = re.compile(r"/health(/live|/ready)?|/?|/static/[^/]+")
+# Load balancers and Kubernetes probes carry no key; the page and /docs are where people enter theirs. The document
+# tells no more than the source does, besides the names of the model and the limits.
+_OPEN_PATHS = re.compile(r"/health(/live|/ready)?|/?|/static/[^/]+|/openapi\.json|/docs(/[^/]+)?")
 
 _COMMENT = re.compile(r"(^|\s)#.*")
 

@@ -3,7 +3,6 @@
 import logging
 import re
 import uuid
-from typing import Any
 
 import orjson
 from starlette.datastructures import Headers
@@ -13,17 +12,19 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import EditError, GenerationError, InvalidInput, MethodNotAllowed, NotFound, Unauthorized
+from serve_app.wire import ErrorBody
 
 logger = logging.getLogger("ray.serve")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
-def error_body(error: EditError) -> dict[str, Any]:
+def error_body(error: EditError) -> ErrorBody:
     """What the document's clients (`detail`) and OpenAI's (`error`) can both read."""
-    detail = {"error": error.code, "message": error.message}
-    openai = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    return {"detail": detail, "error": openai}
+    return {
+        "detail": {"error": error.code, "message": error.message},
+        "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code},
+    }
 
 
 def error_response(error: EditError) -> Response:

@@ -28,6 +28,8 @@ class EditError(Exception):
     status: int = 500
     code: str = "GENERATION_ERROR"
     type: str = "server_error"
+    # As the README and /openapi.json tell it.
+    when: str = ""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message)
@@ -40,30 +42,37 @@ class InvalidInput(EditError):
     """The caller's request cannot be honoured; `param` names the field."""
 
     status, code, type = 400, "INVALID_INPUT", "invalid_request_error"
+    when = "a field or a picture cannot be used; `param` names the field"
 
 
 class Unauthorized(EditError):
     status, code, type = 401, "UNAUTHORIZED", "authentication_error"
+    when = "keys are set and none was sent that fits; with `WWW-Authenticate`"
 
 
 class NotFound(EditError):
     status, code, type = 404, "NOT_FOUND", "invalid_request_error"
+    when = "nothing is served at this path, or there is no such job"
 
 
 class ModelNotFound(NotFound):
     code = "MODEL_NOT_FOUND"
+    when = "`model` is neither the served name nor an alias"
 
 
 class MethodNotAllowed(EditError):
     status, code, type = 405, "METHOD_NOT_ALLOWED", "invalid_request_error"
+    when = "the path exists, the method does not; with `Allow`"
 
 
 class PayloadTooLarge(EditError):
     status, code, type = 413, "PAYLOAD_TOO_LARGE", "invalid_request_error"
+    when = "a file, a text field or the whole body is over its limit; refused while it arrives"
 
 
 class UnsupportedMediaType(EditError):
     status, code, type = 415, "UNSUPPORTED_MEDIA_TYPE", "invalid_request_error"
+    when = "the body is neither multipart/form-data nor application/json"
 
 
 _GENERATION_FAILED = "Image generation failed: "
@@ -71,6 +80,8 @@ _GENERATION_FAILED = "Image generation failed: "
 
 class GenerationError(EditError):
     """The model failed on this request. The message always begins with `Image generation failed: `."""
+
+    when = "the model failed on this request, out of memory included; its neighbours go on"
 
     def __init__(self, reason: str) -> None:
         super().__init__(_GENERATION_FAILED + reason)
@@ -96,14 +107,19 @@ class Overloaded(EditError):
     """The bounded queue is full; `retry_after_s` is always set."""
 
     status, code = 503, "OVERLOADED"
+    when = "the queue is full, or no more jobs are kept; with `Retry-After`"
 
 
 class NotReady(EditError):
+    """`retry_after_s` is always set."""
+
     status, code = 503, "NOT_READY"
+    when = "no replica has a warm model; with `Retry-After`"
 
 
 class DeadlineExceeded(EditError):
     status, code = 504, "TIMEOUT"
+    when = "the deadline `limits.request_timeout_s` passed; its work is dropped"
 
 
 def from_body(

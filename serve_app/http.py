@@ -13,9 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serve_app import answer, sse
+from serve_app import answer, openapi, sse
 from serve_app.auth import RequireKey, load_keys
 from serve_app.cors import cross_origin
+from serve_app.docs import docs_routes
 from serve_app.edit_log import LogEdits
 from serve_app.editor import Editor
 from serve_app.error_bodies import ErrorBodies, routing_error
@@ -24,6 +25,7 @@ from serve_app.form import EditForm, parse
 from serve_app.jobs import Jobs, JobStore
 from serve_app.page import page_routes
 from serve_app.settings import AppSettings
+from serve_app.wire import Health, Model, ModelList
 
 # Pillow and zlib let go of the GIL; more threads than this only compete with the event loop for the replica's cores.
 PICTURE_THREADS = 4
@@ -44,13 +46,14 @@ def create_app(
     keys = load_keys(settings.auth)
     routes = [
         Route("/v1/images/edits", api.edit, methods=["POST"], middleware=[Middleware(LogEdits)]),
-        Route("/v1/jobs/{id}", api.job),
-        Route("/v1/jobs/{id}", api.delete_job, methods=["DELETE"]),
+        # One route, so that a refusal of other methods names both.
+        Route("/v1/jobs/{id}", api.job, methods=["GET", "DELETE"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{id:path}", api.model),
         Route("/health/live", api.live),
         Route("/health/ready", api.ready),
         Route("/health", api.ready),
+        *docs_routes(openapi.document(settings, needs_key=bool(keys))),
         *(page_routes(settings.limits, needs_key=bool(keys)) if settings.page.enabled else ()),
     ]
     middleware = [
@@ -99,13 +102,12 @@ class _Api:
         return Response(job.body, 202, headers, media_type="application/json")
 
     async def job(self, request: Request) -> Response:
-        return Response((await self._jobs.get(request.path_params["id"])).body, media_type="application/json")
-
-    async def delete_job(self, request: Request) -> Response:
-        return Response((await self._jobs.delete(request.path_params["id"])).body, media_type="application/json")
+        ask = self._jobs.delete if request.method == "DELETE" else self._jobs.get
+        return Response((await ask(request.path_params["id"])).body, media_type="application/json")
 
     async def models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._model(name) for name in self._settings.model.all_names]})
+        models: ModelList = {"object": "list", "data": [self._model(name) for name in self._settings.model.all_names]}
+        return _json(models)
 
     async def model(self, request: Request) -> Response:
         name: str = request.path_params["id"]
@@ -113,16 +115,16 @@ class _Api:
             raise ModelNotFound(f"The model {name[:80]!r} is not served here", param="model")
         return _json(self._model(name))
 
-    def _model(self, name: str) -> dict[str, Any]:
+    def _model(self, name: str) -> Model:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "self-hosted"}
 
     async def live(self, request: Request) -> Response:
-        return _json({"status": "live"})
+        return _json(Health(status="live"))
 
     async def ready(self, request: Request) -> Response:
         if not await self._editor.ready():
             raise NotReady("No replica has a warm model yet", retry_after_s=READY_RETRY_S)
-        return _json({"status": "ready"})
+        return _json(Health(status="ready"))
 
 
 def _asynchronous(request: Request) -> bool:

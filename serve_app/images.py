@@ -19,7 +19,7 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 # Pillow's readers of these formats decode in-process. Left out on purpose: EPS and WMF run programs or system code,
 # ICO and ICNS hold pictures whose size is not known before they are decoded.
 _READ_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-_READ_FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000 or PPM"
+READ_FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000 or PPM"
 
 # From this quality on JPEG keeps colour at full resolution: at 100 a value is off by 0.5 on average, else by 2.5.
 _JPEG_FULL_COLOUR_QUALITY = 90
@@ -34,7 +34,7 @@ _UPRIGHT = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 
-_SIZE_PATTERN = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
+SIZE_PATTERN = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,7 +51,7 @@ class Size:
     @classmethod
     def parse(cls, text: str) -> "Size":
         """Read `WxH`. Raises ValueError for anything else, zero included."""
-        match = _SIZE_PATTERN.fullmatch(text)
+        match = SIZE_PATTERN.fullmatch(text)
         if match is None:
             raise ValueError(f"must be `auto` or WIDTHxHEIGHT in pixels, such as 1024x768, not {text[:40]!r}")
         return cls(int(match[1]), int(match[2]))
@@ -126,7 +126,7 @@ def decode(data: bytes, index: int, limits: LimitSettings) -> NDArray[np.uint8]:
             f"Image at index {index} is too large: at most {limits.max_image_pixels} pixels are allowed", param="images"
         ) from None
     except PIL.UnidentifiedImageError:
-        raise undecodable(index, f"not a {_READ_FORMATS_TEXT} file, or its header is damaged") from None
+        raise undecodable(index, f"not a {READ_FORMATS_TEXT} file, or its header is damaged") from None
     except Exception:
         # Pillow's plugins raise SyntaxError, struct.error, ValueError and more when a header is damaged.
         raise undecodable(index, "the file is damaged or incomplete") from None

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import orjson
 
@@ -18,6 +18,8 @@ from serve_app.errors import NotFound, Overloaded
 from serve_app.events import Completed, Event, Progress
 from serve_app.form import EditForm
 from serve_app.settings import JobSettings
+from serve_app.wire import DeletedJob, ErrorObject, Output
+from serve_app.wire import Job as JobBody
 
 _PICTURE_THREADS = 4
 _RETRY_AFTER_S = 5
@@ -54,10 +56,10 @@ class _Job:
     task: asyncio.Task[None] | None = None
     ended_s: float | None = None
     result: bytes | None = None
-    error: dict[str, Any] | None = None
+    error: ErrorObject | None = None
 
     @property
-    def status(self) -> str:
+    def status(self) -> Literal["queued", "running", "succeeded", "failed"]:
         if self.ended_s is None:
             return "queued" if self.progress.place else "running"
         return "succeeded" if self.error is None else "failed"
@@ -100,7 +102,8 @@ class JobStore:
         self._ended.pop(job.id, None)
         if self._open.pop(job.id, None) and job.task is not None:
             job.task.cancel()
-        return JobView(job.id, orjson.dumps({"id": job.id, "object": "image_edit.job", "deleted": True}))
+        deleted: DeletedJob = {"id": job.id, "object": "image_edit.job", "deleted": True}
+        return JobView(job.id, orjson.dumps(deleted))
 
     def _find(self, id: str) -> _Job:
         job = self._open.get(id) or self._ended.get(id)
@@ -110,7 +113,9 @@ class JobStore:
 
     def _view(self, job: _Job) -> JobView:
         progress, ended_s = job.progress, job.ended_s
-        value = {
+        # An Answer, as JSON already.
+        result: Any = None if job.result is None else orjson.Fragment(job.result)
+        value: JobBody = {
             "id": job.id,
             "object": "image_edit.job",
             "status": job.status,
@@ -119,7 +124,7 @@ class JobStore:
             "place": progress.place,
             "steps_done": progress.steps_done,
             "steps": progress.steps,
-            "result": None if job.result is None else orjson.Fragment(job.result),
+            "result": result,
             "error": job.error,
         }
         return JobView(job.id, orjson.dumps(value))
@@ -128,7 +133,7 @@ class JobStore:
 
     async def _run(self, job: _Job, form: EditForm, first: Event, events: AsyncGenerator[Event, None]) -> None:
         start = time.perf_counter()
-        items: dict[tuple[int, int], dict[str, Any]] = {}
+        items: dict[tuple[int, int], Output] = {}
         try:
             async with aclosing(events):
                 await self._hear(job, form, first, items)
@@ -140,7 +145,7 @@ class JobStore:
             job.error = error_body(for_the_caller(error, job.id))["error"]
         self._end(job)
 
-    async def _hear(self, job: _Job, form: EditForm, event: Event, items: dict[tuple[int, int], Any]) -> None:
+    async def _hear(self, job: _Job, form: EditForm, event: Event, items: dict[tuple[int, int], Output]) -> None:
         self._hear_progress(job, event)
         if isinstance(event, Completed):
             place = (event.image_index, event.variant_index)

@@ -43,7 +43,9 @@ _HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class File:
+    """A file of a page, which a browser asks for anew only where it has changed."""
+
     content: bytes
     media_type: str
     etag: str
@@ -53,6 +55,9 @@ class _File:
         if self.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return Response(self.content, headers=headers, media_type=self.media_type)
+
+    def route(self, path: str) -> Route:
+        return Route(path, self.respond, include_in_schema=False)
 
 
 def page_routes(limits: LimitSettings, needs_key: bool) -> list[Route]:
@@ -66,21 +71,22 @@ def page_routes(limits: LimitSettings, needs_key: bool) -> list[Route]:
             return RedirectResponse(f"{request.url.path.rpartition('/')[2]}/")
         return await index.respond(request)
 
-    route = Route("/", root)
+    route = Route("/", root, include_in_schema=False)
     # Starlette takes an empty path, which is what a bare route prefix leaves, for no path at all.
     route.path_regex = re.compile("^/?$")
-    return [route, *(Route(f"/static/{name}", file.respond) for name, file in files.items())]
+    return [route, *(file.route(f"/static/{name}") for name, file in files.items())]
 
 
-def _files(limits: LimitSettings, needs_key: bool) -> Iterator[tuple[str, _File]]:
+def _files(limits: LimitSettings, needs_key: bool) -> Iterator[tuple[str, File]]:
     for path in sorted(_FOLDER.iterdir()):
-        yield path.name, _file(path.read_bytes(), path.suffix)
+        yield path.name, file_of(path.read_bytes(), path.suffix)
     facts = {"needs_key": needs_key, "limits": limits.model_dump(include=_SHOWN_LIMITS)}
-    yield "server.json", _file(orjson.dumps(facts), ".json")
+    yield "server.json", file_of(orjson.dumps(facts), ".json")
 
 
-def _file(content: bytes, suffix: str) -> _File:
-    return _File(content, _TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+def file_of(content: bytes, suffix: str) -> File:
+    """`suffix` tells the media type."""
+    return File(content, _TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
 
 
 # The page keeps them itself, so that nothing is uploaded only to be refused.

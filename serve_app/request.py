@@ -9,10 +9,19 @@ from typing import Annotated, Any
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from serve_app.errors import InvalidInput
-from serve_app.images import Geometry, Size, check_picture_size, convert
+from serve_app.images import SIZE_PATTERN, Geometry, Size, check_picture_size, convert
 from serve_app.settings import LimitSettings
 
 MAX_VARIANTS = 10
@@ -28,6 +37,13 @@ Pixels = NDArray[np.uint8]
 
 # Tokenizers read these as control tokens; `<|image_pad|>` in a prompt would shift every picture of a batch.
 _CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
+
+
+# What the validators below ask of a text, in the words of JSON Schema.
+_TEXT_SCHEMA = {"type": "string", "maxLength": MAX_PROMPT_CHARS, "not": {"pattern": _CONTROL_TOKEN.pattern}}
+_PROMPT_SCHEMA = {**_TEXT_SCHEMA, "minLength": 1, "pattern": r"\S"}
+_PROMPTS_SCHEMA = {"anyOf": [_PROMPT_SCHEMA, {"type": "array", "items": _PROMPT_SCHEMA, "minItems": 1}]}
+_SIZE_SCHEMA = {"type": "string", "pattern": f"^(auto|{SIZE_PATTERN.pattern})$"}
 
 
 def _as_size(value: Any) -> Any:
@@ -49,14 +65,33 @@ class EditParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    prompt: Annotated[str | tuple[str, ...], BeforeValidator(_as_tuple)]
-    negative_prompt: str = Field(" ", max_length=MAX_PROMPT_CHARS)
-    n: int = Field(1, ge=1, le=MAX_VARIANTS)
-    size: Annotated[Size | None, BeforeValidator(_as_size)] = None
-    num_inference_steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    guidance_scale: float | None = Field(None, ge=1, le=MAX_GUIDANCE, allow_inf_nan=False)
-    seed: int = Field(default_factory=_new_seed, ge=0, le=MAX_SEED)
-    partial_images: int = Field(0, ge=0, le=MAX_PREVIEWS)
+    prompt: Annotated[str | tuple[str, ...], BeforeValidator(_as_tuple), WithJsonSchema(_PROMPTS_SCHEMA)] = Field(
+        description="the instruction; once for every picture, or once for each picture, in order"
+    )
+    negative_prompt: Annotated[str, WithJsonSchema(_TEXT_SCHEMA)] = Field(
+        " ", max_length=MAX_PROMPT_CHARS, description="what guidance steers away from"
+    )
+    n: int = Field(1, ge=1, le=MAX_VARIANTS, description="variants of each picture")
+    size: Annotated[Size | None, BeforeValidator(_as_size), WithJsonSchema(_SIZE_SCHEMA)] = Field(
+        None, description="`auto`: the picture's aspect ratio at the model's native area; `WxH`: exactly these pixels"
+    )
+    num_inference_steps: int | None = Field(
+        None, ge=1, le=MAX_STEPS, description="denoising steps; left out: as many as the model was made for"
+    )
+    guidance_scale: float | None = Field(
+        None,
+        ge=1,
+        le=MAX_GUIDANCE,
+        allow_inf_nan=False,
+        description="classifier-free guidance; 1 turns it off; left out: what the model was made for",
+    )
+    seed: int = Field(
+        default_factory=_new_seed,
+        ge=0,
+        le=MAX_SEED,
+        description="output k, in the order of the answer, is drawn from seed + k; left out: random, and told",
+    )
+    partial_images: int = Field(0, ge=0, le=MAX_PREVIEWS, description="previews of each output; only a stream has them")
 
     @field_validator("prompt", "negative_prompt")
     @classmethod

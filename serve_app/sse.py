@@ -5,17 +5,16 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
-from dataclasses import asdict
-from typing import Any
 
 import orjson
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from serve_app.answer import size_text, to_base64, usage
+from serve_app.answer import item, usage
 from serve_app.edit_log import CLIENT_CLOSED_REQUEST, LogEntry
 from serve_app.error_bodies import error_body, for_the_caller
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.form import EditForm
+from serve_app.wire import Picture, StageSeconds, StreamEvent, Usage
 
 _LINE_END = "\n"
 _END = ServerSentEvent("[DONE]", sep=_LINE_END).encode()
@@ -57,13 +56,14 @@ class _Stream:
         except Exception as error:
             seen = for_the_caller(error, self._entry.request_id)
             status = seen.status
-            yield _encode("error", error_body(seen))
+            yield _encode({"type": "error", **error_body(seen)})
         finally:
             self._entry.status = status
 
     async def _frame(self, event: Event) -> bytes:
         if isinstance(event, Progress):
-            return _encode("image_edit.progress", asdict(event))
+            steps_done, steps, place = event.steps_done, event.steps, event.place
+            return _encode({"type": "image_edit.progress", "steps_done": steps_done, "steps": steps, "place": place})
         if isinstance(event, Done):
             return self._done(event)
         start = time.perf_counter()
@@ -74,31 +74,35 @@ class _Stream:
     def _picture(self, event: Preview | Completed) -> bytes:
         """On the picture pool."""
         form = self._form
-        value = {
-            "b64_json": to_base64(event.pixels, form),
-            "background": "opaque",
+        place = (event.image_index, event.variant_index)
+        picture: Picture = {
+            **item(*place, form.request.output_seed(*place), event.pixels, form),
             "created_at": int(time.time()),
             "output_format": form.output_format,
+            "background": "opaque",
             "quality": "auto",
-            "size": size_text(event.pixels),
-            "seed": form.request.output_seed(event.image_index, event.variant_index),
-            "input_index": event.image_index,
-            "variant_index": event.variant_index,
         }
         if isinstance(event, Preview):
-            return _encode("image_edit.partial_image", {**value, "partial_image_index": event.preview_index})
-        return _encode("image_edit.completed", {**value, "usage": self._usage(1, 1)})
+            preview_index = event.preview_index
+            return _encode({"type": "image_edit.partial_image", "partial_image_index": preview_index, **picture})
+        return _encode({"type": "image_edit.completed", "usage": self._usage(1, 1), **picture})
 
     def _done(self, event: Done) -> bytes:
         self._on_serialized(self._serialize_s)
         request = self._form.request
-        timings = {**asdict(event.timings), "serialize_s": self._serialize_s}
         usage = self._usage(len(request.images), request.outputs)
-        return _encode("image_edit.done", {"usage": usage, "timings": timings})
+        timings: StageSeconds = {
+            "queue_s": event.timings.queue_s,
+            "encode_s": event.timings.encode_s,
+            "denoise_s": event.timings.denoise_s,
+            "decode_s": event.timings.decode_s,
+            "serialize_s": self._serialize_s,
+        }
+        return _encode({"type": "image_edit.done", "usage": usage, "timings": timings})
 
-    def _usage(self, inputs: int, outputs: int) -> dict[str, Any]:
+    def _usage(self, inputs: int, outputs: int) -> Usage:
         return usage(time.perf_counter() - self._start, inputs, outputs)
 
 
-def _encode(name: str, value: dict[str, Any]) -> bytes:
-    return ServerSentEvent(orjson.dumps({"type": name, **value}).decode(), event=name, sep=_LINE_END).encode()
+def _encode(event: StreamEvent) -> bytes:
+    return ServerSentEvent(orjson.dumps(event).decode(), event=event["type"], sep=_LINE_END).encode()

@@ -16,6 +16,7 @@ ORDER = [
     "configuration",
     "images",
     "request",
+    "wire",
     "events",
     "client",
     "worklist",
@@ -47,6 +48,8 @@ ORDER = [
     "editor",
     "jobs",
     "page",
+    "openapi",
+    "docs",
     "http",
     "autoscaling",
     "metrics",
@@ -65,7 +68,8 @@ ORDER = [
 WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
 WITH_STARLETTE = {
     *("body", "fields", "multipart", "json_body", "form", "auth"),
-    *("error_bodies", "cors", "edit_log", "answer", "sse", "jobs", "page", "http", "ingress", "checkup"),
+    *("error_bodies", "cors", "edit_log", "answer", "sse", "jobs", "page", "openapi", "docs"),
+    *("http", "ingress", "checkup"),
 }
 WITH_RAY = {"metrics", "replica", "handles", "job_keeper", "ingress", "app", "server", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.
