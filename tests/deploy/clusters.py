@@ -43,6 +43,6 @@ def assert_room(groups: list[Group]) -> None:
 def graceful_shutdown_s() -> float:
     """The longest that a replica with the default settings may take to finish its edits."""
     ingress = build(AppSettings())._bound_deployment
-    [editor] = [argument for argument in ingress.init_args if hasattr(argument, "_bound_deployment")]
-    options = [ingress._deployment_config, editor._bound_deployment._deployment_config]
-    return max(float(option.graceful_shutdown_timeout_s) for option in options)
+    others = [argument._bound_deployment for argument in ingress.init_args if hasattr(argument, "_bound_deployment")]
+    assert {other.name for other in others} == {"ImageEditor", "JobKeeper"}
+    return max(float(each._deployment_config.graceful_shutdown_timeout_s) for each in [ingress, *others])
