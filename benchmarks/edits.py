@@ -18,8 +18,8 @@ CONTENT_TYPE = f"multipart/form-data; boundary={_BOUNDARY}"
 class Effort:
     """Denoising steps of the plain edits, and of the short and long ones of mixed traffic.
 
-    `side`: of pictures and of the native size, in pixels. On two cores one sample of 128² is as much as they can do at
-    once, and merging gains as little as at 1024² on one large GPU; at 64² it gains as at 512² there.
+    `side`: of pictures and of the native size, in pixels. At 128² two cores are nearly full with one sample; at 64²
+    merging gains more, and a quarter of an hour holds more edits (`python -m benchmarks.stages`).
 
     Few, so that ten minutes hold many edits; at least 2, since of one step diffusers 0.42 makes NaN. All are guided.
     """
