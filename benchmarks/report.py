@@ -1,6 +1,6 @@
 """Results as a page of tables in Markdown, and as a plot."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from benchmarks.aims import STOCK, aims
 from benchmarks.bench import Results
 from benchmarks.loads import MIXED, SATURATION
+from benchmarks.markdown import table
 from benchmarks.measures import Alone, Figures, worst_difference
 from benchmarks.servers import Contender
 
@@ -66,10 +67,6 @@ counts from the moment at which a request was due. Slowdown is latency over the 
 same server. Difference is the worst of any value of any picture to the same edit alone on the same server, of 255."""
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
-
-
 def _aims(results: Results) -> list[str]:
     rows = (
         (
@@ -81,7 +78,7 @@ def _aims(results: Results) -> list[str]:
         )
         for aim in aims(results)
     )
-    return _table(("ratio", "measured", "aim", "met", "note"), rows)
+    return table(("ratio", "measured", "aim", "met", "note"), rows)
 
 
 def _ratios(results: Results, contenders: Sequence[Contender]) -> list[str]:
@@ -92,7 +89,7 @@ def _ratios(results: Results, contenders: Sequence[Contender]) -> list[str]:
     for name, figures in results.figures.items():
         cells = [_ratio(figures.get(ours.name), figures.get(other.name)) for other in others]
         rows.append([results.titles[name], *cells])
-    return [*lines, *_table(["load", *(other.title for other in others)], rows), ""]
+    return [*lines, *table(["load", *(other.title for other in others)], rows), ""]
 
 
 def _ratio(ours: Figures | None, other: Figures | None) -> str:
@@ -125,7 +122,7 @@ def _load(name: str, results: Results, contenders: Sequence[Contender]) -> list[
     ]
     late_ms = 1000 * max(some.late_s for some in figures.values())
     lines = [f"## {results.titles[name]}", ""]
-    lines += _table(["", *(title for title, _, _ in _COLUMNS)], rows)
+    lines += table(["", *(title for title, _, _ in _COLUMNS)], rows)
     lines += ["", f"The load generator sent at most {late_ms:.0f} ms late."]
     if name == SATURATION:
         lines.append(f"The engine driven directly, without HTTP and Ray: {results.direct:.2f} pictures/s.")
@@ -143,7 +140,7 @@ def _alone(results: Results, contenders: Sequence[Contender]) -> list[str]:
         )
         for contender in contenders
     ]
-    return [*lines, *_table(("", "all kinds of edit, one after another, s", "difference", "peak memory MiB"), rows), ""]
+    return [*lines, *table(("", "all kinds of edit, one after another, s", "difference", "peak memory MiB"), rows), ""]
 
 
 def _seconds(alone: Sequence[Alone] | None) -> str:

@@ -30,6 +30,7 @@ from benchmarks.fleet import (
     sharing,
     two_choices,
 )
+from benchmarks.markdown import table
 from serve_app.autoscaling import Load, OpenWorkPolicy
 from serve_app.batching import Shape
 from serve_app.images import Size
@@ -41,9 +42,9 @@ DAY_S = 24 * HOUR_S
 # Qwen-Image-Edit at 1024² with guidance on one H100: 0.646 s a step, and nothing gained from merging. Reported by the
 # makers of SGLang, not measured by us. Two minutes to start a replica are an assumption.
 _SIDE = 1024
-_TOKENS = 2 * 2 * (_SIDE // 16) ** 2
-_H100 = Speed(seconds_per_token=0.646 / _TOKENS, knee_tokens=_TOKENS, startup_s=120.0)
-_SQUARE, _WIDE, _TALL = (Shape(size, size) for size in (Size(1024, 1024), Size(1360, 768), Size(768, 1360)))
+TOKENS = 2 * 2 * (_SIDE // 16) ** 2
+_H100 = Speed(seconds_per_token=0.646 / TOKENS, knee_tokens=TOKENS, startup_s=120.0)
+SQUARE, _WIDE, _TALL = (Shape(size, size) for size in (Size(1024, 1024), Size(1360, 768), Size(768, 1360)))
 
 # The mixture of traffic: 40 % of 8 steps and 60 % of 50; 1, 2 or 4 samples.
 _STEPS, _SAMPLES = ((8, 50), (40, 60)), ((1, 2, 4), (60, 25, 15))
@@ -57,14 +58,14 @@ def edits(
 ) -> list[Edit]:
     """A Poisson trace. `load`: GPUs that the traffic of a moment keeps busy if all forwards are at the knee."""
     rng = random.Random(seed)
-    edit_s = _MEAN_STEPS * _MEAN_SAMPLES * _TOKENS * speed.seconds_per_token
+    edit_s = _MEAN_STEPS * _MEAN_SAMPLES * TOKENS * speed.seconds_per_token
     peak = max(load(minute * 60.0) for minute in range(int(seconds / 60) + 1))
     found, at_s = [], 0.0
     while (at_s := at_s + rng.expovariate(peak / edit_s)) < seconds:
         [steps], [samples] = (rng.choices(*some) for some in (_STEPS, _SAMPLES))
         shape = rng.choice(shapes)
         if rng.random() < load(at_s) / peak:
-            found.append(Edit(at_s, shape, samples, steps, _TOKENS))
+            found.append(Edit(at_s, shape, samples, steps, TOKENS))
     return found
 
 
@@ -81,8 +82,8 @@ def day_load(at_s: float) -> float:
 
 def day(seed: int = 0) -> list[Edit]:
     """The day's strangers, and one caller who sends 200 edits of 2 samples within a minute at nine in the evening."""
-    strangers = edits(day_load, DAY_S, [_SQUARE], _H100, seed)
-    flood = [Edit(21 * HOUR_S + 0.3 * k, _SQUARE, samples=2, steps=20, tokens=_TOKENS) for k in range(200)]
+    strangers = edits(day_load, DAY_S, [SQUARE], _H100, seed)
+    flood = [Edit(21 * HOUR_S + 0.3 * k, SQUARE, samples=2, steps=20, tokens=TOKENS) for k in range(200)]
     return sorted([*strangers, *flood], key=lambda edit: edit.at_s)
 
 
@@ -193,8 +194,8 @@ _TRAFFIC_S = 2 * HOUR_S
 
 def router_rows() -> Iterator[tuple[str, ...]]:
     for knee in (1, 4):
-        speed = Speed(_H100.seconds_per_token / knee, knee_tokens=knee * _TOKENS)
-        for name, shapes in (("one", [_SQUARE]), ("three", [_SQUARE, _WIDE, _TALL])):
+        speed = Speed(_H100.seconds_per_token / knee, knee_tokens=knee * TOKENS)
+        for name, shapes in (("one", [SQUARE]), ("three", [SQUARE, _WIDE, _TALL])):
             for share in (0.6, 0.9):
                 for title, router in ROUTERS.items():
                     runs = [_routed(router(), speed, shapes, share, seed) for seed in range(_SEEDS)]
@@ -213,10 +214,6 @@ def _routing_cells(runs: Sequence[Outcome]) -> tuple[str, ...]:
 
 
 # --- the page -----------------------------------------------------------------------------------------------------
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows)]
 
 
 def plot(outcomes: dict[str, Outcome], path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.edits import Effort, plain
+from benchmarks.markdown import table
 from serve_app import models
 from serve_app.batching import expand
 from serve_app.models import Model
@@ -69,7 +70,7 @@ def _time_ms(work: Callable[[], object]) -> float:
     return 1000 * (time.perf_counter() - start_s)
 
 
-def table(side: int, found: dict[int, Stages]) -> str:
+def page(side: int, found: dict[int, Stages]) -> str:
     """As Markdown; the gain is that of whole edits over edits alone."""
     alone = next(iter(found.values()))
     gains = [f"{steps} steps: gain" for steps in EDIT_STEPS]
@@ -82,7 +83,7 @@ def table(side: int, found: dict[int, Stages]) -> str:
         ]
         for batch, stages in found.items()
     ]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, ["---"] * len(header), *rows))
+    return "\n".join(table(header, rows))
 
 
 def main() -> None:
@@ -95,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for side in arguments.sides:
         settings = ModelSettings(source=arguments.model, native_area=side * side, cpu_threads=arguments.threads)
-        print(table(side, measure(models.load(settings), side, arguments.batches)), end="\n\n", flush=True)
+        print(page(side, measure(models.load(settings), side, arguments.batches)), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

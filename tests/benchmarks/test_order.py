@@ -14,8 +14,9 @@ LONG, SHORT = Edit(0.0, SHAPE, samples=1, steps=10, tokens=100), Edit(0.5, SHAPE
 
 
 def test_first_come_first_served_lets_the_short_one_wait():
-    assert latencies([LONG, SHORT], SPEED, "fifo") == pytest.approx({0.0: 10.0, 0.5: 11.5})
-    assert slowdowns([LONG, SHORT], SPEED, "fifo") == pytest.approx([1.0, 11.5 / 2])
+    found = latencies([LONG, SHORT], SPEED, "fifo")
+    assert found == pytest.approx({0.0: 10.0, 0.5: 11.5})
+    assert slowdowns(found, [LONG, SHORT], SPEED) == pytest.approx([1.0, 11.5 / 2])
 
 
 def test_the_shortest_goes_between():

@@ -1,12 +1,12 @@
 """The cost of each stage by how many share it: the arithmetic of the table, and one real measurement."""
 
-from benchmarks.stages import Stages, measure, table
+from benchmarks.stages import Stages, measure, page
 from serve_app import models
 from serve_app.settings import ModelSettings
 
 
 def test_gains_are_of_whole_edits_over_edits_alone():
-    text = table(64, {1: Stages(30, 40, 30), 4: Stages(10, 20, 10)})
+    text = page(64, {1: Stages(30, 40, 30), 4: Stages(10, 20, 10)})
     *_, alone, merged = text.splitlines()
     assert alone == "| 1 | 30.0 | 40.0 | 30.0 | 1.00× | 1.00× | 1.00× |"
     # 220 / 100, 860 / 420 and 2060 / 1020.
