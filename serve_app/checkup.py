@@ -15,9 +15,9 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from serve_app import configuration
-from serve_app.auth import load_keys
 from serve_app.client import DEFAULT_SERVER, KEY_ENV, ImageEdits, Unreachable
 from serve_app.errors import EditError, Unauthorized
+from serve_app.keys import load_keys
 from serve_app.machine import Disk, Gpu, available_memory
 from serve_app.settings import BUILTIN_TINY, AppSettings, AuthSettings, ModelSettings
 from serve_app.weights import Weights, weights

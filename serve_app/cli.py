@@ -28,9 +28,16 @@ def _check(prog: str, words: Sequence[str]) -> int:
     return main(prog, words)
 
 
+def _key(prog: str, words: Sequence[str]) -> int:
+    from serve_app.keygen import main
+
+    return main(prog, words)
+
+
 _COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
     "edit": (_edit, "edit pictures and folders of them"),
     "serve": (_serve, "start the server; the same as `python -m serve_app`"),
+    "key": (_key, "make an API key for the server"),
     "check": (_check, "tell what is wrong with this installation, or with a server"),
 }
 

@@ -5,8 +5,8 @@
         └── Unreachable      no answer came
             └── BrokenOff    a stream ended before its time
 
-Edits are tried again after status 503 and after connections that fail, when `Retry-After` says where it does. An edit
-that is cut off and sent again costs its steps twice and changes nothing else. A stream that has begun is not tried
+Edits are tried again after status 429 or 503 and after connections that fail, when `Retry-After` says where it does. An
+edit that is cut off and sent again costs its steps twice and changes nothing else. A stream that has begun is not tried
 again. Questions are asked once.
 """
 
@@ -40,7 +40,7 @@ DEFAULT_SERVER = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_S = 660.0
 _CONNECT_TIMEOUT_S = 10.0
 _MAX_WAIT_S = 60.0
-_UNAVAILABLE = 503
+_TOO_MANY_REQUESTS, _UNAVAILABLE = 429, 503
 # Not httpx.ReadTimeout: an edit that took too long would take too long again.
 _CONNECTION_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError)
 
@@ -148,7 +148,7 @@ class _Client:
         retry = Retry(
             total=retries,
             allowed_methods=("POST",),
-            status_forcelist=(_UNAVAILABLE,),
+            status_forcelist=(_TOO_MANY_REQUESTS, _UNAVAILABLE),
             retry_on_exceptions=(*_CONNECTION_ERRORS, httpx.RemoteProtocolError),
             backoff_factor=0.5,
             max_backoff_wait=_MAX_WAIT_S,

@@ -30,6 +30,7 @@ from serve_app.errors import (
     InvalidInput,
     Overloaded,
     PayloadTooLarge,
+    TooManySamples,
 )
 from serve_app.events import Progress
 from serve_app.report import Outcome, Report
@@ -150,7 +151,8 @@ class _Run:
 def _concerns_one_picture(error: Exception) -> bool:
     if isinstance(error, InvalidInput):
         return error.param in (None, "images")
-    return isinstance(error, (GenerationError, PayloadTooLarge, Overloaded, DeadlineExceeded, BrokenOff))
+    one = (GenerationError, PayloadTooLarge, TooManySamples, Overloaded, DeadlineExceeded, BrokenOff)
+    return isinstance(error, one)
 
 
 # --- the command line ---------------------------------------------------------------------------------------------

@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 from serve_app import batching
 from serve_app.batching import Entry, Policy, Sample, Shape
 from serve_app.calibration import Calibration
-from serve_app.errors import DeadlineExceeded, DeviceLost, EditError, GenerationError, OutOfMemory, Overloaded
+from serve_app.errors import (
+    DeadlineExceeded,
+    DeviceLost,
+    EditError,
+    GenerationError,
+    OutOfMemory,
+    Overloaded,
+    TooManySamples,
+)
 from serve_app.events import Listener, Preview
 from serve_app.isolation import isolate
 from serve_app.protocol import Pipeline
@@ -130,7 +138,7 @@ class EditEngine:
     def submit(
         self, requests: Sequence[EditRequest], listeners: Sequence[Listener | None] | None = None
     ) -> list[Ticket | EditError]:
-        """One ticket for each request, or the error that refuses it: InvalidInput, Overloaded or DeviceLost.
+        """One ticket for each request, or what refuses it: InvalidInput, TooManySamples, Overloaded or DeviceLost.
 
         A request's listener is told how it goes until its ticket is done; previews are made for listeners only.
         """
@@ -163,6 +171,9 @@ class EditEngine:
         entry = claim.entry
         if self._fault is not None or self._stopping:
             return self._fault or DeviceLost("this replica is shutting down")
+        if (refusal := self._beyond_share(claim)) is not None:
+            self._counts["refused"] += 1
+            return refusal
         waiting = self._waiting()
         if waiting + len(entry.samples) > self._settings.max_waiting:
             self._counts["refused"] += 1
@@ -174,6 +185,21 @@ class EditEngine:
         self._counts.update(requests=1, samples=len(entry.samples))
         self._pool.submit(self._prepare, claim)
         return claim.ticket
+
+    def _beyond_share(self, claim: Claim) -> TooManySamples | None:
+        """The refusal, where the caller would have more samples here than it may."""
+        most, caller = self._settings.max_caller_samples, claim.request.caller
+        if most is None or caller is None:
+            return None
+        entries = [other.entry for other in self._claims.values() if other.request.caller == caller]
+        held, asked = sum(len(entry.samples) for entry in entries), len(claim.entry.samples)
+        if held + asked <= most:
+            return None
+        seconds = batching.drain_s(entries, self._policy)
+        message = (
+            f"{held} pictures of this key are in work, and {asked} more would be over {most}. Try again in {seconds} s"
+        )
+        return TooManySamples(message, retry_after_s=seconds)
 
     def _prepare(self, claim: Claim) -> None:
         """On a picture thread: make the claim ready to join."""

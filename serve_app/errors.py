@@ -8,6 +8,7 @@
     ├── MethodNotAllowed        405  METHOD_NOT_ALLOWED      error_bodies
     ├── PayloadTooLarge         413  PAYLOAD_TOO_LARGE       body, while it is read
     ├── UnsupportedMediaType    415  UNSUPPORTED_MEDIA_TYPE  form
+    ├── TooManySamples          429  RATE_LIMITED            engine, with `retry_after_s`
     ├── GenerationError         500  GENERATION_ERROR        pipeline, engine: this request only
     │   ├── OutOfMemory                                      pipeline: the engine halves the batch and tries again
     │   ├── NotFinite                                        pipeline: a sample turned into NaN or infinity
@@ -73,6 +74,13 @@ class PayloadTooLarge(EditError):
 class UnsupportedMediaType(EditError):
     status, code, type = 415, "UNSUPPORTED_MEDIA_TYPE", "invalid_request_error"
     when = "the body is neither multipart/form-data nor application/json"
+
+
+class TooManySamples(EditError):
+    """One caller has as much in work as it may; `retry_after_s` is always set."""
+
+    status, code, type = 429, "RATE_LIMITED", "rate_limit_error"
+    when = "this key has `engine.max_caller_samples` outputs in work; with `Retry-After`"
 
 
 _GENERATION_FAILED = "Image generation failed: "

@@ -27,8 +27,12 @@ class EditForm:
     stream: bool
 
 
-async def parse(request: Request, settings: AppSettings, executor: Executor | None = None) -> EditForm:
+async def parse(
+    request: Request, settings: AppSettings, executor: Executor | None = None, caller: str | None = None
+) -> EditForm:
     """Read and validate the body of an edit; pictures are decoded one after another in `executor`.
+
+    `caller`: as in EditRequest; no field can set it.
 
     Raises UnsupportedMediaType, PayloadTooLarge (while reading), ModelNotFound, InvalidInput, and Starlette's
     ClientDisconnect where the client left during the upload.
@@ -43,7 +47,7 @@ async def parse(request: Request, settings: AppSettings, executor: Executor | No
         images = [
             await loop.run_in_executor(executor, _decode, read, index, limits) for index, read in enumerate(pictures)
         ]
-    edit = EditRequest(images=images, **params)
+    edit = EditRequest(images=images, caller=caller, **params)
     check_limits(edit, limits)
     return EditForm(edit, *form_options)
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve_app import answer, openapi, sse
-from serve_app.auth import RequireKey, load_keys
+from serve_app.auth import RequireKey
 from serve_app.cors import cross_origin
 from serve_app.docs import docs_routes
 from serve_app.edit_log import LogEdits
@@ -23,6 +23,7 @@ from serve_app.error_bodies import ErrorBodies, routing_error
 from serve_app.errors import InvalidInput, ModelNotFound, NotReady
 from serve_app.form import EditForm, parse
 from serve_app.jobs import Jobs, JobStore
+from serve_app.keys import KeyRing
 from serve_app.page import page_routes
 from serve_app.settings import AppSettings
 from serve_app.wire import Health, Model, ModelList
@@ -43,7 +44,7 @@ def create_app(
     `on_serialized` hears how many seconds it took to make an answer of a result. `jobs`: unset, they are kept here.
     """
     api = _Api(editor, settings, on_serialized, jobs or JobStore(editor, settings.jobs))
-    keys = load_keys(settings.auth)
+    keys = KeyRing(settings.auth)
     routes = [
         Route("/v1/images/edits", api.edit, methods=["POST"], middleware=[Middleware(LogEdits)]),
         # One route, so that a refusal of other methods names both.
@@ -81,7 +82,7 @@ class _Api:
     async def edit(self, request: Request) -> Response:
         entry = request.scope["log_entry"]
         asynchronous = _asynchronous(request)
-        form = await parse(request, self._settings, self._pool)
+        form = await parse(request, self._settings, self._pool, caller=request.scope["key_name"])
         entry.user, entry.pictures, entry.n = form.user, len(form.request.images), form.request.n
         if asynchronous:
             return await self._start_job(request, form)

@@ -22,6 +22,7 @@ from serve_app.errors import (
     NotReady,
     Overloaded,
     PayloadTooLarge,
+    TooManySamples,
     Unauthorized,
     UnsupportedMediaType,
 )
@@ -113,7 +114,7 @@ def _edit(settings: AppSettings) -> Schema:
             name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in ("getJob", "deleteJob")
         },
     }
-    refusals = (InvalidInput, ModelNotFound, PayloadTooLarge, UnsupportedMediaType, Overloaded)
+    refusals = (InvalidInput, ModelNotFound, PayloadTooLarge, UnsupportedMediaType, TooManySamples, Overloaded)
     return {
         "operationId": "editImages",
         "summary": "Edit pictures",
@@ -224,7 +225,7 @@ def _error_headers(cls: type[EditError]) -> Schema:
             "whether the same may succeed later; OpenAI's clients read it", enum=["true", "false"]
         )
     }
-    if issubclass(cls, (Overloaded, NotReady)):
+    if issubclass(cls, (TooManySamples, Overloaded, NotReady)):
         headers["Retry-After"] = _header("seconds", type="integer", minimum=0)
     if issubclass(cls, Unauthorized):
         headers["WWW-Authenticate"] = _header("Bearer and Basic")

@@ -118,6 +118,8 @@ class EditRequest(EditParams):
     """
 
     images: tuple[Pixels, ...]
+    caller: str | None = Field(None, min_length=1, max_length=256)
+    """Whose samples count together for `engine.max_caller_samples`; over HTTP the name of the key. None: no limit."""
 
     def __init__(self, **fields: Any) -> None:
         try:

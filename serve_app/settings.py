@@ -101,6 +101,9 @@ class EngineSettings(Settings):
         8, ge=0, le=256, description="samples kept encoded beyond `max_samples`, so that shorter work can go first"
     )
     max_waiting: int = Field(256, ge=1, description="samples that may wait before requests get 503")
+    max_caller_samples: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="samples of one caller that may wait or run on a replica; beyond that it gets 429. Unset: any"
+    )
     gather_s: float = Field(
         0.005, ge=0, le=1, description="how long `@serve.batch` gathers requests into one submission"
     )
@@ -133,10 +136,15 @@ class JobSettings(Settings):
 
 
 class AuthSettings(Settings):
-    """API keys. Off unless one of the two holds a key."""
+    """API keys. Off where neither is set; one that is set and holds no key stops the start."""
 
-    keys_file: Path | None = Field(None, description="file with one key a line; `#` begins a comment")
-    keys_env: str = Field("IMAGE_EDITS_API_KEYS", description="environment variable with keys, separated by commas")
+    keys_file: Path | None = Field(
+        None,
+        description="file with one key a line, `NAME sha256:HEX` or plain; `#` begins a comment. Changes are read",
+    )
+    keys_env: str = Field(
+        "IMAGE_EDITS_API_KEYS", description="environment variable with keys, `NAME=KEY` or plain, separated by commas"
+    )
 
 
 class CorsSettings(Settings):
@@ -183,6 +191,12 @@ class AppSettings(Settings):
             raise ValueError(
                 f"engine.max_waiting ({self.engine.max_waiting}) is less than limits.max_outputs "
                 f"({self.limits.max_outputs}): the largest allowed request could never be accepted"
+            )
+        most = self.engine.max_caller_samples
+        if most is not None and most < self.limits.max_outputs:
+            raise ValueError(
+                f"engine.max_caller_samples ({most}) is less than limits.max_outputs ({self.limits.max_outputs}): "
+                "the largest allowed request could never be accepted"
             )
         if self.limits.max_file_bytes > self.limits.max_request_bytes:
             raise ValueError("limits.max_file_bytes is more than limits.max_request_bytes: no such file could arrive")

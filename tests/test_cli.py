@@ -268,6 +268,6 @@ def test_a_terminal_sees_a_bar_for_each_output(monkeypatch: pytest.MonkeyPatch) 
 def test_the_command_tells_its_version_and_what_it_can() -> None:
     assert run("--version")[0].count(".") == 2
     help_text, _ = run("--help")
-    assert all(command in help_text for command in ("edit ", "serve ", "check "))
+    assert all(command in help_text for command in ("edit ", "serve ", "key ", "check "))
     assert "130 Ctrl-C" in run("edit", "--help")[0]
     assert run("melt", status=2)[1].startswith("usage: image-edits")

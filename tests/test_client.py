@@ -26,7 +26,16 @@ from serve_app.client import (
     StreamEvent,
     Unreachable,
 )
-from serve_app.errors import EditError, GenerationError, InvalidInput, NotReady, OutOfMemory, Overloaded, Unauthorized
+from serve_app.errors import (
+    EditError,
+    GenerationError,
+    InvalidInput,
+    NotReady,
+    OutOfMemory,
+    Overloaded,
+    TooManySamples,
+    Unauthorized,
+)
 from serve_app.events import Event, Progress
 from serve_app.http import create_app
 from serve_app.request import EditRequest, EditResult
@@ -36,16 +45,18 @@ from tests.test_http import MODEL, Inverter, png
 
 
 class BusyAtFirst(Inverter):
-    """Full for the first requests, then an Inverter."""
+    """Refuses the first requests, then an Inverter."""
 
-    def __init__(self, refusals: int, retry_after_s: int) -> None:
+    def __init__(
+        self, refusals: int, retry_after_s: int, error: type[Overloaded | TooManySamples] = Overloaded
+    ) -> None:
         super().__init__()
-        self.refusals, self._retry_after_s = refusals, retry_after_s
+        self.refusals, self._retry_after_s, self._error = refusals, retry_after_s, error
 
     async def edit(self, request: EditRequest) -> EditResult:
         if self.refusals:
             self.refusals -= 1
-            raise Overloaded("The queue is full", retry_after_s=self._retry_after_s)
+            raise self._error("Not now", retry_after_s=self._retry_after_s)
         return await super().edit(request)
 
 
@@ -194,8 +205,9 @@ def test_the_key_comes_from_the_argument_or_the_environment(ask: Ask, monkeypatc
         assert ask(None, "models") == ["builtin:tiny"]
 
 
-def test_a_full_queue_is_asked_again_when_the_server_says() -> None:
-    editor = BusyAtFirst(refusals=1, retry_after_s=2)
+@pytest.mark.parametrize("error", [Overloaded, TooManySamples])
+def test_a_server_that_is_busy_is_asked_again_when_it_says(error: type[Overloaded | TooManySamples]) -> None:
+    editor = BusyAtFirst(1, 2, error)
     with listening(create_app(editor, AppSettings())) as url, ImageEdits(url) as edits:
         start = perf_counter()
         assert values(edits.edit(png(10), "invert")) == [[245]]

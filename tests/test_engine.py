@@ -1,5 +1,6 @@
 """The engine's six promises, on a pipeline that is arithmetic: fast, exact, and as poisonous as a test wants it."""
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from serve_app.errors import (
     InvalidInput,
     OutOfMemory,
     Overloaded,
+    TooManySamples,
 )
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import EngineSettings
@@ -325,6 +327,56 @@ class TestBounds:
             accepted.result(TIMEOUT_S)
             assert running.stats().refused == 1
             submit(running, edit_request(3))[0].result(TIMEOUT_S)
+
+    def test_a_caller_beyond_its_share_is_refused_and_nobody_else(self):
+        pipeline = ArithmeticPipeline()
+        pipeline.gate.clear()
+        with engine(pipeline, max_caller_samples=4) as running:
+            first, second, refused, other, nobody = running.submit(
+                [
+                    edit_request(1, n=3, caller="ann", num_inference_steps=9),
+                    edit_request(2, caller="ann"),
+                    edit_request(3, caller="ann"),
+                    edit_request(4, n=4, caller="bob"),
+                    edit_request(5, n=9),
+                ]
+            )
+            assert isinstance(refused, TooManySamples)
+            # Ann's 3 samples of 9 steps and 1 of 4, of 2 rows of 32 tokens, 1e-5 s a token: a second, rounded up.
+            assert (refused.retry_after_s, refused.param) == (1, None)
+            assert (running.stats().refused, running.stats().requests) == (1, 4)
+            pipeline.gate.set()
+            for ticket in (first, second, other, nobody):
+                assert not isinstance(ticket, EditError)
+                ticket.result(TIMEOUT_S)
+            # What is done is given back.
+            submit(running, edit_request(6, n=4, caller="ann"))[0].result(TIMEOUT_S)
+
+    def test_a_caller_is_told_when_its_own_work_will_be_done(self):
+        pipeline = ArithmeticPipeline()
+        pipeline.gate.clear()
+        with engine(pipeline, max_caller_samples=4) as running:
+            # 4 samples of 150 steps of 2 rows of 512 × 512 pixels beside the reference of 64 × 64.
+            submit(running, edit_request(1, n=4, caller="ann", num_inference_steps=150, size="512x512"))
+            submit(running, edit_request(2, n=9, num_inference_steps=150, size="512x512"))
+            tokens = (512 * 512 + 64 * 64) // 16**2
+            (refused,) = running.submit([edit_request(3, caller="ann")])
+            assert isinstance(refused, TooManySamples)
+            assert refused.retry_after_s == math.ceil(4 * 150 * 2 * tokens * 1e-5)
+
+    def test_samples_that_a_caller_gave_up_are_given_back(self):
+        pipeline = ArithmeticPipeline()
+        pipeline.gate.clear()
+        with engine(pipeline, max_caller_samples=2) as running:
+            [ticket] = submit(running, edit_request(1, n=2, caller="ann"))
+            assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+            ticket.cancel()
+            pipeline.gate.set()
+            deadline_s = time.monotonic() + TIMEOUT_S
+            while running.stats().cancelled == 0:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.001)
+            submit(running, edit_request(2, n=2, caller="ann"))[0].result(TIMEOUT_S)
 
     def test_open_work_is_told_in_seconds_and_is_gone_when_done(self):
         pipeline = ArithmeticPipeline()

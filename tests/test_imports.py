@@ -39,6 +39,8 @@ ORDER = [
     "multipart",
     "json_body",
     "form",
+    "keys",
+    "keygen",
     "auth",
     "error_bodies",
     "cors",

@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from serve_app.errors import DeadlineExceeded, EditError, OutOfMemory, Overloaded
+from serve_app.errors import DeadlineExceeded, EditError, OutOfMemory, Overloaded, TooManySamples
 from serve_app.http import create_app
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, AuthSettings
@@ -41,8 +41,11 @@ def client_of(editor: Inverter, key: str = "none", keys_file: Path | None = None
         yield client
 
 
-def test_a_full_queue_is_tried_again_after_the_time_that_it_tells() -> None:
-    editor = Recovering(Overloaded("The queue is full", retry_after_s=1))
+@pytest.mark.parametrize("error", [Overloaded, TooManySamples])
+def test_a_server_that_is_busy_is_tried_again_after_the_time_that_it_tells(
+    error: type[Overloaded | TooManySamples],
+) -> None:
+    editor = Recovering(error("Not now", retry_after_s=1))
     with client_of(editor) as client:
         start = time.monotonic()
         result = client.images.edit(image=png(1), prompt="x")

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from serve_app import openapi
-from serve_app.errors import DeadlineExceeded, EditError, GenerationError, Overloaded
+from serve_app.errors import DeadlineExceeded, EditError, GenerationError, Overloaded, TooManySamples
 from serve_app.fields import FIELDS, SYNONYMS
 from serve_app.http import create_app
 from serve_app.settings import AppSettings, AuthSettings, LimitSettings
@@ -199,13 +199,14 @@ def test_every_error_of_an_edit_is_as_documented(app: Starlette, editor: Inverte
     ]
     errors: list[EditError] = [
         GenerationError("CUDA out of memory"),
+        TooManySamples("enough", retry_after_s=5),
         Overloaded("full", retry_after_s=5),
         DeadlineExceeded("too late"),
     ]
     for error in errors:
         editor.error = error
         answers.append(send(app, {"stream": False}))
-    assert [answer.status_code for answer in answers] == [400, 404, 415, 413, 500, 503, 504]
+    assert [answer.status_code for answer in answers] == [400, 404, 415, 413, 500, 429, 503, 504]
     for answer in answers:
         check_answer(answer, EDITS, "post")
 

@@ -15,7 +15,10 @@ from serve_app.settings import (
     ModelSettings,
 )
 
-MODELS = [AppSettings, ModelSettings, EngineSettings, LimitSettings, AuthSettings, CorsSettings, LoraSettings]
+MODELS = [
+    *(AppSettings, ModelSettings, EngineSettings, LimitSettings),
+    *(AuthSettings, CorsSettings, LoraSettings),
+]
 
 
 def test_nothing_has_to_be_set() -> None:
@@ -48,6 +51,8 @@ def test_settings_are_frozen() -> None:
         ({"model": {"offload": "model"}}, "engine.join: batch"),
         ({"model": {"offload": "model", "device": "cpu"}}, "there is no GPU"),
         ({"engine": {"max_waiting": 3}}, "engine.max_waiting"),
+        ({"engine": {"max_caller_samples": 63}}, "engine.max_caller_samples"),
+        ({"engine": {"max_caller_samples": 0}}, "max_caller_samples"),
         ({"limits": {"max_file_bytes": 2, "max_request_bytes": 1}}, "no such file could arrive"),
         ({"limits": {"max_images": 0}}, "max_images"),
         ({"limits": {"max_images": "many"}}, "max_images"),

@@ -1,0 +1,66 @@
+"""Keys over the application: whose edit it is. Which headers open: test_http.py."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+
+from serve_app.http import create_app
+from serve_app.keys import ApiKey
+from serve_app.settings import AppSettings, AuthSettings
+from tests.test_http import Inverter, call, edit, error_of, png
+
+
+@pytest.fixture
+def editor() -> Inverter:
+    return Inverter()
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text(f"{ApiKey.of('alpha', 'ann').line}\n{ApiKey.of('beta', 'bob').line}\nplain\n")
+    return path
+
+
+@pytest.fixture
+def app(editor: Inverter, key_file: Path) -> Starlette:
+    return create_app(editor, AppSettings(auth=AuthSettings(keys_file=key_file)))
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize("query", ["", "?async=true"])
+def test_an_edit_is_its_keys(app: Starlette, editor: Inverter, query: str) -> None:
+    for key in ("alpha", "beta", "plain"):
+        files = {"images": ("a.png", png(10)), "prompt": (None, "x")}
+        response = call(app, "POST", f"/v1/images/edits{query}", files=files, headers=bearer(key))
+        assert response.status_code == (202 if query else 200)
+    assert [request.caller for request in editor.requests] == ["ann", "bob", ApiKey.of("plain").name]
+
+
+def test_a_streamed_edit_and_one_in_json_are_their_keys(app: Starlette, editor: Inverter) -> None:
+    assert edit(app, headers=bearer("beta"), stream="true").status_code == 200
+    body = {"prompt": "x", "image": base64.b64encode(png(1)).decode()}
+    assert call(app, "POST", "/v1/images/edits", json=body, headers=bearer("alpha")).status_code == 200
+    assert [request.caller for request in editor.requests] == ["bob", "ann"]
+
+
+def test_where_no_key_is_asked_for_an_edit_is_nobodys(editor: Inverter) -> None:
+    assert edit(create_app(editor, AppSettings()), headers=bearer("alpha")).status_code == 200
+    assert editor.requests[0].caller is None
+
+
+def test_nobody_names_himself(app: Starlette, editor: Inverter) -> None:
+    forms: list[dict[str, Any]] = [
+        {"files": {"images": ("a.png", png(1)), "prompt": (None, "x"), "caller": (None, "bob")}},
+        {"json": {"image": base64.b64encode(png(1)).decode(), "prompt": "x", "caller": "bob"}},
+    ]
+    for form in forms:
+        response = call(app, "POST", "/v1/images/edits", headers=bearer("alpha"), **form)
+        assert (response.status_code, error_of(response)["param"]) == (400, "caller")
+    assert editor.requests == []
