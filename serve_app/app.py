@@ -2,6 +2,7 @@
 
 import ray
 from ray.serve import Application
+from ray.serve.schema import LoggingConfig
 
 from serve_app.ingress import EditIngress
 from serve_app.job_keeper import JobKeeper
@@ -13,11 +14,14 @@ APP_NAME = "image-edits"
 # A stage of the engine that has begun is not interrupted; beyond the deadline this is for it and for the answer.
 _SHUTDOWN_MARGIN_S = 30.0
 
+_LOG = LoggingConfig(encoding="JSON")
+
 
 def build(args: AppSettings) -> Application:
     """The application for `serve run serve_app.app:build` and serve_config.yaml, whose `args:` are the settings.
 
-    Options that a configuration file sets on a deployment go before those given here.
+    Options that a configuration file sets on a deployment go before those given here; its `logging_config` of a whole
+    application does not.
     """
     # The engine refuses by samples, exactly; Serve must not hold requests back before it.
     ongoing = args.engine.max_waiting + 512
@@ -28,15 +32,17 @@ def build(args: AppSettings) -> Application:
         health_check_period_s=10,
         health_check_timeout_s=30,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if _wants_gpu(args) else 0},
+        logging_config=_LOG,
     ).bind(args)
     # It waits and encodes; jobs that run are not calls that run, so nothing else bounds its calls.
     jobs = JobKeeper.options(  # type: ignore[attr-defined]
-        num_replicas=1, max_ongoing_requests=ongoing, ray_actor_options={"num_cpus": 0}
+        num_replicas=1, max_ongoing_requests=ongoing, ray_actor_options={"num_cpus": 0}, logging_config=_LOG
     ).bind(editor, args)
     ingress = EditIngress.options(  # type: ignore[attr-defined]
         max_ongoing_requests=ongoing,
         graceful_shutdown_timeout_s=args.limits.request_timeout_s + 2 * _SHUTDOWN_MARGIN_S,
         ray_actor_options={"num_cpus": 1},
+        logging_config=_LOG,
     )
     return ingress.bind(editor, jobs, args)
 

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import logging
 import re
 
 from starlette.datastructures import Headers
@@ -10,9 +11,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serve_app.errors import Unauthorized
 from serve_app.keys import KeyRing
 
+logger = logging.getLogger("ray.serve")
+
 # Load balancers and Kubernetes probes carry no key; the page and /docs are where people enter theirs. The document
 # tells no more than the source does, besides the names of the model and the limits.
 _OPEN_PATHS = re.compile(r"/health(/live|/ready)?|/?|/static/[^/]+|/openapi\.json|/docs(/[^/]+)?")
+
+_LOGGED_PATH_CHARS = 200
 
 
 class RequireKey:
@@ -37,6 +42,17 @@ class RequireKey:
         name = None if sent is None else self._keys.name_of(sent)
         if name is not None:
             return name
+        # Never what was sent: it may be a key with a typing error.
+        client = scope.get("client")
+        logger.warning(
+            "unauthorized",
+            extra={
+                "request_id": scope["request_id"],
+                "path": _path(scope)[:_LOGGED_PATH_CHARS],
+                "client": None if client is None else client[0],
+                "with_key": sent is not None,
+            },
+        )
         raise Unauthorized(
             "An API key is required: send `Authorization: Bearer KEY`" if sent is None else "The API key is not valid"
         )

@@ -361,6 +361,8 @@ class EditEngine:
                 tokens += sample.tokens
             shared = len({sample.entry.sequence for sample in samples}) > 1
             self._count(forwards=1, sample_steps=len(samples), shared_forwards=int(shared))
+            for claim in self._claims_of(samples):
+                claim.took_part(len(samples), shared=shared)
             now_s = self._clock()
             self._on_forward(samples, now_s - forward_start_s)
             forward_start_s = now_s

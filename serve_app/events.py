@@ -1,9 +1,9 @@
 """The events of a streamed edit: frozen, in the order in which a caller reads them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from serve_app.request import Pixels, Timings
+from serve_app.request import BatchStats, Pixels, Timings
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class Done:
     """The end: every output has been completed."""
 
     timings: Timings
+    batch: BatchStats = field(default_factory=BatchStats)
 
 
 Event = Progress | Preview | Completed | Done

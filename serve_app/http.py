@@ -43,10 +43,11 @@ def create_app(
 
     `on_serialized` hears how many seconds it took to make an answer of a result. `jobs`: unset, they are kept here.
     """
-    api = _Api(editor, settings, on_serialized, jobs or JobStore(editor, settings.jobs))
+    api = _Api(editor, settings, on_serialized, jobs or JobStore(editor, settings.jobs, settings.log))
     keys = KeyRing(settings.auth)
+    logged = Middleware(LogEdits, settings=settings.log)
     routes = [
-        Route("/v1/images/edits", api.edit, methods=["POST"], middleware=[Middleware(LogEdits)]),
+        Route("/v1/images/edits", api.edit, methods=["POST"], middleware=[logged]),
         # One route, so that a refusal of other methods names both.
         Route("/v1/jobs/{id}", api.job, methods=["GET", "DELETE"]),
         Route("/v1/models", api.models),
@@ -81,10 +82,9 @@ class _Api:
 
     async def edit(self, request: Request) -> Response:
         entry = request.scope["log_entry"]
-        asynchronous = _asynchronous(request)
-        form = await parse(request, self._settings, self._pool, caller=request.scope["key_name"])
-        entry.user, entry.pictures, entry.n = form.user, len(form.request.images), form.request.n
-        if asynchronous:
+        entry.is_job = _asynchronous(request)
+        form = entry.form = await parse(request, self._settings, self._pool, caller=request.scope["key_name"])
+        if entry.is_job:
             return await self._start_job(request, form)
         if form.stream:
             events = self._editor.edit_stream(form.request)
@@ -93,6 +93,7 @@ class _Api:
         result = await self._editor.edit(form.request)
         response, serialize_s = await answer.respond(result, form, self._pool, start)
         self._on_serialized(serialize_s)
+        entry.answered(result.timings, result.batch, serialize_s)
         return response
 
     async def _start_job(self, request: Request, form: EditForm) -> Response:

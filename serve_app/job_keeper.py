@@ -6,6 +6,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.form import EditForm
 from serve_app.handles import HandleEditor
 from serve_app.jobs import JobStore, JobView
+from serve_app.refusals import log_in_one_line
 from serve_app.settings import AppSettings
 
 
@@ -14,7 +15,9 @@ class JobKeeper:
     """A JobStore for callers in the cluster. Always one replica: a second one would not know the jobs of the first."""
 
     def __init__(self, editor: DeploymentHandle, settings: AppSettings) -> None:
-        self._store = JobStore(HandleEditor(editor, settings.limits.request_timeout_s), settings.jobs)
+        log_in_one_line()
+        handle = HandleEditor(editor, settings.limits.request_timeout_s)
+        self._store = JobStore(handle, settings.jobs, settings.log)
 
     async def create(self, form: EditForm) -> JobView:
         return await self._store.create(form)

@@ -12,12 +12,13 @@ from typing import Any, Literal, Protocol
 import orjson
 
 from serve_app import answer
+from serve_app.edit_log import LogEntry
 from serve_app.editor import Editor
 from serve_app.error_bodies import error_body, for_the_caller
 from serve_app.errors import NotFound, Overloaded
-from serve_app.events import Completed, Event, Progress
+from serve_app.events import Completed, Done, Event, Progress
 from serve_app.form import EditForm
-from serve_app.settings import JobSettings
+from serve_app.settings import JobSettings, LogSettings
 from serve_app.wire import DeletedJob, ErrorObject, Output
 from serve_app.wire import Job as JobBody
 
@@ -50,9 +51,11 @@ class Jobs(Protocol):
 class _Job:
     """`ended_s`: seconds since the epoch, None while it runs. One of `result` (JSON) and `error` is set in the end."""
 
+    entry: LogEntry
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created_s: float = field(default_factory=time.time)
     progress: Progress = field(default_factory=lambda: Progress(0, 0, 1))
+    serialize_s: float = 0.0
     task: asyncio.Task[None] | None = None
     ended_s: float | None = None
     result: bytes | None = None
@@ -68,9 +71,10 @@ class _Job:
 class JobStore:
     """The jobs of one process, on its event loop; implements Jobs."""
 
-    def __init__(self, editor: Editor, settings: JobSettings) -> None:
+    def __init__(self, editor: Editor, settings: JobSettings, log: LogSettings) -> None:
         self._editor = editor
         self._settings = settings
+        self._log = log
         self._open: dict[str, _Job] = {}
         # In the order of their ends.
         self._ended: dict[str, _Job] = {}
@@ -79,7 +83,7 @@ class JobStore:
     async def create(self, form: EditForm) -> JobView:
         """As Jobs.create. Raises Overloaded where as many jobs run as may be kept."""
         self._make_room()
-        job = _Job()
+        job = _Job(LogEntry(self._log, key_name=form.request.caller, form=form, is_job=True))
         self._open[job.id] = job
         events = self._editor.edit_stream(form.request)
         try:
@@ -141,16 +145,27 @@ class JobStore:
                     await self._hear(job, form, event, items)
             ordered = [items[place] for place in sorted(items)]
             job.result = orjson.dumps(answer.body(form, ordered, time.perf_counter() - start))
+            job.entry.status = 200
+        except asyncio.CancelledError:
+            job.entry.left()
+            raise
         except Exception as error:
-            job.error = error_body(for_the_caller(error, job.id))["error"]
+            seen = for_the_caller(error, job.id)
+            job.entry.failed(seen)
+            job.error = error_body(seen)["error"]
+        finally:
+            job.entry.write("job")
         self._end(job)
 
     async def _hear(self, job: _Job, form: EditForm, event: Event, items: dict[tuple[int, int], Output]) -> None:
         self._hear_progress(job, event)
         if isinstance(event, Completed):
             place = (event.image_index, event.variant_index)
-            loop = asyncio.get_running_loop()
+            start, loop = time.perf_counter(), asyncio.get_running_loop()
             items[place] = await loop.run_in_executor(self._pool, answer.item, *place, event.seed, event.pixels, form)
+            job.serialize_s += time.perf_counter() - start
+        if isinstance(event, Done):
+            job.entry.answered(event.timings, event.batch, job.serialize_s)
 
     def _hear_progress(self, job: _Job, event: Event) -> None:
         if isinstance(event, Progress):

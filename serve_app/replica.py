@@ -11,6 +11,7 @@ from serve_app.errors import EditError, InvalidInput
 from serve_app.events import Done, Event, Listener
 from serve_app.mailbox import Mailbox
 from serve_app.metrics import SAMPLE_PERIOD_S, EditorMetrics
+from serve_app.refusals import log_in_one_line
 from serve_app.request import EditRequest, EditResult, check_limits, check_output_size
 from serve_app.settings import AppSettings
 from serve_app.tickets import Ticket
@@ -27,6 +28,7 @@ class ImageEditor:
         # Here, so that building the application and running the ingress need no torch.
         from serve_app import local
 
+        log_in_one_line()
         editor = local.start(settings, on_forward=lambda samples, seconds: self._metrics.forward(samples, seconds))
         self._model, self._engine = editor.model, editor.engine
         self._limits = settings.limits
@@ -62,7 +64,7 @@ class ImageEditor:
                     yield event
                 result = ticket.result()
                 self._metrics.finished(result)
-                yield Done(result.timings)
+                yield Done(result.timings, result.batch)
             finally:
                 ticket.cancel()
 

@@ -3,7 +3,7 @@
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
@@ -223,12 +223,29 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchStats:
+    """The forwards that one request took part in. Counts only: nothing of the other requests in them.
+
+    samples: of all requests, summed over these forwards · shared_forwards: those with samples of other requests.
+    """
+
+    forwards: int = 0
+    samples: int = 0
+    shared_forwards: int = 0
+
+    @property
+    def mean_samples(self) -> float:
+        return self.samples / self.forwards if self.forwards else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EditResult:
     """One request's pictures: `pixels[i][j]` and `seeds[i][j]` are variant j of picture i."""
 
     pixels: tuple[tuple[Pixels, ...], ...]
     seeds: tuple[tuple[int, ...], ...]
     timings: Timings
+    batch: BatchStats = field(default_factory=BatchStats)
 
     @property
     def images(self) -> list[list[PIL.Image.Image]]:

@@ -169,6 +169,12 @@ class PageSettings(Settings):
     enabled: bool = Field(True, description="serve the page at `/`; it needs no key, what it asks for does")
 
 
+class LogSettings(Settings):
+    """The log line of each edit."""
+
+    prompts: bool = Field(False, description="prompts and negative prompts too; otherwise no log holds them")
+
+
 class AppSettings(Settings):
     """The whole application; validated at start."""
 
@@ -179,6 +185,7 @@ class AppSettings(Settings):
     cors: CorsSettings = CorsSettings()
     jobs: JobSettings = JobSettings()
     page: PageSettings = PageSettings()
+    log: LogSettings = LogSettings()
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "AppSettings":

@@ -10,7 +10,7 @@ import orjson
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from serve_app.answer import item, usage
-from serve_app.edit_log import CLIENT_CLOSED_REQUEST, LogEntry
+from serve_app.edit_log import LogEntry
 from serve_app.error_bodies import error_body, for_the_caller
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.form import EditForm
@@ -45,20 +45,18 @@ class _Stream:
         self._serialize_s = 0.0
 
     async def frames(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
-        status = CLIENT_CLOSED_REQUEST
+        self._entry.left()
         try:
             async with aclosing(events):
                 yield await self._frame(first)
                 async for event in events:
                     yield await self._frame(event)
             yield _END
-            status = 200
+            self._entry.status = 200
         except Exception as error:
             seen = for_the_caller(error, self._entry.request_id)
-            status = seen.status
+            self._entry.failed(seen)
             yield _encode({"type": "error", **error_body(seen)})
-        finally:
-            self._entry.status = status
 
     async def _frame(self, event: Event) -> bytes:
         if isinstance(event, Progress):
@@ -89,6 +87,7 @@ class _Stream:
 
     def _done(self, event: Done) -> bytes:
         self._on_serialized(self._serialize_s)
+        self._entry.answered(event.timings, event.batch, self._serialize_s)
         request = self._form.request
         usage = self._usage(len(request.images), request.outputs)
         timings: StageSeconds = {

@@ -9,7 +9,7 @@ from serve_app.batching import Entry, Sample, arrange
 from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Listener, Progress
 from serve_app.images import resize
-from serve_app.request import EditRequest, EditResult, Pixels, Timings
+from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings
 
 Ticket = Future[EditResult]
 """The engine never marks it as running, so its caller may cancel it at any moment; the engine looks between steps."""
@@ -37,6 +37,7 @@ class Claim:
     decoded_s: float = 0.0
     encode_s: float = 0.0
     decode_s: float = 0.0
+    batch: BatchStats = field(default_factory=BatchStats)
 
     def __post_init__(self) -> None:
         self.steps = self.entry.steps_left
@@ -51,6 +52,11 @@ class Claim:
         if progress != self.progress:
             self.progress = progress
             self.tell(progress)
+
+    def took_part(self, samples: int, *, shared: bool) -> None:
+        """One forward of so many samples is done; `shared`: some are of other requests."""
+        batch = self.batch
+        self.batch = BatchStats(batch.forwards + 1, batch.samples + samples, batch.shared_forwards + shared)
 
     def keep(self, sample: Sample, picture: Pixels) -> None:
         """Take a finished sample's picture, tell of it, and with the last one resolve. On any thread, many at once."""
@@ -69,6 +75,7 @@ class Claim:
             pixels=arrange(self.pixels, images, variants),
             seeds=arrange(seeds, images, variants),
             timings=self._timings(),
+            batch=self.batch,
         )
         # The caller may have cancelled since the engine last looked.
         with suppress(InvalidStateError):

@@ -1,6 +1,8 @@
-"""Keys over the application: whose edit it is. Which headers open: test_http.py."""
+"""Keys over the application: failed attempts in the log, and whose edit it is. Which headers open: test_http.py."""
 
+import asyncio
 import base64
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from starlette.applications import Starlette
 from serve_app.http import create_app
 from serve_app.keys import ApiKey
 from serve_app.settings import AppSettings, AuthSettings
-from tests.test_http import Inverter, call, edit, error_of, png
+from tests.test_http import Inverter, basic, call, drive, edit, error_of, log_lines, never, png
 
 
 @pytest.fixture
@@ -32,6 +34,38 @@ def app(editor: Inverter, key_file: Path) -> Starlette:
 
 def bearer(key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {key}"}
+
+
+SENT = "almost-alpha"
+
+
+@pytest.mark.parametrize("authorization", [f"Bearer {SENT}", basic(f"ann:{SENT}"), f"Token {SENT}"])
+def test_a_failed_attempt_leaves_a_line_without_what_was_sent(
+    app: Starlette, authorization: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, logger="ray.serve")
+    headers = {"authorization": authorization, "x-request-id": "req-1"}
+    path = f"/v1/models/\n{'x' * 300}"
+    assert call(app, "GET", path.replace("\n", "%0A"), headers=headers).status_code == 401
+    (line,) = log_lines(caplog, "unauthorized")
+    assert (line["levelname"], line["request_id"], line["client"]) == ("WARNING", "req-1", "127.0.0.1")
+    assert line["path"] == path[:200]
+    assert line["with_key"] is (not authorization.startswith("Token"))
+    everything = "".join(str(vars(record)) for record in caplog.records)
+    for secret in (SENT, basic(f"ann:{SENT}")[6:], base64.b64encode(SENT.encode()).decode()):
+        assert secret not in everything
+
+
+def test_over_a_unix_socket_there_is_no_address(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
+    asyncio.run(drive(app, never, path="/v1/models", method="GET"))
+    (line,) = log_lines(caplog, "unauthorized")
+    assert line["client"] is None
+
+
+def test_who_has_a_key_leaves_no_such_line(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
+    assert edit(app, headers=bearer("alpha")).status_code == 200
+    assert call(app, "GET", "/health/live").status_code == 200
+    assert log_lines(caplog, "unauthorized") == []
 
 
 @pytest.mark.parametrize("query", ["", "?async=true"])

@@ -24,7 +24,7 @@ from serve_app.errors import (
     Overloaded,
     TooManySamples,
 )
-from serve_app.request import EditRequest, EditResult
+from serve_app.request import BatchStats, EditRequest, EditResult
 from serve_app.settings import EngineSettings
 from serve_app.tickets import Ticket
 from tests.fakes import ArithmeticPipeline, edit_request, picture
@@ -125,6 +125,9 @@ def test_a_request_that_arrives_half_way_joins_and_finishes_first_when_it_has_fe
         long.result(TIMEOUT_S)
     sizes = [len(batch) for batch in pipeline.batches]
     assert sizes == [1, 2, 2, 2] + [1] * 16
+    assert long.result().batch == BatchStats(forwards=20, samples=23, shared_forwards=3)
+    assert short.result().batch == BatchStats(forwards=3, samples=6, shared_forwards=3)
+    assert alone(edit_request(1, n=3)).batch == BatchStats(forwards=4, samples=12, shared_forwards=0)
 
 
 def test_join_batch_accumulates_while_busy():

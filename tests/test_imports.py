@@ -55,6 +55,7 @@ ORDER = [
     "http",
     "autoscaling",
     "metrics",
+    "refusals",
     "replica",
     "handles",
     "job_keeper",

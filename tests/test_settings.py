@@ -11,13 +11,14 @@ from serve_app.settings import (
     CorsSettings,
     EngineSettings,
     LimitSettings,
+    LogSettings,
     LoraSettings,
     ModelSettings,
 )
 
 MODELS = [
     *(AppSettings, ModelSettings, EngineSettings, LimitSettings),
-    *(AuthSettings, CorsSettings, LoraSettings),
+    *(AuthSettings, CorsSettings, LogSettings, LoraSettings),
 ]
 
 
