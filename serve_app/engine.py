@@ -196,9 +196,7 @@ class EditEngine:
         if held + asked <= most:
             return None
         seconds = batching.drain_s(entries, self._policy)
-        message = (
-            f"{held} pictures of this key are in work, and {asked} more would be over {most}. Try again in {seconds} s"
-        )
+        message = f"{held} outputs of this caller are in work; {asked} more are over {most}. Try again in {seconds} s"
         return TooManySamples(message, retry_after_s=seconds)
 
     def _prepare(self, claim: Claim) -> None:
