@@ -1,33 +1,53 @@
-"""The body of a request, read within its limit, and what every kind of body is read into."""
+"""The body of a request, read within its limits, and what every kind of body is read into."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from starlette.requests import Request
 
-from serve_app.errors import PayloadTooLarge
+from serve_app.errors import PayloadTooLarge, UploadTooSlow
 from serve_app.settings import LimitSettings
 
 Texts = dict[str, list[str]]
 """The text fields: every value that came under a name, in order."""
 
 ReadPicture = Callable[[], bytes]
-"""Gives the bytes of one picture file. It may block, so it is called on the picture pool."""
+"""Gives the bytes of one picture file, each time anew. It may block, so it is called on the picture pool."""
+
+# More digits than any size has; of thousands, int() would raise.
+_MAX_LENGTH_DIGITS = 18
 
 
 async def within_limit(request: Request, limits: LimitSettings) -> AsyncGenerator[bytes, None]:
-    """The chunks of the body. Raises PayloadTooLarge, before reading where it can; ClientDisconnect."""
+    """The chunks of the body. Raises PayloadTooLarge, before reading where it can; UploadTooSlow; ClientDisconnect."""
     too_large = PayloadTooLarge(f"The request is larger than {limits.max_request_bytes} bytes")
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limits.max_request_bytes:
+    if length.isdecimal() and (len(length) > _MAX_LENGTH_DIGITS or int(length) > limits.max_request_bytes):
         raise too_large
     received_bytes = 0
+    start_s = asyncio.get_running_loop().time()
     async with aclosing(request.stream()) as stream:
-        async for chunk in stream:
+        while (chunk := await _next(stream, start_s, received_bytes, limits)) is not None:
             received_bytes += len(chunk)
             if received_bytes > limits.max_request_bytes:
                 raise too_large
             yield chunk
+
+
+async def _next(
+    stream: AsyncGenerator[bytes, None], start_s: float, received_bytes: int, limits: LimitSettings
+) -> bytes | None:
+    """The next chunk, None at the end. The rate is that of the whole upload, so that a short pause is no offence."""
+    latest_s = start_s + limits.upload_grace_s + received_bytes / limits.min_upload_bytes_per_s
+    try:
+        async with asyncio.timeout_at(latest_s):
+            return await anext(stream, None)
+    except TimeoutError:
+        raise UploadTooSlow(
+            f"The body comes at less than {limits.min_upload_bytes_per_s:g} bytes a second: "
+            f"{received_bytes} bytes have arrived"
+        ) from None
 
 
 def text_too_large(name: str, limits: LimitSettings) -> PayloadTooLarge:

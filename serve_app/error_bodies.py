@@ -11,7 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app.errors import EditError, GenerationError, InvalidInput, MethodNotAllowed, NotFound, Unauthorized
+from serve_app.errors import (
+    EditError,
+    GenerationError,
+    InvalidInput,
+    MethodNotAllowed,
+    NotFound,
+    Unauthorized,
+    UploadTooSlow,
+)
 from serve_app.wire import ErrorBody
 
 logger = logging.getLogger("ray.serve")
@@ -34,6 +42,9 @@ def error_response(error: EditError) -> Response:
     response.headers["x-should-retry"] = "false" if error.retry_after_s is None else "true"
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, UploadTooSlow):
+        # Else the rest would be waited for, for nothing.
+        response.headers["Connection"] = "close"
     if isinstance(error, Unauthorized):
         response.headers.append("WWW-Authenticate", 'Bearer realm="image-edits"')
         response.headers.append("WWW-Authenticate", 'Basic realm="image-edits"')

@@ -6,6 +6,7 @@
     ├── NotFound                404  NOT_FOUND               error_bodies, jobs
     │   └── ModelNotFound       404  MODEL_NOT_FOUND         fields, http
     ├── MethodNotAllowed        405  METHOD_NOT_ALLOWED      error_bodies
+    ├── UploadTooSlow           408  REQUEST_TIMEOUT         body, while it is read
     ├── PayloadTooLarge         413  PAYLOAD_TOO_LARGE       body, while it is read
     ├── UnsupportedMediaType    415  UNSUPPORTED_MEDIA_TYPE  form
     ├── TooManySamples          429  RATE_LIMITED            engine, with `retry_after_s`
@@ -64,6 +65,11 @@ class ModelNotFound(NotFound):
 class MethodNotAllowed(EditError):
     status, code, type = 405, "METHOD_NOT_ALLOWED", "invalid_request_error"
     when = "the path exists, the method does not; with `Allow`"
+
+
+class UploadTooSlow(EditError):
+    status, code, type = 408, "REQUEST_TIMEOUT", "invalid_request_error"
+    when = "the body comes too slowly; the connection is closed"
 
 
 class PayloadTooLarge(EditError):

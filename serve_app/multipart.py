@@ -70,6 +70,8 @@ class _Parser(MultiPartParser):
             raise InvalidInput("The multipart body ends before its closing boundary: the upload was cut off")
 
     def on_headers_finished(self) -> None:
+        # Whatever charset the Content-Type names: names of fields are ASCII, and codecs such as `undefined` raise.
+        self._charset = "utf-8"
         super().on_headers_finished()
         part = self._current_part
         name, is_file = part.field_name, part.file is not None

@@ -25,6 +25,7 @@ from serve_app.errors import (
     TooManySamples,
     Unauthorized,
     UnsupportedMediaType,
+    UploadTooSlow,
 )
 from serve_app.images import READ_FORMATS_TEXT, OutputFormat
 from serve_app.request import EditParams
@@ -114,7 +115,8 @@ def _edit(settings: AppSettings) -> Schema:
             name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in ("getJob", "deleteJob")
         },
     }
-    refusals = (InvalidInput, ModelNotFound, PayloadTooLarge, UnsupportedMediaType, TooManySamples, Overloaded)
+    too_much = (UploadTooSlow, PayloadTooLarge, TooManySamples, Overloaded)
+    refusals = (InvalidInput, ModelNotFound, UnsupportedMediaType, *too_much)
     return {
         "operationId": "editImages",
         "summary": "Edit pictures",

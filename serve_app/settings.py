@@ -117,7 +117,12 @@ class LimitSettings(Settings):
     max_outputs: int = Field(64, ge=1, description="pictures × n in one request")
     max_file_bytes: int = Field(50 * 2**20, ge=1, description="bytes of one picture file")
     max_request_bytes: int = Field(128 * 2**20, ge=1, description="bytes of one request body")
+    max_uploading_bytes: int = Field(
+        2 * 2**30, ge=1, description="bytes of all bodies that an ingress replica reads at once; more get 503"
+    )
     max_field_bytes: int = Field(64 * 2**10, ge=1024, description="bytes of one text field")
+    min_upload_bytes_per_s: float = Field(1000.0, gt=0, description="rate of an upload, from its beginning on")
+    upload_grace_s: float = Field(10.0, gt=0, description="how much longer an upload may take than at that rate")
     # Above that, Pillow refuses a picture itself, in other words (twice its MAX_IMAGE_PIXELS).
     max_image_pixels: int = Field(
         40_000_000, ge=1, le=178_956_970, description="pixels of one input picture, checked before decoding"

@@ -14,7 +14,14 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from serve_app.errors import EditError, InvalidInput, ModelNotFound, PayloadTooLarge, UnsupportedMediaType
+from serve_app.errors import (
+    EditError,
+    InvalidInput,
+    ModelNotFound,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    UploadTooSlow,
+)
 from serve_app.form import EditForm, parse
 from serve_app.images import Size
 from serve_app.settings import AppSettings, LimitSettings, ModelSettings
@@ -476,3 +483,53 @@ def test_temporary_files_are_closed_however_it_ends(share: float, disconnects: b
         return open_files()
 
     assert asyncio.run(watched()) == asyncio.run(before())
+
+
+class SlowUpload(Upload):
+    """Hands out each chunk after a pause."""
+
+    def __init__(self, chunks: Iterable[bytes], content_type: str, pause_s: float) -> None:
+        super().__init__(chunks, content_type)
+        self.pause_s = pause_s
+
+    async def receive(self) -> Message:
+        await asyncio.sleep(self.pause_s)
+        return await super().receive()
+
+
+@pytest.mark.parametrize("content_type", ["multipart/form-data; boundary=b", "application/json"])
+@pytest.mark.parametrize(("chunks", "pause_s"), [([], 3600), ([b"\r"] * 1000, 0.01)])
+def test_an_upload_that_is_too_slow_is_given_up(content_type: str, chunks: list[bytes], pause_s: float) -> None:
+    upload = SlowUpload(chunks, content_type, pause_s)
+    limits = LimitSettings(upload_grace_s=0.2, min_upload_bytes_per_s=1000)
+    with pytest.raises(UploadTooSlow, match="less than 1000 bytes a second"):
+        upload.parse(AppSettings(limits=limits))
+    assert upload.taken_bytes < 100
+
+
+def test_the_rate_is_that_of_the_whole_upload() -> None:
+    body, content_type = body_of([PROMPT, ("images", ("a.bmp", bmp_of_noise(), "image/bmp"))])
+    # The second half comes after the grace, and long before the bytes of the first have used up their time.
+    limits = LimitSettings(upload_grace_s=1, min_upload_bytes_per_s=len(body) / 60)
+    upload = SlowUpload([body[: len(body) // 2], body[len(body) // 2 :]], content_type, pause_s=0.6)
+    assert len(upload.parse(AppSettings(limits=limits)).request.images) == 1
+
+
+def bmp_of_noise() -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file, "BMP")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("digits", [18, 19, 4301, 100_000])
+def test_an_announced_length_of_any_number_of_digits_is_refused_unread(digits: int) -> None:
+    upload = Upload(endless(), "multipart/form-data; boundary=b", [(b"content-length", b"9" * digits)])
+    with pytest.raises(PayloadTooLarge):
+        upload.parse()
+    assert upload.taken_bytes == 0
+
+
+@pytest.mark.parametrize("charset", ["undefined", "idna", "punycode", "utf-7", "rot13", "ISO-8859-1", "nonsense"])
+def test_the_charset_of_a_form_changes_nothing(charset: str) -> None:
+    body, content_type = body_of([text("prompt", "天空变蓝"), PICTURE])
+    assert Upload([body], f"{content_type}; charset={charset}").parse().request.prompts == ("天空变蓝",)
