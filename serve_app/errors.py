@@ -14,7 +14,7 @@
     │   ├── OutOfMemory                                      pipeline: the engine halves the batch and tries again
     │   ├── NotFinite                                        pipeline: a sample turned into NaN or infinity
     │   └── DeviceLost                                       pipeline: the device is unusable, the replica must go
-    ├── Overloaded              503  OVERLOADED              engine, jobs, with `retry_after_s`
+    ├── Overloaded              503  OVERLOADED              engine, jobs, budget, with `retry_after_s`
     ├── NotReady                503  NOT_READY               http: no replica has a warm model
     └── DeadlineExceeded        504  TIMEOUT                 engine, ingress
 
@@ -118,10 +118,10 @@ class DeviceLost(GenerationError):
 
 
 class Overloaded(EditError):
-    """The bounded queue is full; `retry_after_s` is always set."""
+    """The bounded queue is full, or memory; `retry_after_s` is always set."""
 
     status, code = 503, "OVERLOADED"
-    when = "the queue is full, or no more jobs are kept; with `Retry-After`"
+    when = "the queue is full, too much is being uploaded, or no more jobs are kept; with `Retry-After`"
 
 
 class NotReady(EditError):

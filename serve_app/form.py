@@ -1,19 +1,25 @@
 """An HTTP form, of either kind of body, becomes a validated request."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from serve_app import fields, json_body, multipart
 from serve_app.body import ReadPicture, Texts
-from serve_app.errors import InvalidInput, UnsupportedMediaType
-from serve_app.images import OutputFormat, decode
-from serve_app.request import EditRequest, Pixels, check_limits
+from serve_app.budget import Loan
+from serve_app.decoders import DECODERS
+from serve_app.errors import DeadlineExceeded, InvalidInput, UnsupportedMediaType
+from serve_app.images import OutputFormat
+from serve_app.request import EditRequest, check_limits
 from serve_app.settings import AppSettings, LimitSettings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +34,20 @@ class EditForm:
 
 
 async def parse(
-    request: Request, settings: AppSettings, executor: Executor | None = None, caller: str | None = None
+    request: Request,
+    settings: AppSettings,
+    executor: Executor | None = None,
+    loan: Loan | None = None,
+    caller: str | None = None,
 ) -> EditForm:
-    """Read and validate the body of an edit; pictures are decoded one after another in `executor`.
+    """Read and validate the body of an edit; pictures are decoded one after another, waited for in `executor`.
 
-    `caller`: as in EditRequest; no field can set it.
+    `loan` counts the body and takes the pixels of all pictures; unset, as many as there are. `caller`: as in
+    EditRequest; no field can set it.
 
-    Raises UnsupportedMediaType, PayloadTooLarge (while reading), ModelNotFound, InvalidInput, and Starlette's
-    ClientDisconnect where the client left during the upload.
+    Raises UnsupportedMediaType, PayloadTooLarge, UploadTooSlow and Overloaded (while reading), ModelNotFound,
+    InvalidInput, DeadlineExceeded where there is no room for the pixels, and Starlette's ClientDisconnect where the
+    client left during the upload.
     """
     limits = settings.limits
     async with _opened(request, limits, executor) as (texts, pictures):
@@ -43,13 +55,39 @@ async def parse(
         params = fields.params(texts)
         if not pictures:
             raise InvalidInput("At least one image is required", param="images")
-        loop = asyncio.get_running_loop()
-        images = [
-            await loop.run_in_executor(executor, _decode, read, index, limits) for index, read in enumerate(pictures)
-        ]
+        sizes = await _each(DECODERS.measure, pictures, limits, executor)
+        if loan is not None:
+            await _wait_for_room(loan, sum(size.pixels for size in sizes), limits)
+        images = await _each(DECODERS.decode, pictures, limits, executor)
+    if loan is not None:
+        loan.return_bytes()
     edit = EditRequest(images=images, caller=caller, **params)
     check_limits(edit, limits)
     return EditForm(edit, *form_options)
+
+
+async def _each(
+    ask: Callable[[bytes, int, LimitSettings], T],
+    pictures: list[ReadPicture],
+    limits: LimitSettings,
+    executor: Executor | None,
+) -> list[T]:
+    """The answers for the pictures, one after another, so that a request with many does not take every decoder."""
+    loop = asyncio.get_running_loop()
+
+    def answer(read: ReadPicture, index: int) -> T:
+        return ask(read(), index, limits)
+
+    return [await loop.run_in_executor(executor, answer, read, index) for index, read in enumerate(pictures)]
+
+
+async def _wait_for_room(loan: Loan, pixels: int, limits: LimitSettings) -> None:
+    try:
+        async with asyncio.timeout(limits.request_timeout_s):
+            await loan.take_pixels(pixels)
+    except TimeoutError:
+        seconds = limits.request_timeout_s
+        raise DeadlineExceeded(f"There was no room for the pictures within {seconds:g} s") from None
 
 
 def _opened(
@@ -62,7 +100,3 @@ def _opened(
         return json_body.opened(request, limits, executor)
     found = media_type[:80] or "nothing"
     raise UnsupportedMediaType(f"Content-Type must be {multipart.MEDIA_TYPE} or {json_body.MEDIA_TYPE}, not {found}")
-
-
-def _decode(read: ReadPicture, index: int, limits: LimitSettings) -> Pixels:
-    return decode(read(), index, limits)

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from serve_app import answer, openapi, sse
 from serve_app.auth import RequireKey
+from serve_app.budget import Budget, Lend
 from serve_app.cors import cross_origin
 from serve_app.docs import docs_routes
 from serve_app.edit_log import LogEdits
@@ -45,9 +46,12 @@ def create_app(
     """
     api = _Api(editor, settings, on_serialized, jobs or JobStore(editor, settings.jobs, settings.log))
     keys = KeyRing(settings.auth)
-    logged = Middleware(LogEdits, settings=settings.log)
+    around_edits = [
+        Middleware(LogEdits, settings=settings.log),
+        Middleware(Lend, budget=Budget(settings.limits)),
+    ]
     routes = [
-        Route("/v1/images/edits", api.edit, methods=["POST"], middleware=[logged]),
+        Route("/v1/images/edits", api.edit, methods=["POST"], middleware=around_edits),
         # One route, so that a refusal of other methods names both.
         Route("/v1/jobs/{id}", api.job, methods=["GET", "DELETE"]),
         Route("/v1/models", api.models),
@@ -79,11 +83,14 @@ class _Api:
         self._on_serialized = on_serialized
         self._started = int(time.time())
         self._pool = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures")
+        # Others than those that make answers: a picture that takes long to decode keeps only pictures waiting.
+        self._decoding = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="decoding")
 
     async def edit(self, request: Request) -> Response:
         entry = request.scope["log_entry"]
         entry.is_job = _asynchronous(request)
-        form = entry.form = await parse(request, self._settings, self._pool, caller=request.scope["key_name"])
+        loan, caller = request.scope["loan"], request.scope["key_name"]
+        form = entry.form = await parse(request, self._settings, self._decoding, loan, caller)
         if entry.is_job:
             return await self._start_job(request, form)
         if form.stream:

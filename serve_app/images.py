@@ -3,6 +3,8 @@
 import io
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +25,10 @@ READ_FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000 or PPM"
 
 # From this quality on JPEG keeps colour at full resolution: at 100 a value is off by 0.5 on average, else by 2.5.
 _JPEG_FULL_COLOUR_QUALITY = 90
+
+# Each scan goes over the whole picture. Cameras and encoders make about ten; a thumbnail inside counts too.
+_JPEG_SCAN = b"\xff\xda"
+_MAX_JPEG_SCANS = 100
 
 _UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -106,18 +112,33 @@ def check_picture_size(size: Size, index: int, limits: LimitSettings) -> None:
         )
 
 
+def measure(data: bytes, index: int, limits: LimitSettings) -> Size:
+    """The size of an untrusted picture file, as its header tells it. Arguments and errors as of `decode`."""
+    with _opened(data, index, limits) as image:
+        return Size(*image.size)
+
+
 def decode(data: bytes, index: int, limits: LimitSettings) -> NDArray[np.uint8]:
     """The first frame of an untrusted picture file as RGB, height × width × 3.
 
     Only the header is read before the limits are checked. `index` is the picture's place in the request, for messages.
-    Raises InvalidInput for everything that is wrong with the file.
+    Raises InvalidInput for everything that is wrong with the file. May take minutes, or end the process, where a file
+    was made for that: `decoders` has the same in processes of their own.
     """
+    with _opened(data, index, limits) as image:
+        return convert(image, index)
+
+
+@contextmanager
+def _opened(data: bytes, index: int, limits: LimitSettings) -> Iterator[PIL.Image.Image]:
     if not data:
         raise undecodable(index, "the file is empty")
     try:
         with PIL.Image.open(io.BytesIO(data), formats=_READ_FORMATS) as image:
             check_picture_size(Size(*image.size), index, limits)
-            return convert(image, index)
+            if image.format in ("JPEG", "MPO") and data.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
+                raise undecodable(index, f"it has more than {_MAX_JPEG_SCANS} scans")
+            yield image
     except InvalidInput:
         raise
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):

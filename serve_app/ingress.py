@@ -4,6 +4,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
+from serve_app.decoders import DECODERS
 from serve_app.handles import HandleEditor, HandleJobs
 from serve_app.http import create_app
 from serve_app.metrics import IngressMetrics
@@ -21,6 +22,7 @@ class EditIngress:
         self._jobs = HandleJobs(jobs, timeout_s)
         self._settings = settings
         self._metrics = IngressMetrics(settings.model.served_name)
+        DECODERS.warm()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return create_app(self._editor, self._settings, self._metrics.serialized, self._jobs)

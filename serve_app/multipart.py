@@ -5,6 +5,7 @@ stored.
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
@@ -33,10 +34,15 @@ async def opened(request: Request, limits: LimitSettings) -> AsyncIterator[tuple
             else:
                 files.append(value)
         # Not what a browser sends for a file input that was left empty.
-        yield texts, [file.file.read for file in files if file.filename or file.size]
+        yield texts, [partial(_contents, file) for file in files if file.filename or file.size]
     finally:
         for file in files:
             file.file.close()  # not UploadFile.close(): an await here would not run once the request is cancelled
+
+
+def _contents(file: UploadFile) -> bytes:
+    file.file.seek(0)
+    return file.file.read()
 
 
 async def _read(request: Request, limits: LimitSettings) -> list[tuple[str, str | UploadFile]]:

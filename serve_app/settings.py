@@ -127,6 +127,13 @@ class LimitSettings(Settings):
     max_image_pixels: int = Field(
         40_000_000, ge=1, le=178_956_970, description="pixels of one input picture, checked before decoding"
     )
+    decode_timeout_s: float = Field(20.0, gt=0, description="how long one picture may take to decode")
+    max_decoder_bytes: int = Field(
+        2 * 2**30, ge=2**26, description="memory that one picture may take while it is decoded"
+    )
+    max_decoding_pixels: int = Field(
+        640_000_000, ge=1, description="pixels of the input pictures of all open edits of an ingress replica; more wait"
+    )
     max_aspect_ratio: float = Field(8.0, ge=1, description="long side over short side, of pictures and of `size`")
     max_area_factor: float = Field(4.0, ge=1, description="pixels of `size`, as a multiple of the model's native area")
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request, waiting included")
@@ -210,6 +217,8 @@ class AppSettings(Settings):
                 f"engine.max_caller_samples ({most}) is less than limits.max_outputs ({self.limits.max_outputs}): "
                 "the largest allowed request could never be accepted"
             )
+        if self.limits.max_request_bytes > self.limits.max_uploading_bytes:
+            raise ValueError("limits.max_request_bytes is more than limits.max_uploading_bytes: none could arrive")
         if self.limits.max_file_bytes > self.limits.max_request_bytes:
             raise ValueError("limits.max_file_bytes is more than limits.max_request_bytes: no such file could arrive")
         return self

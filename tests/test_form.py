@@ -14,7 +14,9 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
+from serve_app.budget import Budget, Loan
 from serve_app.errors import (
+    DeadlineExceeded,
     EditError,
     InvalidInput,
     ModelNotFound,
@@ -533,3 +535,21 @@ def test_an_announced_length_of_any_number_of_digits_is_refused_unread(digits: i
 def test_the_charset_of_a_form_changes_nothing(charset: str) -> None:
     body, content_type = body_of([text("prompt", "天空变蓝"), PICTURE])
     assert Upload([body], f"{content_type}; charset={charset}").parse().request.prompts == ("天空变蓝",)
+
+
+def test_a_request_waits_until_there_is_room_for_its_pixels() -> None:
+    body, content_type = body_of([PROMPT, PICTURE, PICTURE])
+    limits = LimitSettings(request_timeout_s=0.3)
+
+    async def steps() -> None:
+        budget = Budget(LimitSettings(max_decoding_pixels=3 * 64))
+        await budget.take_pixels(64 + 1)
+        upload = Upload([body], content_type)
+        with pytest.raises(DeadlineExceeded, match="no room"):
+            await parse(Request(upload.scope, upload.receive), AppSettings(limits=limits), loan=Loan(budget))
+        budget.return_pixels(1)
+        upload = Upload([body], content_type)
+        form = await parse(Request(upload.scope, upload.receive), SETTINGS, loan=Loan(budget))
+        assert len(form.request.images) == 2
+
+    asyncio.run(steps())

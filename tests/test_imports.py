@@ -35,6 +35,9 @@ ORDER = [
     "engine",
     "local",
     "body",
+    "budget",
+    "decoder",
+    "decoders",
     "fields",
     "multipart",
     "json_body",
@@ -70,9 +73,9 @@ ORDER = [
 ]
 WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
 WITH_STARLETTE = {
-    *("body", "fields", "multipart", "json_body", "form", "auth"),
+    *("body", "budget", "fields", "multipart", "json_body", "form", "auth"),
     *("error_bodies", "cors", "edit_log", "answer", "sse", "jobs", "page", "openapi", "docs"),
-    *("http", "ingress", "checkup"),
+    *("proxy_headers", "http", "ingress", "checkup"),
 }
 WITH_RAY = {"metrics", "replica", "handles", "job_keeper", "ingress", "app", "server", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.

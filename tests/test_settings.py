@@ -54,6 +54,7 @@ def test_settings_are_frozen() -> None:
         ({"engine": {"max_waiting": 3}}, "engine.max_waiting"),
         ({"engine": {"max_caller_samples": 63}}, "engine.max_caller_samples"),
         ({"engine": {"max_caller_samples": 0}}, "max_caller_samples"),
+        ({"limits": {"max_request_bytes": 2**40}}, "max_uploading_bytes"),
         ({"limits": {"max_file_bytes": 2, "max_request_bytes": 1}}, "no such file could arrive"),
         ({"limits": {"max_images": 0}}, "max_images"),
         ({"limits": {"max_images": "many"}}, "max_images"),

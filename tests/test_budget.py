@@ -1,0 +1,129 @@
+"""What all requests hold together: bounded, pixels first come, first served, given back however a request ends."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from serve_app.budget import Budget, Lend, Loan
+from serve_app.errors import Overloaded
+from serve_app.settings import LimitSettings
+
+LIMITS = LimitSettings(max_decoding_pixels=100, max_uploading_bytes=1000)
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def test_pixels_beyond_the_bound_wait_in_turn() -> None:
+    async def steps() -> None:
+        budget, order = Budget(LIMITS), list[str]()
+
+        async def take(name: str, pixels: int) -> None:
+            await budget.take_pixels(pixels)
+            order.append(name)
+
+        await take("first", 60)
+        waiting = [asyncio.create_task(take("large", 80)), asyncio.create_task(take("small", 10))]
+        await settle()
+        # There is room for the small one, which came later.
+        assert order == ["first"]
+        budget.return_pixels(60)
+        await asyncio.gather(*waiting)
+        assert order == ["first", "large", "small"]
+
+    asyncio.run(steps())
+
+
+def test_more_pixels_than_the_bound_are_held_alone() -> None:
+    async def steps() -> None:
+        budget = Budget(LIMITS)
+        await budget.take_pixels(1000)
+        small = asyncio.create_task(budget.take_pixels(1))
+        await settle()
+        assert not small.done()
+        budget.return_pixels(1000)
+        await small
+
+    asyncio.run(steps())
+
+
+def test_who_leaves_while_waiting_holds_nothing_and_lets_others_pass() -> None:
+    async def steps() -> None:
+        budget = Budget(LIMITS)
+        await budget.take_pixels(60)
+        gone = asyncio.create_task(budget.take_pixels(90))
+        following = asyncio.create_task(budget.take_pixels(40))
+        await settle()
+        gone.cancel()
+        await following
+        assert gone.cancelled()
+        budget.return_pixels(100)
+        await budget.take_pixels(100)
+
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, asyncio.CancelledError])
+def test_a_request_gives_back_what_it_held_however_it_ends(error: type[BaseException] | None) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        loan: Loan = scope["loan"]
+        await receive()
+        await loan.take_pixels(100)
+        if error is not None:
+            raise error
+
+    async def steps() -> None:
+        budget = Budget(LIMITS)
+        for _ in range(2):
+            task = asyncio.create_task(Lend(app, budget)({"type": "http"}, lambda: body(1000), no_send))
+            await asyncio.wait([task], timeout=5)
+            assert task.done()
+            assert (
+                task.cancelled()
+                if error is asyncio.CancelledError
+                else type(task.exception()) is type(error and error())
+            )
+
+    asyncio.run(steps())
+
+
+def test_bytes_beyond_the_bound_are_refused_until_others_have_been_read() -> None:
+    async def steps() -> None:
+        budget = Budget(LIMITS)
+        reading, read = asyncio.Event(), asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await receive()
+            reading.set()
+            await read.wait()
+            scope["loan"].return_bytes()
+            await asyncio.Event().wait()
+
+        first = asyncio.create_task(Lend(app, budget)({"type": "http"}, lambda: body(600), no_send))
+        await reading.wait()
+        with pytest.raises(Overloaded) as caught:
+            await Lend(app, budget)({"type": "http"}, lambda: body(401), no_send)
+        assert caught.value.retry_after_s == 5
+        read.set()
+        await settle()
+        # The first still waits for its edit, and no longer holds its body.
+        second = asyncio.create_task(Lend(app, budget)({"type": "http"}, lambda: body(1000), no_send))
+        await settle()
+        assert not first.done()
+        assert not second.done()
+        first.cancel()
+        second.cancel()
+
+    asyncio.run(steps())
+
+
+async def body(size: int) -> Message:
+    return {"type": "http.request", "body": b"x" * size, "more_body": True}
+
+
+async def no_send(message: Message) -> Any:
+    raise AssertionError(message)
