@@ -26,6 +26,7 @@ from serve_app.form import EditForm, parse
 from serve_app.jobs import Jobs, JobStore
 from serve_app.keys import KeyRing
 from serve_app.page import page_routes
+from serve_app.proxy_headers import check_proxy_headers
 from serve_app.settings import AppSettings
 from serve_app.wire import Health, Model, ModelList
 
@@ -88,6 +89,7 @@ class _Api:
 
     async def edit(self, request: Request) -> Response:
         entry = request.scope["log_entry"]
+        check_proxy_headers(request.headers)
         entry.is_job = _asynchronous(request)
         loan, caller = request.scope["loan"], request.scope["key_name"]
         form = entry.form = await parse(request, self._settings, self._decoding, loan, caller)

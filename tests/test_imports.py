@@ -55,6 +55,7 @@ ORDER = [
     "page",
     "openapi",
     "docs",
+    "proxy_headers",
     "http",
     "autoscaling",
     "metrics",
