@@ -2,6 +2,7 @@
 # make test    install what is missing, run every test that needs no GPU
 # make browser Debian's Chromium for the tests of the page, where root may install it; a part of make test
 # make test-gpu the others
+# make fuzz    bodies, headers and pictures that nobody thought of, for minutes   (FUZZ_ROUNDS=20 FUZZ_SEED=1 make fuzz)
 # make check-deploy what is in deploy/, against its schemas; a part of make test
 # make deploy-config deploy/serve_config.yaml and what is in deploy/kuberay, from serve_config.yaml
 # make lint    ruff and mypy
@@ -18,7 +19,7 @@ BIN := .venv/bin
 # Where it is set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test browser test-gpu check-deploy deploy-config bench train lint install clean
+.PHONY: run test browser test-gpu fuzz check-deploy deploy-config bench train lint install clean
 
 run: install
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
@@ -37,6 +38,11 @@ browser:
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+fuzz: export FUZZ_ROUNDS ?= 20
+fuzz: export FUZZ_SEED ?= 1
+fuzz: install
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/test_fuzz.py
 
 check-deploy: install
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/deploy

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.fuzzing import SEED, tried
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
@@ -45,3 +47,11 @@ def browser() -> "Iterator[Browser]":
     arguments = ["--host-resolver-rules=MAP edits.test 127.0.0.1"]
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=arguments) as browser:
         yield browser
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How much the tests that draw their inputs have tried."""
+    if tried:
+        terminalreporter.section(f"inputs drawn, seed {SEED}")
+    for what, number in sorted(tried.items()):
+        terminalreporter.line(f"{number:>8} {what}")
