@@ -1,0 +1,80 @@
+"""A caller that no HTTP library would be: bytes on a socket, and the answers that come back."""
+
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import orjson
+
+WAIT_S = 60
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def code(self) -> str:
+        """The code of our error body."""
+        error: dict[str, Any] = orjson.loads(self.body)
+        assert set(error) == {"detail", "error"}
+        return str(error["error"]["code"])
+
+
+def connect(base: str) -> socket.socket:
+    host, _, port = base.removeprefix("http://").partition("/")[0].partition(":")
+    return socket.create_connection((host, int(port)), timeout=WAIT_S)
+
+
+def talk(base: str, sent: bytes | Iterable[bytes], count: int = 1) -> list[Answer]:
+    """What is answered until the server closes the connection, or has answered `count` times and is quiet."""
+    with connect(base) as connection:
+        for piece in [sent] if isinstance(sent, bytes) else sent:
+            try:
+                connection.sendall(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                break
+        return answers(connection, count)
+
+
+def answers(connection: socket.socket, count: int = 1, quiet_s: float = 2) -> list[Answer]:
+    found: list[Answer] = []
+    with connection.makefile("rb") as stream:
+        try:
+            while (answer := _read(stream)) is not None:
+                found.append(answer)
+                if len(found) >= count:
+                    connection.settimeout(quiet_s)
+        except TimeoutError:
+            assert len(found) >= count, f"{len(found)} answers and no end within {WAIT_S} s"
+        except ConnectionResetError:
+            pass
+    return found
+
+
+def _read(stream: BinaryIO) -> Answer | None:
+    """The next answer, None where the connection is closed."""
+    line = stream.readline()
+    if not line:
+        return None
+    status = int(line.split()[1])
+    headers: dict[str, str] = {}
+    while (line := stream.readline().strip()) and b":" in line:
+        name, _, value = line.decode("latin-1").partition(":")
+        headers[name.lower()] = value.strip()
+    if status == 100:
+        return _read(stream)
+    return Answer(status, headers, b"".join(_body(headers, stream)))
+
+
+def _body(headers: dict[str, str], stream: BinaryIO) -> Iterator[bytes]:
+    if headers.get("transfer-encoding") != "chunked":
+        yield stream.read(int(headers.get("content-length", "0")))
+        return
+    while size := int(stream.readline(), 16):
+        yield stream.read(size)
+        stream.readline()
+    stream.readline()
