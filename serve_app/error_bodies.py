@@ -95,12 +95,21 @@ class ErrorBodies:
             await send(message)
 
         try:
+            _check_query(scope)
             await self.app(scope, receive, watched_send)
         except Exception as error:
             seen = for_the_caller(error, request_id)
             if started:
                 raise
             await error_response(seen)(scope, receive, send)
+
+
+def _check_query(scope: Scope) -> None:
+    """Raise InvalidInput for bytes that Starlette would stumble over wherever it looks at the URL."""
+    try:
+        scope["query_string"].decode()
+    except UnicodeDecodeError:
+        raise InvalidInput("The query of the URL is not UTF-8 text") from None
 
 
 def _request_id(headers: Headers) -> str:
