@@ -2,6 +2,7 @@
 # make test    install what is missing, run every test that needs no GPU
 # make browser Debian's Chromium for the tests of the page, where root may install it; a part of make test
 # make test-gpu the others
+# make soak    ten minutes of edits, hostile requests, callers who leave, replicas that die; two of them are a part of make test
 # make fuzz    bodies, headers and pictures that nobody thought of, for minutes   (FUZZ_ROUNDS=20 FUZZ_SEED=1 make fuzz)
 # make check-deploy what is in deploy/, against its schemas; a part of make test
 # make deploy-config deploy/serve_config.yaml and what is in deploy/kuberay, from serve_config.yaml
@@ -19,7 +20,7 @@ BIN := .venv/bin
 # Where it is set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test browser test-gpu fuzz check-deploy deploy-config bench train lint install clean
+.PHONY: run test browser test-gpu soak fuzz check-deploy deploy-config bench train lint install clean
 
 run: install
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
@@ -38,6 +39,9 @@ browser:
 
 test-gpu: install
 	$(BIN)/python -m pytest -m gpu
+
+soak: install
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m tests.soak
 
 fuzz: export FUZZ_ROUNDS ?= 20
 fuzz: export FUZZ_SEED ?= 1

@@ -73,6 +73,10 @@ class Entry:
     deadline_s: float
     conditions: tuple[Condition, ...]
     samples: list[Sample] = field(default_factory=list)
+    alone: bool = False
+    """It shares no step, and nothing else is in flight while it is."""
+    joined: bool = False
+    """Whether any of its samples has joined."""
 
     @property
     def work_tokens(self) -> int:
@@ -110,15 +114,16 @@ def expand(
     sequence: int = 0,
     arrived_s: float = 0.0,
     deadline_s: float = math.inf,
+    alone: bool = False,
 ) -> Entry:
     """A request's samples: every variant of the first picture, then every variant of the second, and so on.
 
-    Who steps them without a queue leaves out `sequence`, `arrived_s` and `deadline_s`.
+    Who steps them without a queue leaves out `sequence`, `arrived_s`, `deadline_s` and `alone`.
     """
     steps = request.num_inference_steps or default_steps
     guidance = request.guidance_scale or default_guidance
     negative = request.negative_prompt if guidance > 1 else None
-    entry = Entry(sequence, arrived_s, deadline_s, _conditions(request, geometry, negative))
+    entry = Entry(sequence, arrived_s, deadline_s, _conditions(request, geometry, negative), alone=alone)
     for index, condition in enumerate(entry.conditions):
         output = geometry.cover(request.size) if request.size else condition.reference
         shape = Shape(output, condition.reference)
@@ -176,12 +181,25 @@ def plan(entries: Sequence[Entry], policy: Policy, caps: Mapping[Shape, int] | N
     All have the shape of the first sample in order. At most `max_samples` (or the shape's cap, where memory ran out
     before) and, beyond the first, at most `batch_tokens`. Never are more than `max_samples` + `max_paused` encoded.
     """
-    samples = [sample for entry in in_order(entries, policy) for sample in entry.samples]
+    samples = [sample for entry in _apart(in_order(entries, policy)) for sample in entry.samples]
     encoded = sum(sample.encoded for sample in samples)
     if policy.join == "batch" and encoded:
         samples = [sample for sample in samples if sample.encoded]
     room = policy.max_samples + policy.max_paused - encoded
     return _fill(samples, room, policy, caps or {})
+
+
+def _apart(ordered: list[Entry]) -> list[Entry]:
+    """Those that may be in flight together.
+
+    Behind one that must be alone nothing joins, and it joins once those before it are done and nothing is in flight.
+    """
+    in_flight = [entry for entry in ordered if entry.joined]
+    if any(entry.alone for entry in in_flight):
+        return in_flight
+    turn = next((place for place, entry in enumerate(ordered) if entry.alone), len(ordered))
+    together = [entry for place, entry in enumerate(ordered) if entry.joined or place < turn]
+    return together or ordered[turn : turn + 1]
 
 
 def _fill(samples: Sequence[Sample], room: int, policy: Policy, caps: Mapping[Shape, int]) -> list[Sample]:

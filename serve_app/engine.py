@@ -22,14 +22,15 @@ from serve_app.errors import (
     GenerationError,
     OutOfMemory,
     Overloaded,
+    ReplicaStopping,
     TooManySamples,
 )
-from serve_app.events import Listener, Preview
+from serve_app.events import Preview
 from serve_app.isolation import isolate
 from serve_app.protocol import Pipeline
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import EngineSettings
-from serve_app.tickets import Claim, Ticket
+from serve_app.tickets import Claim, Terms, Ticket
 
 logger = logging.getLogger("ray.serve")
 
@@ -39,6 +40,8 @@ R = TypeVar("R")
 _RATE_WEIGHT = 0.1
 # Pillow and torch let go of the GIL; more would only compete with the engine's thread for the replica's cores.
 _PICTURE_THREADS = 4
+_RETRY_AFTER_S = 5
+_WARNING_S = 0.5
 # An idle engine waits at most so long for pictures still being prepared, so that what came together starts together.
 _TOGETHER_S = 0.05
 
@@ -109,6 +112,7 @@ class EditEngine:
             aging=settings.aging,
             seconds_per_token=calibration.seconds_per_token,
         )
+        self._fastest_s = calibration.seconds_per_token
         # Callers, picture threads and the engine's. Guards _claims, _sequence, _counts; notified when there is work.
         self._lock = threading.Condition()
         self._claims: dict[int, Claim] = {}
@@ -135,30 +139,29 @@ class EditEngine:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
-    def submit(
-        self, requests: Sequence[EditRequest], listeners: Sequence[Listener | None] | None = None
-    ) -> list[Ticket | EditError]:
-        """One ticket for each request, or what refuses it: InvalidInput, TooManySamples, Overloaded or DeviceLost.
+    def submit(self, requests: Sequence[EditRequest], terms: Sequence[Terms] | None = None) -> list[Ticket | EditError]:
+        """One ticket for each request, or what refuses it.
 
-        A request's listener is told how it goes until its ticket is done; previews are made for listeners only.
+        That is InvalidInput, TooManySamples, Overloaded or ReplicaStopping.
         """
-        entries = [self._expand(request) for request in requests]
-        listeners = listeners or [None] * len(requests)
+        terms = terms or [Terms()] * len(requests)
+        entries = [self._expand(*each) for each in zip(requests, terms, strict=True)]
         with self._lock:
             return [
-                entry if isinstance(entry, EditError) else self._admit(Claim(request, entry, listener))
-                for request, entry, listener in zip(requests, entries, listeners, strict=True)
+                entry if isinstance(entry, EditError) else self._admit(Claim(request, entry, its.listener))
+                for request, entry, its in zip(requests, entries, terms, strict=True)
             ]
 
-    def _expand(self, request: EditRequest) -> Entry | EditError:
+    def _expand(self, request: EditRequest, terms: Terms) -> Entry | EditError:
         now_s = self._clock()
         entry = batching.expand(
             request,
             self._pipeline.geometry,
             arrived_s=now_s,
-            deadline_s=now_s + self._timeout_s,
+            deadline_s=now_s + min(self._timeout_s, terms.timeout_s),
             default_steps=self._default_steps,
             default_guidance=self._default_guidance,
+            alone=terms.alone,
         )
         try:
             for condition in entry.conditions:
@@ -170,7 +173,7 @@ class EditEngine:
     def _admit(self, claim: Claim) -> Ticket | EditError:
         entry = claim.entry
         if self._fault is not None or self._stopping:
-            return self._fault or DeviceLost("this replica is shutting down")
+            return ReplicaStopping("This replica takes nothing new", retry_after_s=_RETRY_AFTER_S)
         if (refusal := self._beyond_share(claim)) is not None:
             self._counts["refused"] += 1
             return refusal
@@ -239,10 +242,13 @@ class EditEngine:
         return self._policy.batch_tokens
 
     def check_health(self) -> None:
-        """Raise DeviceLost where the device is lost, the thread is dead, or one stage has run for `stall_s`."""
+        """Raise DeviceLost where the device is lost, the thread is dead, or one stage has run for `stall_s`.
+
+        Nothing is wrong with an engine that was stopped.
+        """
         if self._fault is not None:
             raise self._fault
-        if not self._thread.is_alive():
+        if not self._thread.is_alive() and not self._stopping:
             raise DeviceLost("the engine's thread has ended")
         since_s = self._busy_since_s
         if since_s is not None and self._clock() - since_s > self._settings.stall_s:
@@ -300,9 +306,14 @@ class EditEngine:
                 # Cancelled by its caller, or failed on a picture thread.
                 self._counts["cancelled" if claim.ticket.cancelled() else "failed"] += 1
                 del self._claims[claim.entry.sequence]
-            elif now_s >= claim.entry.deadline_s:
+            elif now_s + self._least_s(claim.entry) >= claim.entry.deadline_s:
                 self._counts["expired"] += 1
-                self._reject(claim, DeadlineExceeded(f"The edit was not done within {self._timeout_s:g} s"))
+                given_s = claim.entry.deadline_s - claim.entry.arrived_s
+                self._reject(claim, DeadlineExceeded(f"The edit was not done within {given_s:g} s"))
+
+    def _least_s(self, entry: Entry) -> float:
+        """What an edit that has not begun takes at least: what cannot be done in time is not begun."""
+        return 0.0 if entry.joined else entry.work_tokens * self._fastest_s
 
     def _report(self) -> None:
         """Tell listeners how far their requests are, and while they wait their place in the queue."""
@@ -320,8 +331,7 @@ class EditEngine:
         """Encode each picture once, however many of its variants join, and start the samples."""
         start_s = self._clock()
         claims = self._claims_of(samples)
-        for claim in claims:
-            claim.joined_s = start_s if claim.joined_s is None else claim.joined_s
+        self._begin([claim for claim in claims if claim.joined_s is None], start_s)
         # The first variant of each picture that has no encoding yet stands for it.
         firsts = {
             (sample.entry.sequence, sample.image_index): sample
@@ -338,6 +348,15 @@ class EditEngine:
         elapsed_s = self._clock() - start_s
         for claim in claims:
             claim.encode_s += elapsed_s
+
+    def _begin(self, claims: Sequence[Claim], now_s: float) -> None:
+        """These claims join for the first time."""
+        for claim in claims:
+            claim.joined_s, claim.entry.joined = now_s, True
+        if any(claim.entry.alone for claim in claims):
+            # It may be what ended other replicas. Its caller has to know that it runs before it ends this one too.
+            self._report()
+            time.sleep(_WARNING_S)
 
     def _encode(self, samples: Sequence[Sample]) -> Sequence[Any]:
         claims = [self._claims[sample.entry.sequence] for sample in samples]
@@ -379,6 +398,7 @@ class EditEngine:
     def _learn_rate(self, seconds_per_token: float) -> None:
         rate = (1 - _RATE_WEIGHT) * self._policy.seconds_per_token + _RATE_WEIGHT * seconds_per_token
         self._policy = replace(self._policy, seconds_per_token=rate)
+        self._fastest_s = min(self._fastest_s, seconds_per_token)
 
     def _preview(self, samples: Sequence[Sample]) -> None:
         """Show listeners what their samples look like so far.

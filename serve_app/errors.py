@@ -16,6 +16,7 @@
     │   └── DeviceLost                                       pipeline: the device is unusable, the replica must go
     ├── Overloaded              503  OVERLOADED              engine, jobs, budget, with `retry_after_s`
     ├── NotReady                503  NOT_READY               http: no replica has a warm model
+    │   └── ReplicaStopping                                  engine: another replica, or its successor, takes it
     └── DeadlineExceeded        504  TIMEOUT                 engine, ingress
 
 An error crosses Ray by pickle, so constructor arguments other than the message live in `__dict__`. `param` and
@@ -128,7 +129,11 @@ class NotReady(EditError):
     """`retry_after_s` is always set."""
 
     status, code = 503, "NOT_READY"
-    when = "no replica has a warm model; with `Retry-After`"
+    when = "no replica with a warm model takes edits; with `Retry-After`"
+
+
+class ReplicaStopping(NotReady):
+    """A replica that takes nothing new: it stops, or has lost its device. Nothing has been done yet."""
 
 
 class DeadlineExceeded(EditError):

@@ -18,7 +18,8 @@ from serve_app.auth import RequireKey
 from serve_app.budget import Budget, Lend
 from serve_app.cors import cross_origin
 from serve_app.docs import docs_routes
-from serve_app.edit_log import LogEdits
+from serve_app.door import Door
+from serve_app.edit_log import LogEdits, LogEntry
 from serve_app.editor import Editor
 from serve_app.error_bodies import ErrorBodies, routing_error
 from serve_app.errors import InvalidInput, ModelNotFound, NotReady
@@ -40,12 +41,15 @@ def create_app(
     settings: AppSettings,
     on_serialized: Callable[[float], None] = lambda seconds: None,
     jobs: Jobs | None = None,
+    door: Door | None = None,
 ) -> Starlette:
     """The application. Raises ValueError where the API keys that the settings name cannot be had.
 
     `on_serialized` hears how many seconds it took to make an answer of a result. `jobs`: unset, they are kept here.
+    `door`: unset, nobody can close it.
     """
-    api = _Api(editor, settings, on_serialized, jobs or JobStore(editor, settings.jobs, settings.log))
+    jobs = jobs or JobStore(editor, settings.jobs, settings.log)
+    api = _Api(editor, settings, on_serialized, jobs, door or Door())
     keys = KeyRing(settings.auth)
     around_edits = [
         Middleware(LogEdits, settings=settings.log),
@@ -76,10 +80,16 @@ def create_app(
 
 class _Api:
     def __init__(
-        self, editor: Editor, settings: AppSettings, on_serialized: Callable[[float], None], jobs: Jobs
+        self,
+        editor: Editor,
+        settings: AppSettings,
+        on_serialized: Callable[[float], None],
+        jobs: Jobs,
+        door: Door,
     ) -> None:
         self._editor = editor
         self._jobs = jobs
+        self._door = door
         self._settings = settings
         self._on_serialized = on_serialized
         self._started = int(time.time())
@@ -91,10 +101,15 @@ class _Api:
         entry = request.scope["log_entry"]
         check_proxy_headers(request.headers)
         entry.is_job = _asynchronous(request)
+        self._door.check()
         loan, caller = request.scope["loan"], request.scope["key_name"]
         form = entry.form = await parse(request, self._settings, self._decoding, loan, caller)
         if entry.is_job:
             return await self._start_job(request, form)
+        with self._door.watching(form.request.outputs):
+            return await self._answer(form, entry)
+
+    async def _answer(self, form: EditForm, entry: LogEntry) -> Response:
         if form.stream:
             events = self._editor.edit_stream(form.request)
             return await sse.respond(events, form, self._pool, entry, self._on_serialized)
@@ -133,8 +148,8 @@ class _Api:
         return _json(Health(status="live"))
 
     async def ready(self, request: Request) -> Response:
-        if not await self._editor.ready():
-            raise NotReady("No replica has a warm model yet", retry_after_s=READY_RETRY_S)
+        if self._door.closed or not await self._editor.ready():
+            raise NotReady("No replica with a warm model takes edits", retry_after_s=READY_RETRY_S)
         return _json(Health(status="ready"))
 
 

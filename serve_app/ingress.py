@@ -5,6 +5,7 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
 from serve_app.decoders import DECODERS
+from serve_app.door import Door
 from serve_app.handles import HandleEditor, HandleJobs
 from serve_app.http import create_app
 from serve_app.metrics import IngressMetrics
@@ -18,11 +19,16 @@ class EditIngress:
 
     def __init__(self, editor: DeploymentHandle, jobs: DeploymentHandle, settings: AppSettings) -> None:
         timeout_s = settings.limits.request_timeout_s
-        self._editor = HandleEditor(editor, timeout_s)
+        self._metrics = IngressMetrics(settings.model.served_name)
+        self._editor = HandleEditor(editor, timeout_s, self._metrics.retried)
         self._jobs = HandleJobs(jobs, timeout_s)
         self._settings = settings
-        self._metrics = IngressMetrics(settings.model.served_name)
+        self._door = Door()
         DECODERS.warm()
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return create_app(self._editor, self._settings, self._metrics.serialized, self._jobs)
+        return create_app(self._editor, self._settings, self._metrics.serialized, self._jobs, self._door)
+
+    async def close(self) -> None:
+        """Refuse new edits with 503 from now on, and say so at /health/ready; those that run are answered."""
+        self._door.close()

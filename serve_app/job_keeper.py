@@ -6,6 +6,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.form import EditForm
 from serve_app.handles import HandleEditor
 from serve_app.jobs import JobStore, JobView
+from serve_app.metrics import IngressMetrics
 from serve_app.refusals import log_in_one_line
 from serve_app.settings import AppSettings
 
@@ -16,7 +17,8 @@ class JobKeeper:
 
     def __init__(self, editor: DeploymentHandle, settings: AppSettings) -> None:
         log_in_one_line()
-        handle = HandleEditor(editor, settings.limits.request_timeout_s)
+        metrics = IngressMetrics(settings.model.served_name)
+        handle = HandleEditor(editor, settings.limits.request_timeout_s, metrics.retried)
         self._store = JobStore(handle, settings.jobs, settings.log)
 
     async def create(self, form: EditForm) -> JobView:

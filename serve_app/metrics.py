@@ -73,7 +73,9 @@ STAGE_METRICS = (
     Metric("stage_requests", "counter", "requests that went through a stage", ("stage",)),
     Metric("stage_duration_seconds", "histogram", "seconds of a request in a stage", ("stage",), _SECONDS),
 )
-METRICS = EDITOR_METRICS + STAGE_METRICS
+# Of those who send edits to replicas: the ingress and the keeper of the jobs.
+RETRY_METRICS = (Metric("retries", "counter", "attempts at an edit after the first, since a replica died or stopped"),)
+METRICS = EDITOR_METRICS + STAGE_METRICS + RETRY_METRICS
 
 
 class _Recorder:
@@ -115,7 +117,7 @@ class EditorMetrics:
     """What an ImageEditor replica measures. `native_area` is the model's, in pixels."""
 
     def __init__(self, model: str, native_area: int) -> None:
-        self._recorder = _Recorder(METRICS, model)
+        self._recorder = _Recorder(EDITOR_METRICS + STAGE_METRICS, model)
         self._native_area = native_area
 
     def forward(self, samples: Sequence[Sample], seconds: float) -> None:
@@ -165,10 +167,14 @@ class EditorMetrics:
 
 
 class IngressMetrics:
-    """What an EditIngress replica measures, beside Serve's own figures of HTTP."""
+    """What an EditIngress replica measures, beside Serve's own figures of HTTP; of a JobKeeper, its retries."""
 
     def __init__(self, model: str) -> None:
-        self._recorder = _Recorder(STAGE_METRICS, model)
+        self._recorder = _Recorder(STAGE_METRICS + RETRY_METRICS, model)
+
+    def retried(self) -> None:
+        """An edit is run again."""
+        self._recorder.add("retries", 1)
 
     def serialized(self, seconds: float) -> None:
         """An answer has been made from a result."""

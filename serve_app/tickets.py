@@ -1,5 +1,6 @@
 """Tickets: a caller's claim on its result, and what has been made for it so far."""
 
+import math
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,19 @@ from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timin
 
 Ticket = Future[EditResult]
 """The engine never marks it as running, so its caller may cancel it at any moment; the engine looks between steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a request is to be run, beside what it asks for.
+
+    `listener` is told how it goes until its ticket is done; previews are made for listeners only. `timeout_s`: what is
+    left until its deadline, where that is less than the engine gives. `alone`: nothing else is in flight beside it.
+    """
+
+    listener: Listener | None = None
+    timeout_s: float = math.inf
+    alone: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -26,7 +26,9 @@ POLICY = Policy(
 )
 
 
-def entry(sequence=0, *, arrived_s=0.0, steps=10, images=(SQUARE,), n=1, guidance=1.0, seed=0, size=None) -> Entry:
+def entry(
+    sequence=0, *, arrived_s=0.0, steps=10, images=(SQUARE,), n=1, guidance=1.0, seed=0, size=None, alone=False
+) -> Entry:
     request = EditRequest(
         images=list(images),
         prompt="x",
@@ -44,12 +46,13 @@ def entry(sequence=0, *, arrived_s=0.0, steps=10, images=(SQUARE,), n=1, guidanc
         deadline_s=1e9,
         default_steps=50,
         default_guidance=4.0,
+        alone=alone,
     )
 
 
 def advance(batch: list[Sample]) -> None:
     for sample in batch:
-        sample.encoded = True
+        sample.encoded = sample.entry.joined = True
         sample.steps_done += 1
         if sample.steps_left == 0:
             sample.entry.samples.remove(sample)
@@ -128,6 +131,27 @@ class TestPlan:
         for _ in range(4):
             advance(plan([first, second], policy))
         assert {s.entry.sequence for s in plan([first, second], policy)} == {1}
+
+    @pytest.mark.parametrize("join", ["step", "batch"])
+    def test_who_must_be_alone_is_never_in_flight_with_others_and_takes_its_turn(self, join):
+        policy = replace(POLICY, join=join, order="fifo")
+        entries = [entry(0, steps=5), entry(1, steps=3, n=6, alone=True), entry(2, steps=2), entry(3, steps=2)]
+        seen = []
+        while entries:
+            batch = plan(entries, policy)
+            advance(batch)
+            seen.append({sample.entry.sequence for sample in batch})
+            in_flight = {e.sequence for e in entries if e.joined and e.samples}
+            assert 1 not in in_flight or in_flight == {1}
+            entries = [e for e in entries if e.samples]
+        # Nothing joins the first while the lonely one waits; six samples, four at a time, each three steps.
+        assert seen == [{0}] * 5 + [{1}] * 6 + [{2, 3}] * 2
+
+    def test_who_comes_before_the_lonely_one_in_order_does_not_wait_for_it(self):
+        lonely, short = entry(0, steps=50, alone=True), entry(1, steps=2, arrived_s=1.0)
+        assert {s.entry.sequence for s in plan([lonely, short], POLICY)} == {1}
+        advance(plan([lonely], POLICY))
+        assert {s.entry.sequence for s in plan([lonely, short], POLICY)} == {0}
 
     def test_no_samples_no_batch(self):
         assert plan([], POLICY) == []

@@ -11,6 +11,7 @@ from serve_app import models
 from serve_app.events import Event, Preview
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import ModelSettings
+from serve_app.tickets import Terms
 from tests.scenes import difference
 from tests.test_pipeline import edit
 from tests.test_poison import engine, outcome
@@ -116,7 +117,7 @@ def test_previews_come_nearer_to_the_final_picture(model):
     events: list[Event] = []
     with engine(model.pipeline) as running:
         edit = request(model, held.pixels, "paint it red", partial_images=3)
-        [final] = [outcome(ticket) for ticket in running.submit([edit], [events.append])]
+        [final] = [outcome(ticket) for ticket in running.submit([edit], [Terms(events.append)])]
     previews = [event.pixels for event in events if isinstance(event, Preview)]
     assert isinstance(final, np.ndarray)
     # The original first: already the first preview shows more of the edit than of the noise it began with.

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
@@ -22,11 +22,13 @@ from serve_app.errors import (
     InvalidInput,
     OutOfMemory,
     Overloaded,
+    ReplicaStopping,
     TooManySamples,
 )
+from serve_app.events import Event, Progress
 from serve_app.request import BatchStats, EditRequest, EditResult
 from serve_app.settings import EngineSettings
-from serve_app.tickets import Ticket
+from serve_app.tickets import Terms, Ticket
 from tests.fakes import ArithmeticPipeline, edit_request, picture
 
 TIMEOUT_S = 20
@@ -316,6 +318,58 @@ class TestLeaving:
             assert running.stats().expired == 1
         assert len(pipeline.batches) < 10
 
+    def test_what_cannot_be_done_in_time_is_not_begun(self):
+        pipeline = ArithmeticPipeline()
+        with engine(pipeline) as running:
+            # 100 steps of 2 rows of 32 tokens take 0.064 s at the rate that was measured, 1e-5 s a token.
+            hopeless, possible = running.submit(
+                [edit_request(1, num_inference_steps=100), edit_request(2)],
+                [Terms(timeout_s=0.06), Terms(timeout_s=TIMEOUT_S)],
+            )
+            assert not isinstance(hopeless, EditError)
+            assert not isinstance(possible, EditError)
+            with pytest.raises(DeadlineExceeded, match=r"within 0\.06 s"):
+                hopeless.result(TIMEOUT_S)
+            possible.result(TIMEOUT_S)
+        assert {condition.prompt for condition in pipeline.encoded} == {"prompt 2"}
+
+    def test_what_has_begun_is_given_its_time_to_the_end(self):
+        pipeline = ArithmeticPipeline()
+        pipeline.gate.clear()
+        with engine(pipeline) as running:
+            [ticket] = running.submit([edit_request(1, num_inference_steps=150)], [Terms(timeout_s=0.3)])
+            assert not isinstance(ticket, EditError)
+            assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+            # Fewer seconds are left than 149 steps should take; they may be faster than ever before.
+            time.sleep(0.25)
+            pipeline.gate.set()
+            ticket.result(TIMEOUT_S)
+
+
+class TestAlone:
+    def test_it_shares_no_step_and_its_caller_knows_before_it_runs(self):
+        pipeline = ArithmeticPipeline()
+        heard: list[Event] = []
+        known: list[bool] = []
+
+        def look(conditions: Sequence[Condition]) -> None:
+            if any(condition.prompt == "prompt 2" for condition in conditions):
+                known.append(Progress(0, 8, place=0) in heard)
+
+        pipeline.on_encode = look
+        pipeline.gate.clear()
+        requests = [edit_request(1, n=2), edit_request(2, n=2), edit_request(3)]
+        with engine(pipeline, order="fifo") as running:
+            terms = [Terms(), Terms(heard.append, alone=True), Terms()]
+            tickets = [ticket for ticket in running.submit(requests, terms) if not isinstance(ticket, EditError)]
+            pipeline.gate.set()
+            results = [ticket.result(TIMEOUT_S) for ticket in tickets]
+        assert known == [True]
+        sharers = [{state.prompt for state in batch} for batch in pipeline.batches]
+        assert sharers == [{"prompt 1"}] * 4 + [{"prompt 2"}] * 4 + [{"prompt 3"}] * 4
+        for request, result in zip(requests, results, strict=True):
+            assert_same(result, alone(request))
+
 
 class TestBounds:
     def test_a_full_queue_refuses_with_the_time_to_come_back_and_keeps_what_it_accepted(self):
@@ -444,7 +498,7 @@ class TestHealth:
                     ticket.result(TIMEOUT_S)
             with pytest.raises(DeviceLost, match="the GPU failed"):
                 running.check_health()
-            assert isinstance(running.submit([edit_request(3)])[0], DeviceLost)
+            assert isinstance(running.submit([edit_request(3)])[0], ReplicaStopping)
 
     def test_a_stuck_stage_turns_health_red(self):
         pipeline = ArithmeticPipeline()

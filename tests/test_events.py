@@ -12,7 +12,7 @@ from serve_app.engine import EditEngine
 from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Preview, Progress
 from serve_app.request import EditRequest
-from serve_app.tickets import Ticket
+from serve_app.tickets import Terms, Ticket
 from tests.fakes import ArithmeticPipeline, State, edit_request, picture
 from tests.test_engine import TIMEOUT_S, alone, assert_same, engine, submit
 
@@ -20,7 +20,7 @@ from tests.test_engine import TIMEOUT_S, alone, assert_same, engine, submit
 def listen(running: EditEngine, *requests: EditRequest) -> list[tuple[Ticket, list[Event]]]:
     """Submit them together; their tickets, and their events as they come."""
     heard: list[list[Event]] = [[] for _ in requests]
-    tickets = running.submit(requests, [events.append for events in heard])
+    tickets = running.submit(requests, [Terms(events.append) for events in heard])
     assert not any(isinstance(ticket, EditError) for ticket in tickets)
     return list(zip(tickets, heard, strict=True))  # type: ignore[arg-type]
 
@@ -82,7 +82,7 @@ def test_an_output_is_completed_while_the_others_of_its_request_still_run():
 
     with engine(ArithmeticPipeline(on_step=wait_for_the_first), max_samples=1) as running:
         [ticket] = running.submit(
-            [edit_request(7, n=2)], [lambda event: first_is_out.set() if isinstance(event, Completed) else None]
+            [edit_request(7, n=2)], [Terms(lambda event: first_is_out.set() if isinstance(event, Completed) else None)]
         )
         assert not isinstance(ticket, EditError)
         ticket.result(TIMEOUT_S)

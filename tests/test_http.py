@@ -16,6 +16,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.types import Message, Receive
 
+from serve_app.door import Door
 from serve_app.errors import DeadlineExceeded, InvalidInput, OutOfMemory, Overloaded, TooManySamples
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.http import create_app
@@ -255,9 +256,10 @@ def test_errors_of_the_editor_reach_the_client(app: Starlette, editor: Inverter)
     for error, status, code in [
         (OutOfMemory("CUDA out of memory"), 500, "GENERATION_ERROR"),
         (TooManySamples("You have enough", retry_after_s=7), 429, "RATE_LIMITED"),
-        (Overloaded("The queue is full", retry_after_s=7), 503, "OVERLOADED"),
         (DeadlineExceeded("The deadline passed"), 504, "TIMEOUT"),
         (InvalidInput("size is too large", param="size"), 400, "INVALID_INPUT"),
+        # Last: it speaks for the next callers.
+        (Overloaded("The queue is full", retry_after_s=7), 503, "OVERLOADED"),
     ]:
         editor.error = error
         response = edit(app)
@@ -312,6 +314,27 @@ def test_health_follows_the_editor(app: Starlette, editor: Inverter) -> None:
         assert response.status_code == 503
         assert error_of(response)["code"] == "NOT_READY"
         assert int(response.headers["retry-after"]) > 0
+
+
+def test_a_closed_door_refuses_edits_unread_and_turns_readiness_red(editor: Inverter) -> None:
+    door = Door()
+    app = create_app(editor, AppSettings(), door=door)
+    assert edit(app).status_code == 200
+    door.close()
+    # Not even a body that could not be read.
+    for response in (edit(app, n="0"), call(app, "GET", "/health/ready")):
+        assert (response.status_code, error_of(response)["code"]) == (503, "NOT_READY")
+        assert int(response.headers["retry-after"]) > 0
+    assert call(app, "GET", "/health/live").status_code == 200
+
+
+def test_a_refusal_for_want_of_room_speaks_for_the_next_callers(app: Starlette, editor: Inverter) -> None:
+    editor.error = Overloaded("The queue is full: 256 pictures wait", retry_after_s=40)
+    assert edit(app).status_code == 503
+    editor.error = None
+    response = edit(app, n="0")
+    assert (response.status_code, error_of(response)["code"]) == (503, "OVERLOADED")
+    assert response.headers["retry-after"] == "40"
 
 
 def test_models_are_listed_and_found_by_every_name(app: Starlette) -> None:

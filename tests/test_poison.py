@@ -18,7 +18,7 @@ from serve_app.pipeline import SampleState, StepwiseQwenImageEditPipeline
 from serve_app.protocol import Pipeline
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import EngineSettings
-from serve_app.tickets import Ticket
+from serve_app.tickets import Terms, Ticket
 from tests.scenes import difference, scene
 
 POISON = 666
@@ -153,10 +153,10 @@ def test_merged_neighbours_get_the_same_bits_whether_somebody_looks_or_not(rando
     """Somebody: the third. All three are in every forward, so that even the float noise is the same."""
     looked_at: list[Event] = []
     results = []
-    for listeners in ([None, None, looked_at.append], [None, None, None]):
+    for terms in ([Terms(), Terms(), Terms(looked_at.append)], None):
         with engine(random_model) as running:
             some = [EditRequest(**{**dict(each), "partial_images": 3}) for each in requests()[:3]]
-            results.append([outcome(ticket) for ticket in running.submit(some, listeners)])
+            results.append([outcome(ticket) for ticket in running.submit(some, terms)])
     assert sum(isinstance(event, Preview) for event in looked_at) == 2
     for watched, unwatched in zip(*results, strict=True):
         np.testing.assert_array_equal(watched, unwatched)

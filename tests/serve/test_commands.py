@@ -20,6 +20,7 @@ from benchmarks.servers import free_port
 from serve_app.settings import AppSettings
 from tests.scenes import scene
 from tests.serve.client import Client, pictures_of
+from tests.serve.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGE_EDITS = str(Path(sys.executable).parent / "image-edits")
@@ -90,7 +91,7 @@ def test_a_model_that_cannot_be_loaded_is_told_with_its_reason(tmp_path):
     assert "builtin:huge is unknown; the built-in model is builtin:tiny" in log.read_text()
 
 
-def test_a_settings_file_is_obeyed_and_sigterm_waits_for_the_edit_that_runs(tmp_path):
+def test_a_settings_file_is_obeyed_and_sigterm_waits_for_the_edit_that_runs_and_refuses_others(tmp_path):
     port, log, settings = free_port(), tmp_path / "log", tmp_path / "settings.yaml"
     settings.write_text("limits: {max_images: 1}\n")
     client = Client(f"http://127.0.0.1:{port}")
@@ -108,6 +109,11 @@ def test_a_settings_file_is_obeyed_and_sigterm_waits_for_the_edit_that_runs(tmp_
         assert not edit.done()
         # To this process alone, as systemd and Docker send it.
         process.send_signal(signal.SIGTERM)
+        wait_until(lambda: client.get("/health/ready").status_code == 503, "it takes nothing new")
+        refused = client.edit([scene(1)], prompt="make the sky blue")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "NOT_READY")
+        assert refused.headers["Retry-After"]
+        assert not edit.done()
         assert len(pictures_of(edit.result())) == 1
         assert process.wait(STOP_S) == 0
     assert "Traceback" not in log.read_text()

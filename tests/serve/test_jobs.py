@@ -9,7 +9,7 @@ import requests
 from tests.scenes import difference, scene
 from tests.serve.client import TIMEOUT_S, picture_of, pictures_of, png
 from tests.serve.conftest import Served
-from tests.serve.test_service import wait_until
+from tests.serve.waiting import wait_until
 
 
 def start(served: Served, **data: Any) -> str:

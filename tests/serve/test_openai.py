@@ -13,7 +13,7 @@ from openai import AsyncOpenAI, OpenAI
 from tests.scenes import difference, scene
 from tests.serve.client import TIMEOUT_S, picture_of, pictures_of, png
 from tests.serve.conftest import Served
-from tests.serve.test_service import wait_until
+from tests.serve.waiting import wait_until
 
 PICTURE = png(scene(1))
 EXTRA: dict[str, Any] = {"seed": 3, "num_inference_steps": 2}

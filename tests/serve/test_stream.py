@@ -17,7 +17,7 @@ from serve_app.handles import HandleEditor
 from tests.scenes import difference, scene
 from tests.serve.client import TIMEOUT_S, picture_of, png
 from tests.serve.conftest import Served
-from tests.serve.test_service import wait_until
+from tests.serve.waiting import wait_until
 
 FIELDS: dict[str, Any] = {"prompt": "make the sky blue", "seed": 3, "num_inference_steps": 4}
 LONG: dict[str, Any] = {"prompt": "x", "n": 2, "num_inference_steps": 150}

@@ -1,0 +1,25 @@
+"""Two minutes of the soak; `make soak` takes ten."""
+
+import json
+import subprocess
+import sys
+
+from tests.serve.test_commands import ROOT
+
+SECONDS = 120
+
+
+def test_nothing_is_lost_crossed_or_left_behind(tmp_path):
+    output = tmp_path / "report.json"
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.soak", "--seconds", str(SECONDS), "--output", str(output)],
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads(output.read_text())
+    assert report["kept"]
+    assert report["kills"] >= 2
+    assert report["redeploys"] == 1
+    assert all(report["requests"][kind] > 0 for kind in ("edits", "streams", "jobs", "hostile", "left"))
+    # Editors are killed and deployed anew; those who stay for the second half are watched.
+    assert report["memory_growth"]

@@ -1,0 +1,65 @@
+"""What happens to the service while it is used: replicas are killed, the application is deployed anew."""
+
+import asyncio
+import os
+import random
+import signal
+from dataclasses import dataclass, field
+
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ServeDeploySchema
+
+from serve_app.app import APP_NAME
+from serve_app.settings import AppSettings
+from tests.serve import processes
+
+_KILL_EVERY_S = (15.0, 30.0)
+# As a share of the whole time: processes that are there after it may live to the end.
+_REDEPLOY_AT = 0.3
+
+
+@dataclass
+class Chaos:
+    """Bounded by `seconds`; `settings` are those that run."""
+
+    settings: AppSettings
+    seconds: float
+    rng: random.Random
+    kills: int = 0
+    redeploys: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    async def run(self) -> None:
+        await asyncio.gather(self._kill(), self._redeploy())
+
+    async def _kill(self) -> None:
+        """A GPU replica every now and then, the youngest, so that the memory of another can be watched for long."""
+        end_s = asyncio.get_running_loop().time() + self.seconds
+        while True:
+            await asyncio.sleep(self.rng.uniform(*_KILL_EVERY_S))
+            if asyncio.get_running_loop().time() >= end_s:
+                return
+            editors = sorted(processes.of(APP_NAME, "ImageEditor"))
+            if editors:
+                os.kill(editors[-1], signal.SIGKILL)
+                self.kills += 1
+
+    async def _redeploy(self) -> None:
+        """With another setting, so that Serve replaces every replica of every deployment."""
+        await asyncio.sleep(self.seconds * _REDEPLOY_AT)
+        limits = self.settings.limits.model_copy(update={"max_images": self.settings.limits.max_images - 1})
+        changed = self.settings.model_copy(update={"limits": limits})
+        await asyncio.to_thread(deploy, changed)
+        self.redeploys += 1
+
+
+def deploy(settings: AppSettings) -> None:
+    """As a configuration file does, with two GPU replicas: one is there while the other comes back."""
+    application = {
+        "name": APP_NAME,
+        "import_path": "serve_app.app:build",
+        "args": settings.model_dump(mode="json"),
+        "deployments": [{"name": "ImageEditor", "num_replicas": 2, "health_check_period_s": 2}],
+    }
+    # What `serve run` calls with a file; serve.run has no way to give a deployment inside its number of replicas.
+    _get_global_client().deploy_apps(ServeDeploySchema(applications=[application]), _blocking=True)

@@ -1,0 +1,64 @@
+"""The valid edits of the soak: distinct requests, each of which has one right answer."""
+
+import io
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from serve_app.request import Pixels
+from tests.scenes import scene
+
+DISTINCT = 24
+_PROMPTS = ("make the sky blue", "turn it into a sketch", "make it grayscale", "mirror it", "blur it", "x" * 300)
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """`files` as sent, `fields` as sent. `key` tells it from the others."""
+
+    key: int
+    files: tuple[bytes, ...]
+    fields: dict[str, str]
+
+    @property
+    def outputs(self) -> int:
+        return len(self.files) * int(self.fields["n"])
+
+    def form(self, **more: str) -> dict[str, Any]:
+        """What httpx takes."""
+        files = [("images", (f"{k}.img", data)) for k, data in enumerate(self.files)]
+        return {"files": files, "data": {**self.fields, **more}}
+
+
+def distinct_edits(rng: random.Random) -> list[Edit]:
+    return [_edit(key, rng) for key in range(DISTINCT)]
+
+
+def _edit(key: int, rng: random.Random) -> Edit:
+    pictures = rng.choice((1, 1, 1, 2, 3))
+    sizes = [(rng.choice((48, 64, 96)), rng.choice((48, 64, 96))) for _ in range(pictures)]
+    fields = {
+        "prompt": rng.choice(_PROMPTS),
+        "n": str(rng.choice((1, 1, 2))),
+        "seed": str(1000 * key),
+        "num_inference_steps": str(rng.choice((1, 2, 4))),
+        "guidance_scale": rng.choice(("1", "2.5")),
+    }
+    if rng.random() < 0.3:
+        fields["size"] = rng.choice(("64x64", "80x48", "50x70"))
+    files = tuple(_file(scene(10 * key + k, *size), rng.choice(_FORMATS)) for k, size in enumerate(sizes))
+    return Edit(key, files, fields)
+
+
+def _file(pixels: Pixels, file_format: str) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, file_format)
+    return file.getvalue()
+
+
+def read(data: bytes) -> Pixels:
+    return np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB"))

@@ -1,0 +1,53 @@
+"""The memory of every process of the service, sampled while the soak runs."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.serve import processes
+
+_TITLES = (b"ray::ServeReplica:", b"ray::ProxyActor", b"ray::ServeController")
+PERIOD_S = 1.0
+
+
+class Memory:
+    """Samples by process: its name with its process id, then (seconds of the loop's clock, bytes) in turn."""
+
+    def __init__(self) -> None:
+        self.samples: dict[str, list[tuple[float, int]]] = defaultdict(list)
+
+    async def watch(self) -> None:
+        while True:
+            now_s = asyncio.get_running_loop().time()
+            for name, pid in _processes():
+                try:
+                    self.samples[name].append((now_s, processes.resident_bytes(pid)))
+                except (OSError, ValueError):
+                    # It has just ended.
+                    continue
+            await asyncio.sleep(PERIOD_S)
+
+    def growth(self, start_s: float, end_s: float) -> dict[str, float]:
+        """Of each process that lived all that time: the mean of the last quarter over that of the first."""
+        found = {}
+        for name, samples in self.samples.items():
+            if samples[0][0] > start_s or samples[-1][0] < end_s - 3 * PERIOD_S:
+                continue
+            span_s = (end_s - start_s) / 4
+            first = [size for at_s, size in samples if start_s <= at_s < start_s + span_s]
+            last = [size for at_s, size in samples if end_s - span_s <= at_s <= end_s]
+            found[name] = (sum(last) / len(last)) / (sum(first) / len(first))
+        return found
+
+
+def _processes() -> Iterator[tuple[str, int]]:
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            title = path.read_bytes()
+        except OSError:
+            continue
+        if title.startswith(_TITLES):
+            pid = int(path.parent.name)
+            name = title.rstrip(b"\0 ").decode().removeprefix("ray::").partition(".")[0]
+            yield f"{name} {pid}", pid
