@@ -52,12 +52,22 @@ def test_a_disturbance_of_several_steps_spoils_no_size():
     assert measure(pipeline).seconds_by_samples == pytest.approx(STEP_S)
 
 
+@pytest.mark.parametrize(("slower", "rounds"), [(1, 5), (10, 3), (0.01, 20)])
+def test_quick_models_take_more_turns(slower, rounds):
+    # One round of STEP_S takes 0.85 s.
+    pipeline = TimedPipeline()
+    pipeline.disturbed_s = lambda number: (slower - 1) * STEP_S[pipeline.sizes[-1]]
+    measure(pipeline)
+    assert pipeline.sizes == [1, 2, 4, 8] * rounds
+
+
 def test_sizes_that_do_not_fit_are_left_out_and_not_tried_again():
     pipeline = TimedPipeline(fits=2)
     found = measure(pipeline)
     assert found.seconds_by_samples == pytest.approx({1: 0.10, 2: 0.15})
     assert found.knee_tokens == 2 * TOKENS
-    assert pipeline.sizes == [1, 2, 4, 1, 2, 1, 2]
+    assert pipeline.sizes[:7] == [1, 2, 4, 1, 2, 1, 2]
+    assert set(pipeline.sizes[3:]) == {1, 2}
 
 
 def test_a_model_too_large_for_one_sample_says_so():
@@ -68,7 +78,7 @@ def test_a_model_too_large_for_one_sample_says_so():
 def test_a_fixed_batch_is_warmed_up_alone():
     pipeline = TimedPipeline()
     measure(pipeline, max_samples=1)
-    assert set(pipeline.sizes) == {1}
+    assert pipeline.sizes == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (10, [1, 2, 4, 8, 10])])
