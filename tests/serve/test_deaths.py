@@ -32,7 +32,7 @@ from tests.serve.waiting import wait_until
 
 APP, ROUTE = "deaths", "/deaths"
 _RETRIES = "ray_image_edits_retries_total"
-TIMEOUT_S = 180
+TIMEOUT_S = 300
 # Long enough to be killed under way.
 STEPS = 60
 EDITS: list[dict[str, Any]] = [
@@ -43,8 +43,9 @@ EDITS: list[dict[str, Any]] = [
 
 
 @pytest.fixture(scope="module")
-def mortal(run: Callable[[AppSettings, str, str], Served], random_model_settings: ModelSettings) -> Iterator[Served]:
-    yield run(SETTINGS.model_copy(update={"model": random_model_settings}), APP, ROUTE)
+def mortal(run: Callable[[AppSettings, str, str], Served]) -> Iterator[Served]:
+    # Small pictures: each death costs a new process and the edits' steps a second time.
+    yield run(SETTINGS.model_copy(update={"model": ModelSettings(native_area=64 * 64)}), APP, ROUTE)
     serve.delete(APP)
 
 
@@ -77,7 +78,7 @@ class TestHttp:
         references = [mortal.client.edit(**edit) for edit in EDITS]
         before = mortal.stats()
         with ThreadPoolExecutor(len(EDITS)) as pool:
-            answers = [pool.submit(mortal.client.edit, **edit) for edit in EDITS]
+            answers = [pool.submit(mortal.client.edit, timeout_s=TIMEOUT_S, **edit) for edit in EDITS]
             wait_until(lambda: mortal.stats().samples == before.samples + 8, "all are accepted")
             wait_until(lambda: mortal.stats().forwards > before.forwards + 3, "they are under way")
             kill_the_editor(mortal)
@@ -92,7 +93,7 @@ class TestHttp:
         edit = {**EDITS[1], "seed": None}
         before = mortal.stats()
         with ThreadPoolExecutor(1) as pool:
-            answer = pool.submit(mortal.client.edit, **edit)
+            answer = pool.submit(mortal.client.edit, timeout_s=TIMEOUT_S, **edit)
             wait_until(lambda: mortal.stats().forwards > before.forwards + 3, "it is under way")
             kill_the_editor(mortal)
             response = answer.result(TIMEOUT_S)
