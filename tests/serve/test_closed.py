@@ -19,7 +19,7 @@ from serve_app.settings import AppSettings, AuthSettings, EngineSettings, LimitS
 from tests.scenes import scene
 from tests.serve.client import TIMEOUT_S, png
 from tests.serve.conftest import Served
-from tests.serve.test_service import wait_until
+from tests.serve.waiting import wait_until
 
 NAME = "closed"
 KEYS = {"ann": "first-XANADU-key", "bob": "second-XANADU-key"}
