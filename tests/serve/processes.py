@@ -8,17 +8,31 @@ from tests.serve.waiting import wait_until
 
 
 def of(app: str, deployment: str) -> list[int]:
-    """The process ids of a deployment's replicas on this machine. Ray writes their names into their titles."""
-    title = f"ray::ServeReplica:{app}:{deployment}".encode()
-    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if _starts(path, title)]
+    """The process ids of a deployment's replicas in the cluster that this process has started."""
+    return [pid for pid, title in titles().items() if title.startswith(f"ray::ServeReplica:{app}:{deployment}")]
 
 
-def _starts(path: Path, title: bytes) -> bool:
+def titles() -> dict[int, str]:
+    """What Ray writes into the titles of its processes, by process id; only of this process's own cluster."""
+    parents = {int(path.parent.name): _parent(path) for path in Path("/proc").glob("[0-9]*/stat")}
+    # Raylets are children of who started the cluster, workers theirs.
+    raylets = {pid for pid, parent in parents.items() if parent == os.getpid()}
+    return {pid: title for pid, parent in parents.items() if parent in raylets and (title := _title(pid))}
+
+
+def _parent(stat: Path) -> int | None:
     try:
-        return path.read_bytes().startswith(title)
+        return int(stat.read_text().rpartition(")")[2].split()[1])
     except OSError:
         # It has just ended.
-        return False
+        return None
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ").decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def kill(pid: int) -> None:

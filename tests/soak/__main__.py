@@ -23,9 +23,9 @@ from benchmarks.servers import free_port
 from serve_app.app import APP_NAME
 from serve_app.engine import EngineStats
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
-from tests.soak.callers import CALLERS, Caller, Outcomes, References, references_of
+from tests.soak.callers import CALLERS, Caller, Outcomes, references_of
 from tests.soak.chaos import Chaos, deploy
-from tests.soak.edits import Edit, distinct_edits
+from tests.soak.edits import distinct_edits
 from tests.soak.memory import Memory
 
 SETTINGS = AppSettings(
@@ -69,7 +69,10 @@ async def soak(base_url: str, seed: int, seconds: float) -> Report:
         watching = asyncio.create_task(memory.watch())
         start_s = asyncio.get_running_loop().time()
         chaos = Chaos(SETTINGS, seconds, random.Random(seed + 1))
-        await asyncio.gather(chaos.run(), *_calls(client, edits, references, outcomes, seed, start_s + seconds))
+        callers = [
+            Caller(client, edits, references, outcomes, chaos, random.Random(f"{seed} {k}")) for k in range(CALLERS)
+        ]
+        await asyncio.gather(chaos.run(), *(caller.call_until(start_s + seconds) for caller in callers))
         watching.cancel()
         with suppress(asyncio.CancelledError):
             await watching
@@ -89,18 +92,6 @@ async def soak(base_url: str, seed: int, seconds: float) -> Report:
         )
     report.faults += [f"memory of {name}: × {by:.2f}" for name, by in report.memory_growth.items() if by > _MOST_GROWTH]
     return report
-
-
-def _calls(
-    client: httpx.AsyncClient,
-    edits: list[Edit],
-    references: References,
-    outcomes: Outcomes,
-    seed: int,
-    end_s: float,
-) -> list[asyncio.Task[None]]:
-    callers = [Caller(client, edits, references, outcomes, random.Random(f"{seed} {k}")) for k in range(CALLERS)]
-    return [asyncio.create_task(caller.call_until(end_s)) for caller in callers]
 
 
 async def _left_in_flight() -> int:

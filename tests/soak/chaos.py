@@ -4,8 +4,10 @@ import asyncio
 import os
 import random
 import signal
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass
 
+from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ServeDeploySchema
 
@@ -16,6 +18,8 @@ from tests.serve import processes
 _KILL_EVERY_S = (15.0, 30.0)
 # As a share of the whole time: processes that are there after it may live to the end.
 _REDEPLOY_AT = 0.3
+_DEPLOY_S = 300.0
+_LOOK_S = 2.0
 
 
 @dataclass
@@ -27,7 +31,7 @@ class Chaos:
     rng: random.Random
     kills: int = 0
     redeploys: int = 0
-    faults: list[str] = field(default_factory=list)
+    redeploying: bool = False
 
     async def run(self) -> None:
         await asyncio.gather(self._kill(), self._redeploy())
@@ -49,12 +53,17 @@ class Chaos:
         await asyncio.sleep(self.seconds * _REDEPLOY_AT)
         limits = self.settings.limits.model_copy(update={"max_images": self.settings.limits.max_images - 1})
         changed = self.settings.model_copy(update={"limits": limits})
+        self.redeploying = True
         await asyncio.to_thread(deploy, changed)
+        self.redeploying = False
         self.redeploys += 1
 
 
 def deploy(settings: AppSettings) -> None:
-    """As a configuration file does, with two GPU replicas: one is there while the other comes back."""
+    """As a configuration file does, with two GPU replicas: one is there while the other comes back.
+
+    Returns when all replicas are those of the new settings. Raises TimeoutError.
+    """
     application = {
         "name": APP_NAME,
         "import_path": "serve_app.app:build",
@@ -62,4 +71,12 @@ def deploy(settings: AppSettings) -> None:
         "deployments": [{"name": "ImageEditor", "num_replicas": 2, "health_check_period_s": 2}],
     }
     # What `serve run` calls with a file; serve.run has no way to give a deployment inside its number of replicas.
-    _get_global_client().deploy_apps(ServeDeploySchema(applications=[application]), _blocking=True)
+    # Not blocking: it gives up after a minute (Ray 2.60).
+    _get_global_client().deploy_apps(ServeDeploySchema(applications=[application]), _blocking=False)
+    give_up_s = time.monotonic() + _DEPLOY_S
+    # Until the controller has looked at the new settings, all is still as before.
+    time.sleep(_LOOK_S)
+    while serve.status().applications[APP_NAME].status != "RUNNING":
+        if time.monotonic() > give_up_s:
+            raise TimeoutError(f"not deployed within {_DEPLOY_S:g} s")
+        time.sleep(_LOOK_S)

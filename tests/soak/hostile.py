@@ -105,6 +105,7 @@ def bomb(side: int = 60_000) -> bytes:
 
 
 _CUT_OFF = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nhalf of a'
+_FORM = b"content-type: multipart/form-data; boundary=b\r\n"
 _HEAD = f"POST {EDITS} HTTP/1.1\r\nhost: x\r\n".encode()
 
 ALL = (
@@ -128,7 +129,7 @@ ALL = (
     _body("another media type", 415, b"x", "text/plain"),
     _body("deep JSON", 400, b"[" * 50_000, "application/json"),
     _body("JSON of a URL", 400, b'{"prompt": "x", "images": ["http://169.254.169.254/"]}', "application/json"),
-    _raw("too much announced", {413}, _HEAD + b"content-length: 99999999999\r\n\r\n"),
+    _raw("too much announced", {413}, _HEAD + _FORM + b"content-length: 99999999999\r\n\r\n"),
     _raw("garbage", {400, None}, b"\x16\x03\x01\x02\x00" * 20 + b"\r\n\r\n"),
     Hostile("no such path", frozenset({404}), _no_such_path),
     Hostile("wrong method", frozenset({405}), _wrong_method),
