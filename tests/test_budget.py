@@ -35,7 +35,7 @@ def test_pixels_beyond_the_bound_wait_in_turn() -> None:
         await asyncio.gather(*waiting)
         assert order == ["first", "large", "small"]
 
-    asyncio.run(steps())
+    asyncio.run(asyncio.wait_for(steps(), 60))
 
 
 def test_more_pixels_than_the_bound_are_held_alone() -> None:
@@ -48,7 +48,7 @@ def test_more_pixels_than_the_bound_are_held_alone() -> None:
         budget.return_pixels(1000)
         await small
 
-    asyncio.run(steps())
+    asyncio.run(asyncio.wait_for(steps(), 60))
 
 
 def test_who_leaves_while_waiting_holds_nothing_and_lets_others_pass() -> None:
@@ -64,7 +64,7 @@ def test_who_leaves_while_waiting_holds_nothing_and_lets_others_pass() -> None:
         budget.return_pixels(100)
         await budget.take_pixels(100)
 
-    asyncio.run(steps())
+    asyncio.run(asyncio.wait_for(steps(), 60))
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError, asyncio.CancelledError])
@@ -88,7 +88,7 @@ def test_a_request_gives_back_what_it_held_however_it_ends(error: type[BaseExcep
                 else type(task.exception()) is type(error and error())
             )
 
-    asyncio.run(steps())
+    asyncio.run(asyncio.wait_for(steps(), 60))
 
 
 def test_bytes_beyond_the_bound_are_refused_until_others_have_been_read() -> None:
@@ -118,7 +118,7 @@ def test_bytes_beyond_the_bound_are_refused_until_others_have_been_read() -> Non
         first.cancel()
         second.cancel()
 
-    asyncio.run(steps())
+    asyncio.run(asyncio.wait_for(steps(), 60))
 
 
 async def body(size: int) -> Message:
