@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,13 +16,13 @@ from serve_app.decoders import Decoders
 from serve_app.errors import InvalidInput
 from serve_app.images import Size, decode
 from serve_app.settings import LimitSettings
+from tests.serve.waiting import wait_until
 from tests.test_images import file_of, one_bit_png, photo
 
 LIMITS = LimitSettings()
 PNG = file_of(PIL.Image.fromarray(photo()), "PNG")
 # Takes a good part of a second to decode.
 LARGE = one_bit_png(6000, 6000)
-WAIT_S = 60
 
 
 Started = Callable[[], set[psutil.Process]]
@@ -51,13 +50,6 @@ def decoder_processes(parent: int | None = None) -> set[psutil.Process]:
 def is_alive(process: psutil.Process) -> bool:
     # A container may have nobody who takes note of the dead.
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def refusal(decoders: Decoders, data: bytes, index: int = 0, limits: LimitSettings = LIMITS) -> str:
@@ -123,7 +115,7 @@ def test_a_process_that_died_while_idle_is_no_pictures_fault(decoders: Decoders,
     decoders.warm()
     [victim] = started()
     victim.kill()
-    victim.wait(WAIT_S)
+    victim.wait(60)
     assert decoders.decode(PNG, 0, LIMITS).shape == (48, 64, 3)
 
 
@@ -168,4 +160,4 @@ def test_decoders_end_with_the_process_that_uses_them() -> None:
         processes = decoder_processes(user.pid)
         assert len(processes) == 2
         user.send_signal(signal.SIGKILL)
-    wait_until(lambda: not any(is_alive(process) for process in processes))
+    wait_until(lambda: not any(is_alive(process) for process in processes), "both end")
