@@ -32,7 +32,7 @@ SETTINGS = AppSettings(
     # Small pictures and a fixed knee: as many edits a minute as two cores allow.
     model=ModelSettings(cpu_threads=1, native_area=64 * 64),
     engine=EngineSettings(batch_tokens=4096, max_waiting=64),
-    limits=LimitSettings(request_timeout_s=120, max_outputs=64),
+    limits=LimitSettings(request_timeout_s=300, max_outputs=64),
 )
 _MOST_GROWTH = 1.10
 _QUIET_S = 60.0
@@ -64,7 +64,7 @@ async def soak(base_url: str, seed: int, seconds: float) -> Report:
     rng = random.Random(seed)
     edits, memory, outcomes = distinct_edits(rng), Memory(), Outcomes()
     limits = httpx.Limits(max_connections=2 * CALLERS)
-    async with httpx.AsyncClient(base_url=base_url, timeout=180, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=base_url, timeout=400, limits=limits) as client:
         references = await references_of(client, edits)
         watching = asyncio.create_task(memory.watch())
         start_s = asyncio.get_running_loop().time()

@@ -21,7 +21,7 @@ CALLERS = 24
 _HOSTILE, _LEAVING = 0.2, 0.1
 # Refused or not there for a moment: the caller is told when to come back, and comes back.
 _TRY_LATER = 503
-_PATIENCE_S = 120.0
+_PATIENCE_S = 300.0
 _LONGEST_WAIT_S = 5
 _POLL_S = 0.3
 # Float noise between a merged edit and a lone one.
