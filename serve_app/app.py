@@ -4,6 +4,7 @@ import ray
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
+from serve_app.idempotency_keeper import IdempotencyKeeper
 from serve_app.ingress import EditIngress
 from serve_app.job_keeper import JobKeeper
 from serve_app.replica import ImageEditor
@@ -13,6 +14,8 @@ APP_NAME = "image-edits"
 
 # A stage of the engine that has begun is not interrupted; beyond the deadline this is for it and for the answer.
 _SHUTDOWN_MARGIN_S = 30.0
+# Calls that only wait for an edit that runs: they cost next to nothing, and one that is held back is a lost retry.
+_WAITING_CALLS = 10_000
 
 _LOG = LoggingConfig(encoding="JSON")
 
@@ -38,13 +41,21 @@ def build(args: AppSettings) -> Application:
     jobs = JobKeeper.options(  # type: ignore[attr-defined]
         num_replicas=1, max_ongoing_requests=ongoing, ray_actor_options={"num_cpus": 0}, logging_config=_LOG
     ).bind(editor, args)
+    # Nothing there is worth finishing: who waits comes again, to its successor.
+    keeper = IdempotencyKeeper.options(  # type: ignore[attr-defined]
+        num_replicas=1,
+        max_ongoing_requests=_WAITING_CALLS,
+        graceful_shutdown_timeout_s=2.0,
+        ray_actor_options={"num_cpus": 0},
+        logging_config=_LOG,
+    ).bind(args.limits)
     ingress = EditIngress.options(  # type: ignore[attr-defined]
         max_ongoing_requests=ongoing,
         graceful_shutdown_timeout_s=args.limits.request_timeout_s + 2 * _SHUTDOWN_MARGIN_S,
         ray_actor_options={"num_cpus": 1},
         logging_config=_LOG,
     )
-    return ingress.bind(editor, jobs, args)
+    return ingress.bind(editor, jobs, keeper, args)
 
 
 def _wants_gpu(settings: AppSettings) -> bool:

@@ -5,13 +5,14 @@
         └── Unreachable      no answer came
             └── BrokenOff    a stream ended before its time
 
-Edits are tried again after status 429 or 503 and after connections that fail, when `Retry-After` says where it does. An
-edit that is cut off and sent again costs its steps twice and changes nothing else. A stream that has begun is not tried
-again. Questions are asked once.
+Edits are tried again after status 429 or 503 and after connections that fail, when `Retry-After` says where it does.
+All tries of an edit carry one Idempotency-Key, so that the server does not begin again what it does already. A stream
+has none; once it has begun, it is not tried again. Questions are asked once.
 """
 
 import io
 import os
+import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class EditOptions(TypedDict, total=False):
 
 _END = "[DONE]"
 _NO_END = "The stream ended before its last event"
+_KEY_HEADER = "Idempotency-Key"
 _EDITS, _MODELS, _READY = "/v1/images/edits", "/v1/models", "/health/ready"
 _API_NAMES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 
@@ -178,15 +180,22 @@ class ImageEdits(_Client):
         return httpx.Client(**self._options)
 
     def edit(
-        self, images: Picture | Sequence[Picture], prompt: str | Sequence[str], **options: Unpack[EditOptions]
+        self,
+        images: Picture | Sequence[Picture],
+        prompt: str | Sequence[str],
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[EditOptions],
     ) -> Rows:
         """Edit each picture on its own; the variants of picture i are row i. Raises EditError.
 
-        `prompt`: one for all pictures, or as many as there are pictures, in their order.
+        `prompt`: one for all pictures, or as many as there are pictures, in their order. `idempotency_key`: a name of
+        your own for this edit; for a while, the same call with the same name gets the same answer, after a restart of
+        yours too. Unset: a new one for each call.
         """
         form = _form(images, prompt, options)
         with self._our_errors():
-            return _rows(self._http.post(_EDITS, **form))
+            return _rows(self._http.post(_EDITS, headers=_key_header(idempotency_key), **form))
 
     def edit_stream(
         self,
@@ -242,12 +251,17 @@ class AsyncImageEdits(_Client):
         return httpx.AsyncClient(**self._options)
 
     async def edit(
-        self, images: Picture | Sequence[Picture], prompt: str | Sequence[str], **options: Unpack[EditOptions]
+        self,
+        images: Picture | Sequence[Picture],
+        prompt: str | Sequence[str],
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[EditOptions],
     ) -> Rows:
-        """As ImageEdits.edit. Cancelling it frees the server of the work."""
+        """As ImageEdits.edit. Cancelling it frees the server of the work, ten seconds later."""
         form = _form(images, prompt, options)
         with self._our_errors():
-            return _rows(await self._http.post(_EDITS, **form))
+            return _rows(await self._http.post(_EDITS, headers=_key_header(idempotency_key), **form))
 
     async def edit_stream(
         self,
@@ -313,6 +327,10 @@ def _form(
     files = [("images", _file(picture, index)) for index, picture in enumerate(pictures)]
     fields = {_API_NAMES.get(name, name): value for name, value in options.items()}
     return {"files": files, "data": {"prompt": prompt, **fields, **others}}
+
+
+def _key_header(key: str | None) -> dict[str, str]:
+    return {_KEY_HEADER: uuid.uuid4().hex if key is None else key}
 
 
 def _file(picture: Picture, index: int) -> tuple[str, bytes]:

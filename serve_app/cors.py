@@ -11,7 +11,7 @@ from serve_app.settings import CorsSettings
 
 _METHODS = ("GET", "POST", "DELETE")
 # What a page cannot read of an answer unless it is named.
-_EXPOSED = ("x-request-id", "Retry-After", "Server-Timing")
+_EXPOSED = ("x-request-id", "Retry-After", "Server-Timing", "Idempotency-Replayed")
 
 
 def cross_origin(cors: CorsSettings) -> list[Middleware]:

@@ -9,12 +9,13 @@
     ├── UploadTooSlow           408  REQUEST_TIMEOUT         body, while it is read
     ├── PayloadTooLarge         413  PAYLOAD_TOO_LARGE       body, while it is read
     ├── UnsupportedMediaType    415  UNSUPPORTED_MEDIA_TYPE  form
+    ├── IdempotencyKeyReused    422  IDEMPOTENCY_KEY_REUSED  idempotency
     ├── TooManySamples          429  RATE_LIMITED            engine, with `retry_after_s`
     ├── GenerationError         500  GENERATION_ERROR        pipeline, engine: this request only
     │   ├── OutOfMemory                                      pipeline: the engine halves the batch and tries again
     │   ├── NotFinite                                        pipeline: a sample turned into NaN or infinity
     │   └── DeviceLost                                       pipeline: the device is unusable, the replica must go
-    ├── Overloaded              503  OVERLOADED              engine, jobs, budget, with `retry_after_s`
+    ├── Overloaded              503  OVERLOADED              engine, jobs, budget, idempotency, with `retry_after_s`
     ├── NotReady                503  NOT_READY               http: no replica has a warm model
     │   └── ReplicaStopping                                  engine: another replica, or its successor, takes it
     └── DeadlineExceeded        504  TIMEOUT                 engine, ingress
@@ -83,6 +84,13 @@ class UnsupportedMediaType(EditError):
     when = "the body is neither multipart/form-data nor application/json"
 
 
+class IdempotencyKeyReused(EditError):
+    """One key means one edit: whoever asks for another one takes another key."""
+
+    status, code, type = 422, "IDEMPOTENCY_KEY_REUSED", "invalid_request_error"
+    when = "the same `Idempotency-Key` came before with another body"
+
+
 class TooManySamples(EditError):
     """One caller has as much in work as it may; `retry_after_s` is always set."""
 
@@ -122,7 +130,7 @@ class Overloaded(EditError):
     """The bounded queue is full, or memory; `retry_after_s` is always set."""
 
     status, code = 503, "OVERLOADED"
-    when = "the queue is full, too much is being uploaded, or no more jobs are kept; with `Retry-After`"
+    when = "the queue is full, too much is uploaded, or no more jobs or idempotency keys are kept; with `Retry-After`"
 
 
 class NotReady(EditError):

@@ -15,6 +15,7 @@ from serve_app.body import ReadPicture, Texts
 from serve_app.budget import Loan
 from serve_app.decoders import DECODERS
 from serve_app.errors import DeadlineExceeded, InvalidInput, UnsupportedMediaType
+from serve_app.fingerprint import Fingerprint
 from serve_app.images import OutputFormat
 from serve_app.request import EditRequest, check_limits
 from serve_app.settings import AppSettings, LimitSettings
@@ -24,13 +25,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EditForm:
-    """What one HTTP request asks for: the edit, and how its answer is written."""
+    """What one HTTP request asks for: the edit, and how its answer is written.
+
+    `fingerprint`: where it was asked for, of all that was sent, to tell a retry from another edit.
+    """
 
     request: EditRequest
     output_format: OutputFormat
     output_compression: int
     user: str | None
     stream: bool
+    fingerprint: str | None = None
 
 
 async def parse(
@@ -39,6 +44,8 @@ async def parse(
     executor: Executor | None = None,
     loan: Loan | None = None,
     caller: str | None = None,
+    *,
+    fingerprinted: bool = False,
 ) -> EditForm:
     """Read and validate the body of an edit; pictures are decoded one after another, waited for in `executor`.
 
@@ -55,15 +62,17 @@ async def parse(
         params = fields.params(texts)
         if not pictures:
             raise InvalidInput("At least one image is required", param="images")
-        sizes = await _each(DECODERS.measure, pictures, limits, executor)
+        fingerprint = Fingerprint(texts, pictures) if fingerprinted else None
+        reads = pictures if fingerprint is None else fingerprint.pictures
+        sizes = await _each(DECODERS.measure, reads, limits, executor)
         if loan is not None:
             await _wait_for_room(loan, sum(size.pixels for size in sizes), limits)
-        images = await _each(DECODERS.decode, pictures, limits, executor)
+        images = await _each(DECODERS.decode, reads, limits, executor)
     if loan is not None:
         loan.return_bytes()
     edit = EditRequest(images=images, caller=caller, **params)
     check_limits(edit, limits)
-    return EditForm(edit, *form_options)
+    return EditForm(edit, *form_options, fingerprint=None if fingerprint is None else fingerprint.hexdigest())
 
 
 async def _each(

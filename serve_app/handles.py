@@ -1,9 +1,10 @@
-"""The editor and the jobs behind Serve handles, with Ray's errors turned into ours."""
+"""The editor, the jobs and the ledger behind Serve handles, with Ray's errors turned into ours."""
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from typing import Any
 
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
@@ -12,6 +13,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse, DeploymentRes
 from serve_app.errors import DeadlineExceeded, DeviceLost, EditError, NotReady, Overloaded, ReplicaStopping
 from serve_app.events import Completed, Event, Preview, result_of
 from serve_app.form import EditForm
+from serve_app.idempotency import Claim, Key, Lease, LedgerUnreachable, Outcome
 from serve_app.jobs import JobView
 from serve_app.request import EditRequest, EditResult
 from serve_app.retries import Attempts, ReplicaGone, deadline_exceeded
@@ -22,6 +24,9 @@ _READY_TIMEOUT_S = 2.0
 _RETRY_AFTER_S = 5
 # The replica keeps the deadline itself, and counts it; here is for a replica that is not there, or in a long step.
 _DEADLINE_MARGIN_S = 2.0
+# What an edit waits for the ledger before it runs without; and what nobody waits for, an answer on its way there.
+_LEDGER_S = 2.0
+_LEDGER_SETTLE_S = 30.0
 
 
 class HandleEditor:
@@ -153,6 +158,51 @@ def _picture(event: Event) -> tuple[int, ...] | None:
     return None
 
 
+class HandleLedger:
+    """The ledger of the whole application behind its handle. Where it does not answer soon, it is unreachable."""
+
+    def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:
+        self._handle = handle
+        self._timeout_s = timeout_s
+
+    async def claim(self, key: Key, fingerprint: str) -> Claim:
+        """As Ledger.claim."""
+        claim: Claim = await _reach(self._handle.claim.remote(key, fingerprint), _LEDGER_S)
+        return claim
+
+    async def wait(self, lease: Lease) -> Outcome:
+        """As Ledger.wait."""
+        wait_s = self._timeout_s + 2 * _DEADLINE_MARGIN_S
+        outcome: Outcome = await _reach(self._handle.wait.remote(lease), wait_s)
+        return outcome
+
+    async def renew(self, lease: Lease) -> int:
+        """As Ledger.renew."""
+        waiters: int = await _reach(self._handle.renew.remote(lease), _LEDGER_S)
+        return waiters
+
+    async def settle(self, lease: Lease, outcome: Outcome) -> None:
+        """As Ledger.settle."""
+        await _reach(self._handle.settle.remote(lease, outcome), _LEDGER_SETTLE_S)
+
+
+async def _reach(response: DeploymentResponse, within_s: float) -> Any:
+    """The ledger's answer. Raises its EditError, LedgerUnreachable for all that is not its own."""
+    try:
+        async with asyncio.timeout(within_s):
+            try:
+                return await response
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+    except RayTaskError as error:
+        if isinstance(error.cause, EditError):
+            raise error.cause from None
+        raise LedgerUnreachable(str(error)) from error
+    except (TimeoutError, RayError, RayServeException) as error:
+        raise LedgerUnreachable(f"no answer from its keeper: {type(error).__name__}") from error
+
+
 @contextmanager
 def our_errors(response: DeploymentResponse | DeploymentResponseGenerator, timeout_s: float) -> Iterator[None]:
     """Ours for Ray's, ReplicaGone among them; a call that is still open after its deadline is cancelled."""
@@ -175,3 +225,7 @@ def our_errors(response: DeploymentResponse | DeploymentResponseGenerator, timeo
         raise NotReady("No replica has a warm model", retry_after_s=_RETRY_AFTER_S) from None
     except (RayActorError, WorkerCrashedError, ObjectLostError) as error:
         raise ReplicaGone(type(error).__name__) from error
+    except asyncio.CancelledError:
+        # Ray (2.60) ends it by itself only where the request ends in whose context it was called.
+        response.cancel()
+        raise

@@ -1,8 +1,10 @@
 """The HTTP edge: the application and its routes. The editor is a Protocol to it."""
 
+import contextvars
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import orjson
@@ -24,7 +26,9 @@ from serve_app.editor import Editor
 from serve_app.error_bodies import ErrorBodies, routing_error
 from serve_app.errors import InvalidInput, ModelNotFound, NotReady
 from serve_app.form import EditForm, parse
+from serve_app.idempotency import Key, Ledger, MemoryLedger
 from serve_app.jobs import Jobs, JobStore
+from serve_app.keyed_edits import IDEMPOTENCY_KEY, KeyedEdits, idempotency_key
 from serve_app.keys import KeyRing
 from serve_app.page import page_routes
 from serve_app.proxy_headers import check_proxy_headers
@@ -42,14 +46,15 @@ def create_app(
     on_serialized: Callable[[float], None] = lambda seconds: None,
     jobs: Jobs | None = None,
     door: Door | None = None,
+    ledger: Ledger | None = None,
 ) -> Starlette:
     """The application. Raises ValueError where the API keys that the settings name cannot be had.
 
-    `on_serialized` hears how many seconds it took to make an answer of a result. `jobs`: unset, they are kept here.
-    `door`: unset, nobody can close it.
+    `on_serialized` hears how many seconds it took to make an answer of a result. `jobs`, `ledger`: unset, they are
+    kept here. `door`: unset, nobody can close it.
     """
     jobs = jobs or JobStore(editor, settings.jobs, settings.log)
-    api = _Api(editor, settings, on_serialized, jobs, door or Door())
+    api = _Api(editor, settings, on_serialized, jobs, door or Door(), ledger or MemoryLedger(settings.limits))
     keys = KeyRing(settings.auth)
     around_edits = [
         Middleware(LogEdits, settings=settings.log),
@@ -86,10 +91,12 @@ class _Api:
         on_serialized: Callable[[float], None],
         jobs: Jobs,
         door: Door,
+        ledger: Ledger,
     ) -> None:
         self._editor = editor
         self._jobs = jobs
         self._door = door
+        self._keyed = KeyedEdits(ledger)
         self._settings = settings
         self._on_serialized = on_serialized
         self._started = int(time.time())
@@ -100,12 +107,29 @@ class _Api:
     async def edit(self, request: Request) -> Response:
         entry = request.scope["log_entry"]
         check_proxy_headers(request.headers)
-        entry.is_job = _asynchronous(request)
+        entry.is_job, key = _asynchronous(request), idempotency_key(request)
         self._door.check()
         loan, caller = request.scope["loan"], request.scope["key_name"]
-        form = entry.form = await parse(request, self._settings, self._decoding, loan, caller)
+        form = entry.form = await parse(
+            request, self._settings, self._decoding, loan, caller, fingerprinted=key is not None
+        )
+        if key is not None:
+            return await self._once(key, request, form, entry)
         if entry.is_job:
             return await self._start_job(request, form)
+        return await self._watched(form, entry)
+
+    async def _once(self, key: Key, request: Request, form: EditForm, entry: LogEntry) -> Response:
+        if form.stream:
+            message = f"stream: a stream cannot be joined or told again; send it without {IDEMPOTENCY_KEY}"
+            raise InvalidInput(message, param="stream")
+        edit = partial(self._start_job, request, form) if entry.is_job else partial(self._watched, form, entry)
+        fingerprint = f"{form.fingerprint} async={entry.is_job}"
+        # A job outlives its request anyway; in the request's context, its line in the log has the request's id.
+        context = contextvars.copy_context() if entry.is_job else contextvars.Context()
+        return await self._keyed.respond(key, fingerprint, edit, entry.request_id, context)
+
+    async def _watched(self, form: EditForm, entry: LogEntry) -> Response:
         with self._door.watching(form.request.outputs):
             return await self._answer(form, entry)
 

@@ -6,7 +6,7 @@ from starlette.applications import Starlette
 
 from serve_app.decoders import DECODERS
 from serve_app.door import Door
-from serve_app.handles import HandleEditor, HandleJobs
+from serve_app.handles import HandleEditor, HandleJobs, HandleLedger
 from serve_app.http import create_app
 from serve_app.metrics import IngressMetrics
 from serve_app.settings import AppSettings
@@ -17,17 +17,20 @@ from serve_app.settings import AppSettings
 class EditIngress:
     """Parses untrusted bytes and shapes answers; CPU only, so it scales cheaply."""
 
-    def __init__(self, editor: DeploymentHandle, jobs: DeploymentHandle, settings: AppSettings) -> None:
+    def __init__(
+        self, editor: DeploymentHandle, jobs: DeploymentHandle, ledger: DeploymentHandle, settings: AppSettings
+    ) -> None:
         timeout_s = settings.limits.request_timeout_s
         self._metrics = IngressMetrics(settings.model.served_name)
         self._editor = HandleEditor(editor, timeout_s, self._metrics.retried)
         self._jobs = HandleJobs(jobs, timeout_s)
+        self._ledger = HandleLedger(ledger, timeout_s)
         self._settings = settings
         self._door = Door()
         DECODERS.warm()
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return create_app(self._editor, self._settings, self._metrics.serialized, self._jobs, self._door)
+        return create_app(self._editor, self._settings, self._metrics.serialized, self._jobs, self._door, self._ledger)
 
     async def close(self) -> None:
         """Refuse new edits with 503 from now on, and say so at /health/ready; those that run are answered."""

@@ -16,6 +16,7 @@ from serve_app.errors import (
     DeadlineExceeded,
     EditError,
     GenerationError,
+    IdempotencyKeyReused,
     InvalidInput,
     ModelNotFound,
     NotFound,
@@ -28,6 +29,7 @@ from serve_app.errors import (
     UploadTooSlow,
 )
 from serve_app.images import READ_FORMATS_TEXT, OutputFormat
+from serve_app.keyed_edits import IDEMPOTENCY_KEY, KEY_PATTERN, MAX_KEY_CHARS, REPLAYED
 from serve_app.request import EditParams
 from serve_app.settings import AppSettings, ModelSettings
 
@@ -99,7 +101,8 @@ def _edit(settings: AppSettings) -> Schema:
             "Server-Timing": {
                 "description": "where the time went, in ms: queue, encode, denoise, decode, serialize; not of a stream",
                 "schema": {"type": "string"},
-            }
+            },
+            REPLAYED: _REPLAYED,
         },
         "content": {
             "application/json": {"schema": _ref(wire.Answer)},
@@ -109,18 +112,21 @@ def _edit(settings: AppSettings) -> Schema:
     }
     job = {
         "description": "with `async=true`: the job that was begun",
-        "headers": {"Location": {"description": "where to ask for it", "required": True, "schema": {"type": "string"}}},
+        "headers": {
+            "Location": {"description": "where to ask for it", "required": True, "schema": {"type": "string"}},
+            REPLAYED: _REPLAYED,
+        },
         "content": {"application/json": {"schema": _ref(wire.Job)}},
         "links": {
             name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in ("getJob", "deleteJob")
         },
     }
     too_much = (UploadTooSlow, PayloadTooLarge, TooManySamples, Overloaded)
-    refusals = (InvalidInput, ModelNotFound, UnsupportedMediaType, *too_much)
+    refusals = (InvalidInput, ModelNotFound, UnsupportedMediaType, IdempotencyKeyReused, *too_much)
     return {
         "operationId": "editImages",
         "summary": "Edit pictures",
-        "parameters": [_ASYNC, _REQUEST_ID],
+        "parameters": [_ASYNC, _idempotency_key(settings), _REQUEST_ID],
         "requestBody": _request_body(settings),
         "responses": {"200": answer, "202": job, **_error_responses((*refusals, *_ANYWHERE_IN_THE_CLUSTER))},
     }
@@ -194,7 +200,21 @@ _REQUEST_ID = {
     "description": "to be found in the log and in the answer, where it is 1 to 128 letters, digits, `.`, `_`, `-`",
     "schema": {"type": "string"},
 }
+_REPLAYED = {
+    "description": f"`true` where this is the answer to an earlier request with the same {IDEMPOTENCY_KEY}",
+    "schema": {"type": "string", "enum": ["true"]},
+}
 _JOB_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _idempotency_key(settings: AppSettings) -> Schema:
+    return {
+        "name": IDEMPOTENCY_KEY,
+        "in": "header",
+        "description": "your own name for this edit. The same key with the same body joins the edit that runs, or gets "
+        f"its answer for {settings.limits.idempotency_ttl_s:g} s; not together with `stream`",
+        "schema": {"type": "string", "maxLength": MAX_KEY_CHARS, "pattern": f"^{KEY_PATTERN}$"},
+    }
 
 
 def _model_id(model: ModelSettings) -> Schema:

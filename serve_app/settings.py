@@ -137,6 +137,15 @@ class LimitSettings(Settings):
     max_aspect_ratio: float = Field(8.0, ge=1, description="long side over short side, of pictures and of `size`")
     max_area_factor: float = Field(4.0, ge=1, description="pixels of `size`, as a multiple of the model's native area")
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request, waiting included")
+    idempotency_ttl_s: float = Field(
+        600.0, gt=0, description="how long an answer is kept for retries with its `Idempotency-Key`"
+    )
+    idempotency_max_keys: int = Field(
+        4096, ge=1, description="idempotency keys kept, of edits that run or are answered; the oldest answer makes room"
+    )
+    idempotency_max_bytes: int = Field(
+        2**30, ge=1, description="bytes of answers kept for retries; the oldest make room, a larger one is not kept"
+    )
 
 
 class JobSettings(Settings):

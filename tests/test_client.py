@@ -12,8 +12,10 @@ import numpy as np
 import PIL.Image
 import pytest
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from serve_app import errors
 from serve_app.client import (
@@ -302,3 +304,45 @@ def test_not_ready_is_an_error_like_any_other(server: str, editor: Inverter) -> 
     editor.error = NotReady("No replica has a warm model yet", retry_after_s=5)
     with ImageEdits(server, retries=0) as edits, pytest.raises(NotReady):
         edits.edit(png(10), "invert")
+
+
+class Recorded:
+    """An application, and the idempotency keys of the requests that it got."""
+
+    def __init__(self, app: Starlette) -> None:
+        self.app = app
+        self.keys: list[str | None] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.keys.append(Headers(scope=scope).get("idempotency-key"))
+        await self.app(scope, receive, send)
+
+
+@both
+def test_every_edit_has_a_key_of_its_own_unless_it_is_given_one(ask: Ask, editor: Inverter) -> None:
+    app = Recorded(create_app(editor, AppSettings()))
+    with listening(app) as url:
+        for _ in range(2):
+            ask(url, "edit", png(10), "invert")
+        first, again = (ask(url, "edit", png(10), "invert", idempotency_key="order-4711") for _ in range(2))
+    assert len(set(app.keys[:2]) - {None}) == 2
+    assert app.keys[2:] == ["order-4711"] * 2
+    # No seed was asked for.
+    assert first == again
+    assert len(editor.requests) == 3
+
+
+def test_every_try_of_an_edit_carries_the_same_key() -> None:
+    app = Recorded(create_app(BusyAtFirst(refusals=2, retry_after_s=1), AppSettings()))
+    with listening(app) as url, ImageEdits(url) as edits:
+        edits.edit(png(10), "invert")
+    assert len(app.keys) == 3
+    assert len(set(app.keys) - {None}) == 1
+
+
+@both_streams
+def test_a_stream_has_no_key(stream: Ask, editor: Inverter) -> None:
+    app = Recorded(create_app(editor, AppSettings()))
+    with listening(app) as url:
+        stream(url, png(10), "invert")
+    assert app.keys == [None]

@@ -48,7 +48,8 @@ def test_a_page_of_a_named_origin_may_ask_and_read() -> None:
     response = edit(app, headers={"origin": LAB})
     assert response.status_code == 200
     assert response.headers["access-control-allow-origin"] == LAB
-    assert response.headers["access-control-expose-headers"] == "x-request-id, Retry-After, Server-Timing"
+    exposed = "x-request-id, Retry-After, Server-Timing, Idempotency-Replayed"
+    assert response.headers["access-control-expose-headers"] == exposed
     assert "Origin" in response.headers["vary"]
 
 

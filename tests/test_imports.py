@@ -38,6 +38,7 @@ ORDER = [
     "budget",
     "decoder",
     "decoders",
+    "fingerprint",
     "fields",
     "multipart",
     "json_body",
@@ -53,6 +54,8 @@ ORDER = [
     "editor",
     "jobs",
     "door",
+    "idempotency",
+    "keyed_edits",
     "page",
     "openapi",
     "docs",
@@ -65,6 +68,7 @@ ORDER = [
     "replica",
     "handles",
     "job_keeper",
+    "idempotency_keeper",
     "ingress",
     "app",
     "server",
@@ -76,11 +80,11 @@ ORDER = [
 ]
 WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
 WITH_STARLETTE = {
-    *("body", "budget", "fields", "multipart", "json_body", "form", "auth"),
-    *("error_bodies", "cors", "edit_log", "answer", "sse", "jobs", "page", "openapi", "docs"),
-    *("proxy_headers", "http", "ingress", "checkup"),
+    *("body", "budget", "fingerprint", "fields", "multipart", "json_body", "form", "auth"),
+    *("error_bodies", "cors", "edit_log", "answer", "sse", "jobs", "keyed_edits", "page"),
+    *("openapi", "docs", "proxy_headers", "http", "ingress", "checkup"),
 }
-WITH_RAY = {"metrics", "replica", "handles", "job_keeper", "ingress", "app", "server", "__main__"}
+WITH_RAY = {"metrics", "replica", "handles", "job_keeper", "idempotency_keeper", "ingress", "app", "server", "__main__"}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.
 MAY_LOAD = {
     "torch": WITH_TORCH,

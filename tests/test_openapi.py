@@ -1,5 +1,6 @@
 """/openapi.json against the live application: its routes, its fields, its limits, its answers. And /docs."""
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -210,6 +211,32 @@ def test_every_error_of_an_edit_is_as_documented(app: Starlette, editor: Inverte
     assert [answer.status_code for answer in answers] == [400, 404, 415, 413, 500, 429, 504, 503]
     for answer in answers:
         check_answer(answer, EDITS, "post")
+
+
+def test_a_key_that_comes_again_is_answered_as_documented(app: Starlette) -> None:
+    async def go() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+            headers = {"Idempotency-Key": "k"}
+            bodies = [{**EXAMPLES["batch"]["value"], "n": n} for n in (1, 1, 2)]
+            return [await client.post(EDITS, json=body, headers=headers) for body in bodies]
+
+    answers = asyncio.run(go())
+    assert [answer.status_code for answer in answers] == [200, 200, 422]
+    for answer in answers:
+        check_answer(answer, EDITS, "post")
+    documented = DOCUMENT["paths"][EDITS]["post"]["responses"]["200"]["headers"]["Idempotency-Replayed"]
+    check(answers[1].headers["idempotency-replayed"], documented["schema"])
+
+
+@pytest.mark.parametrize("key", ["k", "a b", "x" * 255, "", " ", "a\tb", "schlüssel", "x" * 256])
+def test_an_idempotency_key_is_taken_where_its_schema_says(app: Starlette, key: str) -> None:
+    (schema,) = [
+        each["schema"] for each in DOCUMENT["paths"][EDITS]["post"]["parameters"] if each["name"] == "Idempotency-Key"
+    ]
+    fits = Draft202012Validator(schema).is_valid(key)
+    headers = {"Idempotency-Key": key.encode()}
+    answer = call(app, "POST", EDITS, json=EXAMPLES["batch"]["value"], headers=headers)
+    assert answer.status_code == (200 if fits else 400)
 
 
 def test_an_error_in_a_stream_is_as_documented() -> None:

@@ -1,0 +1,32 @@
+"""What makes two edits the same: their fields and the bytes of their pictures, nothing else."""
+
+from serve_app.body import ReadPicture, Texts
+from serve_app.fingerprint import Fingerprint
+
+
+def of(texts: Texts, *files: bytes) -> str:
+    reads: list[ReadPicture] = [lambda file=file: file for file in files]  # type: ignore[misc]
+    fingerprint = Fingerprint(texts, reads)
+    # In any order, and as often as they are read.
+    for _ in range(2):
+        assert [read() for read in reversed(fingerprint.pictures)] == list(reversed(files))
+    return fingerprint.hexdigest()
+
+
+def test_the_same_fields_and_files_are_the_same_edit() -> None:
+    assert of({"prompt": ["x"], "n": ["2"]}, b"a", b"b") == of({"n": ["2"], "prompt": ["x"]}, b"a", b"b")
+
+
+def test_whatever_differs_is_another_edit() -> None:
+    edits = [
+        of({"prompt": ["x"]}, b"a", b"b"),
+        of({"prompt": ["x"]}, b"b", b"a"),
+        of({"prompt": ["x"]}, b"a"),
+        of({"prompt": ["x"]}, b"ab", b""),
+        of({"prompt": ["y"]}, b"a", b"b"),
+        of({"prompt": ["x", "y"]}, b"a", b"b"),
+        of({"prompt": ["y", "x"]}, b"a", b"b"),
+        of({"prompt": ["x"], "n": ["1"]}, b"a", b"b"),
+        of({"prompt": ['x"],"n":["1']}, b"a", b"b"),
+    ]
+    assert len(set(edits)) == len(edits)
