@@ -87,7 +87,8 @@ def test_errors_can_be_read_by_pages(tmp_path: Path) -> None:
     editor.error = Overloaded("full", retry_after_s=3)
     open_app, closed_app = app_for(LAB, editor=editor), app_for(LAB, keys_file=keys)
     answers = [
-        edit(open_app, headers=headers),
+        # Of its own: for a moment after a full queue, nobody is let in.
+        edit(app_for(LAB, editor=editor), headers=headers),
         edit(open_app, headers=headers, n="0"),
         call(open_app, "GET", "/nothing", headers=headers),
         call(open_app, "GET", EDITS, headers=headers),
