@@ -4,7 +4,6 @@ import contextvars
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import orjson
@@ -108,7 +107,8 @@ class _Api:
         entry = request.scope["log_entry"]
         check_proxy_headers(request.headers)
         entry.is_job, key = _asynchronous(request), idempotency_key(request)
-        self._door.check()
+        if key is None:
+            self._door.check()
         loan, caller = request.scope["loan"], request.scope["key_name"]
         form = entry.form = await parse(
             request, self._settings, self._decoding, loan, caller, fingerprinted=key is not None
@@ -123,7 +123,12 @@ class _Api:
         if form.stream:
             message = f"stream: a stream cannot be joined or told again; send it without {IDEMPOTENCY_KEY}"
             raise InvalidInput(message, param="stream")
-        edit = partial(self._start_job, request, form) if entry.is_job else partial(self._watched, form, entry)
+
+        async def edit() -> Response:
+            # Only here: what has been done already is told again also where nothing new is let in.
+            self._door.check()
+            return await (self._start_job(request, form) if entry.is_job else self._watched(form, entry))
+
         fingerprint = f"{form.fingerprint} async={entry.is_job}"
         # A job outlives its request anyway; in the request's context, its line in the log has the request's id.
         context = contextvars.copy_context() if entry.is_job else contextvars.Context()

@@ -328,6 +328,18 @@ def test_a_closed_door_refuses_edits_unread_and_turns_readiness_red(editor: Inve
     assert call(app, "GET", "/health/live").status_code == 200
 
 
+def test_a_closed_door_lets_through_who_asks_again_for_what_is_done(editor: Inverter) -> None:
+    door = Door()
+    app = create_app(editor, AppSettings(), door=door)
+    first = edit(app, headers={"Idempotency-Key": "done before"})
+    door.close()
+    again = edit(app, headers={"Idempotency-Key": "done before"})
+    assert (again.status_code, again.content) == (200, first.content)
+    new = edit(app, headers={"Idempotency-Key": "new"})
+    assert (new.status_code, error_of(new)["code"]) == (503, "NOT_READY")
+    assert len(editor.requests) == 1
+
+
 def test_a_refusal_for_want_of_room_speaks_for_the_next_callers(app: Starlette, editor: Inverter) -> None:
     editor.error = Overloaded("The queue is full: 256 pictures wait", retry_after_s=40)
     assert edit(app).status_code == 503
