@@ -153,6 +153,13 @@ class TestPlan:
         advance(plan([lonely], POLICY))
         assert {s.entry.sequence for s in plan([lonely, short], POLICY)} == {0}
 
+    def test_the_lonely_one_waits_for_what_is_in_flight_though_it_comes_first_in_order(self):
+        long = entry(0, steps=50)
+        advance(plan([long], POLICY))
+        lonely = entry(1, steps=2, alone=True)
+        assert in_order([long, lonely], POLICY)[0] is lonely
+        assert {s.entry.sequence for s in plan([long, lonely], POLICY)} == {0}
+
     def test_no_samples_no_batch(self):
         assert plan([], POLICY) == []
 

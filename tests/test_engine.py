@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
@@ -36,7 +36,13 @@ TIMEOUT_S = 20
 
 @contextmanager
 def engine(
-    pipeline: ArithmeticPipeline, *, max_samples: int = 8, timeout_s: float = 600, start: bool = True, **settings: Any
+    pipeline: ArithmeticPipeline,
+    *,
+    max_samples: int = 8,
+    timeout_s: float = 600,
+    start: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+    **settings: Any,
 ) -> Iterator[EditEngine]:
     """An engine; one not started yet takes requests, which then begin in one step whatever the machine is at."""
     running = EditEngine(
@@ -47,6 +53,7 @@ def engine(
         default_steps=4,
         default_guidance=4.0,
         timeout_s=timeout_s,
+        clock=clock,
     )
     if start:
         running.start()
@@ -334,14 +341,14 @@ class TestLeaving:
         assert {condition.prompt for condition in pipeline.encoded} == {"prompt 2"}
 
     def test_what_has_begun_is_given_its_time_to_the_end(self):
-        pipeline = ArithmeticPipeline()
+        pipeline, now_s = ArithmeticPipeline(), [0.0]
         pipeline.gate.clear()
-        with engine(pipeline) as running:
-            [ticket] = running.submit([edit_request(1, num_inference_steps=150)], [Terms(timeout_s=0.3)])
+        with engine(pipeline, clock=lambda: now_s[0]) as running:
+            [ticket] = running.submit([edit_request(1, num_inference_steps=150)], [Terms(timeout_s=0.26)])
             assert not isinstance(ticket, EditError)
             assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
-            # Fewer seconds are left than 149 steps should take; they may be faster than ever before.
-            time.sleep(0.25)
+            # Much less is left than the other 149 steps should take; they may be faster than ever before.
+            now_s[0] = 0.25
             pipeline.gate.set()
             ticket.result(TIMEOUT_S)
 
