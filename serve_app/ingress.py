@@ -4,7 +4,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
-from serve_app.decoders import DECODERS
+from serve_app import decoders
 from serve_app.door import Door
 from serve_app.handles import HandleEditor, HandleJobs, HandleLedger
 from serve_app.http import create_app
@@ -27,7 +27,8 @@ class EditIngress:
         self._ledger = HandleLedger(ledger, timeout_s)
         self._settings = settings
         self._door = Door()
-        DECODERS.warm()
+        # By its module: Ray pickles this class by value, with what it names.
+        decoders.DECODERS.warm()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return create_app(self._editor, self._settings, self._metrics.serialized, self._jobs, self._door, self._ledger)
