@@ -29,7 +29,8 @@ WAIT_S = 60
 TIMEOUT_S = 30.0
 # Four samples in a forward, two paused, four may wait.
 ENGINE = EngineSettings(batch_tokens=100_000, max_samples=4, max_paused=2, max_waiting=4)
-LIMITS = LimitSettings(max_outputs=4, request_timeout_s=TIMEOUT_S, max_area_factor=1e12)
+# So late a deadline that even what fits into no memory is begun.
+LIMITS = LimitSettings(max_outputs=4, request_timeout_s=1e12, max_area_factor=1e12)
 
 Traffic = tuple[list[Pixels], dict[str, Any]]
 # One after the other. The random model's native area is 256 × 256, and 16 pixels square are a token.
@@ -38,8 +39,7 @@ LANDSCAPE: Traffic = ([scene(3, 256, 128)], {"n": 1, "num_inference_steps": 5})
 SMALL: Traffic = ([scene(4)], {"n": 2, "num_inference_steps": 2, "size": "64x128"})
 COUNTS = ("waiting_samples", "preparing_samples", "running_samples", "paused_samples")
 GAUGES = (*COUNTS, "oldest_waiting_seconds", "work_seconds")
-# Keeps the engine busy for longer than the test looks.
-LONG: dict[str, Any] = {"prompt": "x", "num_inference_steps": 150, "size": "768x768"}
+LARGE: dict[str, Any] = {"prompt": "x", "size": "768x768"}
 
 
 @dataclass(frozen=True)
@@ -181,18 +181,27 @@ def http_statuses(scrape: Scrape) -> dict[Any, float]:
     return {status: count for (route, status), count in by_status.items() if route == f"{ROUTE}/v1/images/edits"}
 
 
+def steps_for(seconds: float, samples: int) -> int:
+    """So many steps of LARGE samples take that long at the rate of the known traffic, and in truth a little longer."""
+    scrape = Scrape.take()
+    spent_s, tokens = (sum(scrape.ours(f"forward_{of}_total", "model").values()) for of in ("seconds", "tokens"))
+    return round(seconds * tokens / spent_s / (samples * 2 * (768**2 + 256**2) / 16**2))
+
+
 def test_what_waits_runs_pauses_and_how_it_leaves(app: Served, timings: dict[str, float]):
-    # Fills the forward, and stays until its deadline. By handle, so that no ingress ends it before.
-    expiring = app.editor.edit.remote(EditRequest(images=[scene(1)], n=4, **LONG))
+    # Fills the forward, and stays until its deadline: half its time would suffice, or it would not be begun.
+    steps = steps_for(1.5 * TIMEOUT_S, samples=4)
+    request = EditRequest(images=[scene(1)], n=4, num_inference_steps=steps, **LARGE)
+    expiring = app.editor.edit.remote(request, timeout_s=TIMEOUT_S)
     wait_until(lambda: app.stats().running == 4)
     # Less work, so it goes first, and two of the four pause. Then there is no room to encode more.
-    leaving = send_edit(app, n=2, **LONG)
+    leaving = send_edit(app, n=2, num_inference_steps=steps, **LARGE)
     wait_until(lambda: app.stats().paused == 2)
     since = time.monotonic()
-    waiting = app.editor.edit.remote(EditRequest(images=[scene(1)], n=3, **LONG))
+    waiting = app.editor.edit.remote(EditRequest(images=[scene(1)], n=3, num_inference_steps=steps, **LARGE))
     wait_until(lambda: app.stats().waiting == 3)
     with pytest.raises(Overloaded):
-        edit(app, n=2, **LONG)
+        edit(app, n=2, num_inference_steps=steps, **LARGE)
 
     def check_gauges(scrape: Scrape) -> None:
         gauges = {gauge: scrape.ours(gauge, "model")["random-model"] for gauge in GAUGES}

@@ -114,7 +114,7 @@ class TestHandleEditor:
 
         with pytest.raises(DeadlineExceeded, match="within 1 s"):
             asyncio.run(read())
-        wait_until(lambda: served.stats().cancelled == before.cancelled + 1, "the request leaves")
+        wait_until(lambda: served.stats().expired == before.expired + 1, "the request leaves")
         assert served.stats().running == 0
 
     def test_read_to_its_end_it_is_the_same_stream(self, served: Served):
