@@ -18,7 +18,7 @@ def test_nothing_is_lost_crossed_or_left_behind(tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     report = json.loads(output.read_text())
     assert report["kept"]
-    assert report["kills"] >= 2
+    assert report["kills"] >= 1
     assert report["redeploys"] == 1
     assert all(report["requests"][kind] > 0 for kind in ("edits", "streams", "jobs", "hostile", "left"))
     # Of those that were warm at half-time: at least the proxy and the controller.
