@@ -311,7 +311,7 @@ class EditEngine:
             elif now_s + self._least_s(claim.entry) >= claim.entry.deadline_s:
                 self._counts["expired"] += 1
                 given_s = claim.entry.deadline_s - claim.entry.arrived_s
-                self._reject(claim, DeadlineExceeded(f"The edit was not done within {given_s:g} s"))
+                self._reject(claim, DeadlineExceeded.after(given_s))
 
     def _least_s(self, entry: Entry) -> float:
         """What an edit that has not begun takes at least: what cannot be done in time is not begun."""

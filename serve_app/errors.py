@@ -148,6 +148,11 @@ class DeadlineExceeded(EditError):
     status, code = 504, "TIMEOUT"
     when = "the deadline `limits.request_timeout_s` passed; its work is dropped"
 
+    @classmethod
+    def after(cls, seconds: float) -> "DeadlineExceeded":
+        """Of an edit that was given so long."""
+        return cls(f"The edit was not done within {seconds:g} s")
+
 
 def from_body(
     code: str, message: str, *, status: int, param: str | None = None, retry_after_s: int | None = None

@@ -16,7 +16,7 @@ from serve_app.form import EditForm
 from serve_app.idempotency import Claim, Key, Lease, LedgerUnreachable, Outcome
 from serve_app.jobs import JobView
 from serve_app.request import EditRequest, EditResult
-from serve_app.retries import Attempts, ReplicaGone, deadline_exceeded
+from serve_app.retries import Attempts, ReplicaGone
 
 logger = logging.getLogger("ray.serve")
 
@@ -210,13 +210,13 @@ def our_errors(response: DeploymentResponse | DeploymentResponseGenerator, timeo
         yield
     except TimeoutError:
         response.cancel()
-        raise deadline_exceeded(timeout_s) from None
+        raise DeadlineExceeded.after(timeout_s) from None
     except RayTaskError as error:
         if isinstance(error.cause, DeviceLost):
             raise ReplicaGone(str(error.cause)) from None
         if isinstance(error.cause, DeadlineExceeded):
             # The replica was given what was left.
-            raise deadline_exceeded(timeout_s) from None
+            raise DeadlineExceeded.after(timeout_s) from None
         raise error.cause if isinstance(error.cause, EditError) else error from None
     except BackPressureError as error:
         message = "Too many requests wait for a GPU"

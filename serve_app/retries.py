@@ -63,10 +63,6 @@ class Attempts:
             if self._runs_alone or self._deaths >= _MOST_DEATHS:
                 raise GenerationError(f"the process that worked on it ended, {self._deaths} times")
         if not self.left_s:
-            raise deadline_exceeded(self._timeout_s)
+            raise DeadlineExceeded.after(self._timeout_s)
         longest_s = _PAUSE_S * 2 ** min(self._failures, _LONGEST_DOUBLING)
         return self._jitter(longest_s / 2, longest_s)
-
-
-def deadline_exceeded(timeout_s: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"The edit was not done within {timeout_s:g} s")
