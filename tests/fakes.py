@@ -1,4 +1,4 @@
-"""A small real implementation of the Pipeline protocol: arithmetic instead of a model.
+"""A small real implementation of the Pipeline protocol: arithmetic instead of a model; and a clock.
 
 A sample's picture is a function of its picture, prompt, seed, steps and guidance alone, so that any mix-up shows.
 """
@@ -15,6 +15,16 @@ from serve_app.batching import Condition, Sample
 from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images import Geometry
 from serve_app.request import EditRequest, Pixels
+
+
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 @dataclass

@@ -4,14 +4,7 @@ import pytest
 
 from serve_app.door import Door
 from serve_app.errors import GenerationError, NotReady, Overloaded
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.fakes import Clock
 
 
 def refuse(door: Door, outputs: int) -> None:

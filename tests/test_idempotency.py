@@ -9,18 +9,11 @@ import pytest
 from serve_app.errors import GenerationError, IdempotencyKeyReused, Overloaded
 from serve_app.idempotency import LEASE_S, Busy, Claim, Key, Lead, Lease, MemoryLedger, Outcome, Stored
 from serve_app.settings import LimitSettings
+from tests.fakes import Clock
 
 ANSWER = Stored(200, ((b"content-type", b"application/json"),), b"first")
 OTHER = Stored(200, (), b"other")
 KEY = Key(None, "k")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class Told:

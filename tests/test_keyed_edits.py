@@ -19,9 +19,9 @@ from serve_app.idempotency import LEASE_S, Claim, Key, Lead, Lease, LedgerUnreac
 from serve_app.keyed_edits import KeyedEdits
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, LimitSettings
+from tests.fakes import Clock
 from tests.http_server import listening
 from tests.test_http import Inverter, edit, error_of, png
-from tests.test_idempotency import Clock
 from tests.test_jobs import Gated
 
 PATIENCE_S = 20

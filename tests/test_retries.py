@@ -5,14 +5,7 @@ import pytest
 from serve_app.errors import DeadlineExceeded, GenerationError, ReplicaStopping
 from serve_app.events import Progress
 from serve_app.retries import Attempts, ReplicaGone
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
+from tests.fakes import Clock
 
 
 def attempts(clock: Clock, timeout_s: float = 60.0) -> Attempts:

@@ -23,6 +23,7 @@ from tests.deploy.queries import GPU_METRICS, RAY_METRICS
 from tests.scenes import scene
 from tests.serve.client import pictures_of, png
 from tests.serve.conftest import Served
+from tests.serve.waiting import wait_until
 
 APP, ROUTE = "metrics", "/metrics-app"
 WAIT_S = 60
@@ -84,13 +85,6 @@ def eventually(check: Callable[[Scrape], None]) -> Scrape:
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.5)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -193,13 +187,13 @@ def test_what_waits_runs_pauses_and_how_it_leaves(app: Served, timings: dict[str
     steps = steps_for(1.5 * TIMEOUT_S, samples=4)
     request = EditRequest(images=[scene(1)], n=4, num_inference_steps=steps, **LARGE)
     expiring = app.editor.edit.remote(request, timeout_s=TIMEOUT_S)
-    wait_until(lambda: app.stats().running == 4)
+    wait_until(lambda: app.stats().running == 4, "the forward is full", WAIT_S)
     # Less work, so it goes first, and two of the four pause. Then there is no room to encode more.
     leaving = send_edit(app, n=2, num_inference_steps=steps, **LARGE)
-    wait_until(lambda: app.stats().paused == 2)
+    wait_until(lambda: app.stats().paused == 2, "two pause", WAIT_S)
     since = time.monotonic()
     waiting = app.editor.edit.remote(EditRequest(images=[scene(1)], n=3, num_inference_steps=steps, **LARGE))
-    wait_until(lambda: app.stats().waiting == 3)
+    wait_until(lambda: app.stats().waiting == 3, "three wait", WAIT_S)
     with pytest.raises(Overloaded):
         edit(app, n=2, num_inference_steps=steps, **LARGE)
 

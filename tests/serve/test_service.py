@@ -1,6 +1,5 @@
 """The service around the heart: HTTP through Serve's proxy, leaving, bounds, other applications in the cluster."""
 
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +15,7 @@ from serve_app.errors import InvalidInput
 from tests.scenes import difference, scene
 from tests.serve.client import pictures_of, png
 from tests.serve.conftest import Served
+from tests.serve.raw import connect
 from tests.serve.waiting import WAIT_S, wait_until
 
 
@@ -85,9 +85,8 @@ class TestHttp:
         assert (response.status_code, error_code(response)) == (413, "PAYLOAD_TOO_LARGE")
 
     def test_a_body_that_stops_half_way_leaves_nothing_behind(self, served: Served):
-        host, port = served.client.base.removeprefix("http://").split(":")
         before = served.stats()
-        with socket.create_connection((host, int(port))) as connection:
+        with connect(served.client.base) as connection:
             connection.sendall(
                 b"POST /v1/images/edits HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n"
                 b"content-type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
@@ -137,7 +136,6 @@ class TestBounds:
         assert 1 <= strict.stats().refused <= len(refused)
 
     def test_while_the_queue_is_full_callers_are_refused_before_their_upload(self, strict: Served):
-        host, port = strict.client.base.removeprefix("http://").partition("/")[0].split(":")
         done = threading.Event()
 
         def keep_busy() -> None:
@@ -148,13 +146,14 @@ class TestBounds:
             for _ in range(6):
                 pool.submit(keep_busy)
             try:
-                wait_until(lambda: self._begin_upload(host, int(port)).startswith(b"HTTP/1.1 503"), "it is refused")
+                wait_until(lambda: self._begin_upload(strict).startswith(b"HTTP/1.1 503"), "it is refused")
             finally:
                 done.set()
 
-    def _begin_upload(self, host: str, port: int) -> bytes:
+    def _begin_upload(self, strict: Served) -> bytes:
         """What is answered to the head of a request whose body does not come; nothing where nothing is."""
-        with socket.create_connection((host, port), timeout=1.0) as connection:
+        with connect(strict.client.base) as connection:
+            connection.settimeout(1.0)
             connection.sendall(
                 b"POST /strict/v1/images/edits HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n"
                 b"content-type: multipart/form-data; boundary=b\r\n\r\n"

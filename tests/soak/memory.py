@@ -4,6 +4,8 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
 
+import psutil
+
 from tests.serve import processes
 
 _TITLES = ("ray::ServeReplica:", "ray::ProxyActor", "ray::ServeController")
@@ -24,7 +26,7 @@ class Memory:
             for name, pid in _processes():
                 try:
                     self.samples[name].append((now_s, processes.resident_bytes(pid)))
-                except (OSError, ValueError):
+                except psutil.NoSuchProcess:
                     # It has just ended.
                     continue
             await asyncio.sleep(PERIOD_S)
