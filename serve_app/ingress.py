@@ -6,8 +6,10 @@ from starlette.applications import Starlette
 
 from serve_app import decoders
 from serve_app.door import Door
-from serve_app.handles import HandleEditor, HandleJobs, HandleLedger
+from serve_app.editor_handle import HandleEditor
 from serve_app.http import create_app
+from serve_app.jobs_handle import HandleJobs
+from serve_app.ledger_handle import HandleLedger
 from serve_app.metrics import IngressMetrics
 from serve_app.settings import AppSettings
 

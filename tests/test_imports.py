@@ -52,6 +52,10 @@ ORDER = [
     "answer",
     "sse",
     "editor",
+    "job_vault",
+    "kept_form",
+    "job",
+    "job_edit",
     "jobs",
     "door",
     "idempotency",
@@ -66,7 +70,11 @@ ORDER = [
     "refusals",
     "retries",
     "replica",
-    "handles",
+    "ray_errors",
+    "editor_handle",
+    "jobs_handle",
+    "ledger_handle",
+    "vault_actor",
     "job_keeper",
     "idempotency_keeper",
     "ingress",
@@ -81,10 +89,25 @@ ORDER = [
 WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
 WITH_STARLETTE = {
     *("body", "budget", "fingerprint", "fields", "multipart", "json_body", "form", "auth"),
-    *("error_bodies", "cors", "edit_log", "answer", "sse", "jobs", "keyed_edits", "page"),
+    *(
+        "error_bodies",
+        "cors",
+        "edit_log",
+        "answer",
+        "sse",
+        "kept_form",
+        "job",
+        "job_edit",
+        "jobs",
+        "keyed_edits",
+        "page",
+    ),
     *("openapi", "docs", "proxy_headers", "http", "ingress", "checkup"),
 }
-WITH_RAY = {"metrics", "replica", "handles", "job_keeper", "idempotency_keeper", "ingress", "app", "server", "__main__"}
+WITH_RAY = {
+    *("metrics", "replica", "ray_errors", "editor_handle", "jobs_handle", "ledger_handle", "vault_actor"),
+    *("job_keeper", "idempotency_keeper", "ingress", "app", "server", "__main__"),
+}
 # Through what they import: the application is built without torch, and Ray Serve brings Starlette.
 MAY_LOAD = {
     "torch": WITH_TORCH,

@@ -1,6 +1,11 @@
-"""Jobs over the application and a small editor: their life, their bounds, their errors. No Ray, no model."""
+"""Jobs over the application and a small editor: their life, their bounds, their errors, their next process.
+
+No Ray, no model.
+"""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
@@ -8,11 +13,15 @@ import httpx
 import orjson
 import pytest
 
-from serve_app.errors import InvalidInput, OutOfMemory
+from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
 from serve_app.events import Event, Progress
+from serve_app.form import EditForm
 from serve_app.http import create_app
+from serve_app.job_vault import MemoryVault, Superseded
+from serve_app.jobs import JobStore
 from serve_app.request import EditRequest
 from serve_app.settings import AppSettings, JobSettings
+from tests.scenes import scene
 from tests.test_http import Inverter, error_of, pixels_of, png
 
 PATIENCE_S = 20
@@ -46,8 +55,10 @@ class Gated(Inverter):
 class Caller:
     """Talks to one application on one event loop, as jobs need it."""
 
-    def __init__(self, editor: Gated, **jobs: Any) -> None:
-        app = create_app(editor, AppSettings(jobs=JobSettings(**jobs)))
+    def __init__(self, editor: Gated, vault: MemoryVault | None = None, **jobs: Any) -> None:
+        settings = AppSettings(jobs=JobSettings(**jobs))
+        self.store = JobStore(editor, settings.jobs, settings.log, vault)
+        app = create_app(editor, settings, jobs=self.store)
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
     async def post(self, query: str = "async=true", values: tuple[int, ...] = (10,), **fields: str) -> httpx.Response:
@@ -232,5 +243,188 @@ def test_the_newest_result_is_kept_whatever_its_size() -> None:
         await caller.until(first, "succeeded")
         await caller.until(await caller.start(), "succeeded")
         assert (await caller.get(first)).status_code == 404
+
+    play(story)
+
+
+def test_who_asks_again_with_the_same_id_gets_the_same_job() -> None:
+    async def story(editor: Gated) -> None:
+        store = Caller(editor).store
+        form = EditForm(EditRequest(images=[scene(1)], prompt="x", seed=5), "png", 100, None, False)
+        first, again = await store.create(form, "1234"), await store.create(form, "1234")
+        other = await store.create(form)
+        assert (first.id, again.id) == ("1234", "1234") != (other.id, other.id)
+        assert orjson.loads(again.body)["created_at"] == orjson.loads(first.body)["created_at"]
+        await store.delete("1234")
+        await store.delete(other.id)
+        await asyncio.sleep(0)
+        assert editor.closed == [5, 5]
+
+    play(story)
+
+
+def test_what_has_ended_keeps_its_result_and_not_its_pictures() -> None:
+    async def story(editor: Gated) -> None:
+        caller = Caller(editor)
+        editor.gate.set()
+        form = EditForm(EditRequest(images=[scene(1)], prompt="x"), "png", 100, None, False)
+        kept = weakref.ref(form.request.images[0])
+        view = await caller.store.create(form)
+        await caller.until(view.id, "succeeded")
+        editor.requests.clear()
+        del form
+        gc.collect()
+        assert kept() is None
+        assert (await caller.get(view.id)).json()["status"] == "succeeded"
+
+    play(story)
+
+
+# ---- the process that keeps them is replaced ----
+
+
+def test_an_open_job_goes_on_in_the_next_process_with_its_seed_and_tells_the_same_result() -> None:
+    async def story(editor: Gated) -> None:
+        vault = MemoryVault()
+        before = Caller(editor, vault)
+        response = await before.post(values=(10, 20), n="2", output_format="webp", output_compression="90")
+        id = response.json()["id"]
+        await before.until(id, "running")
+        after = Caller(editor, vault)
+        queued = (await after.get(id)).json()
+        assert (queued["id"], queued["steps"], queued["created_at"]) == (id, 4, response.json()["created_at"])
+        editor.gate.set()
+        ended = await after.until(id, "succeeded", "failed")
+        assert ended["error"] is None
+        first, again = editor.requests
+        assert (first.seed, first.prompt, first.n) == (again.seed, again.prompt, again.n)
+        same = {"n": "2", "output_format": "webp", "output_compression": "90", "seed": str(first.seed)}
+        now = (await after.post("", (10, 20), **same)).json()
+        assert ended["result"]["data"] == now["data"]
+
+    play(story)
+
+
+def test_of_two_processes_only_the_later_one_tells_the_end() -> None:
+    async def story(editor: Gated) -> None:
+        vault = MemoryVault()
+        before, after = Caller(editor, vault), Caller(editor, vault)
+        id = await before.start()
+        await before.until(id, "running")
+        await after.until(id, "running")
+        before.store.check_health()
+        editor.gate.set()
+        await after.until(id, "succeeded")
+        # The former one still runs it; its end counts for nothing, and it says to whom one should turn.
+        refused = await before.until_gone(id)
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "NOT_READY")
+        editor.gate.clear()
+        refused = await before.post(seed="9")
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "NOT_READY")
+        assert editor.closed == [9]
+        with pytest.raises(Superseded):
+            before.store.check_health()
+        assert (await after.get(id)).json()["status"] == "succeeded"
+
+    play(story)
+
+
+def test_what_has_ended_is_told_by_the_next_process_for_the_rest_of_its_time() -> None:
+    async def story(editor: Gated) -> None:
+        vault = MemoryVault()
+        before = Caller(editor, vault, ttl_s=1.0)
+        editor.gate.set()
+        succeeded = await before.until(await before.start(), "succeeded")
+        editor.middle_error = OutOfMemory("CUDA out of memory")
+        failed = await before.until(await before.start(), "failed")
+        after = Caller(editor, vault, ttl_s=1.0)
+        for job in (succeeded, failed):
+            assert (await after.get(job["id"])).json() == job
+        assert len(editor.requests) == 1
+        assert (await after.until_gone(succeeded["id"])).status_code == 404
+        await after.until_gone(failed["id"])
+        # Each was dropped in the same moment in which it could be seen no more, or is about to be.
+        await asyncio.sleep(0.1)
+        assert await vault.take_over("test") == {}
+
+    play(story)
+
+
+def test_bounds_hold_in_the_next_process_too() -> None:
+    async def story(editor: Gated) -> None:
+        vault = MemoryVault()
+        before, ids = Caller(editor, vault), []
+        editor.gate.set()
+        for _ in range(3):
+            ids.append(await before.start())
+            await before.until(ids[-1], "succeeded")
+        after = Caller(editor, vault, max_result_bytes=1)
+        assert [(await after.get(id)).status_code for id in ids] == [404, 404, 200]
+
+    play(story)
+
+
+def test_a_deleted_job_is_not_begun_again() -> None:
+    async def story(editor: Gated) -> None:
+        vault = MemoryVault()
+        before = Caller(editor, vault)
+        id = await before.start()
+        await before.http.delete(f"/v1/jobs/{id}")
+        after = Caller(editor, vault)
+        assert (await after.get(id)).status_code == 404
+        assert len(editor.closed) == 1
+
+    play(story)
+
+
+def test_where_there_is_no_room_yet_a_kept_job_waits() -> None:
+    async def story(editor: Gated) -> None:
+        vault = MemoryVault()
+        id = await Caller(editor, vault).start()
+        editor.error = Overloaded("full", retry_after_s=1)
+        after = Caller(editor, vault)
+        assert (await after.get(id)).json()["status"] == "queued"
+        await asyncio.sleep(0.1)
+        editor.error = None
+        editor.gate.set()
+        assert (await after.until(id, "succeeded", "failed"))["error"] is None
+
+    play(story)
+
+
+def test_a_job_that_is_open_whenever_its_process_ends_fails_in_the_end() -> None:
+    async def story(editor: Gated) -> None:
+        vault = MemoryVault()
+        id = await Caller(editor, vault).start()
+        for _ in range(5):
+            await Caller(editor, vault).until(id, "running")
+        last = Caller(editor, vault)
+        job = await last.until(id, "failed")
+        assert job["error"]["message"] == "Image generation failed: the process that kept it ended, 6 times"
+
+    play(story)
+
+
+def test_a_form_that_this_version_cannot_read_is_a_job_that_failed() -> None:
+    async def story(editor: Gated) -> None:
+        vault = MemoryVault()
+        id = await Caller(editor, vault).start()
+        notes = await vault.take_over("an older version")
+        await vault.put("an older version", id, notes[id], b"something else")
+        job = await Caller(editor, vault).until(id, "failed")
+        assert "the server was updated" in job["error"]["message"]
+
+    play(story)
+
+
+def test_a_result_that_the_vault_has_lost_is_not_found() -> None:
+    async def story(editor: Gated) -> None:
+        vault = MemoryVault()
+        editor.gate.set()
+        caller = Caller(editor, vault)
+        id = await caller.start()
+        await caller.until(id, "succeeded")
+        vault._records.clear()
+        assert (await caller.get(id)).status_code == 404
 
     play(story)

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import requests
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.editor_handle import HandleEditor
 from serve_app.errors import GenerationError
-from serve_app.handles import HandleEditor
 from serve_app.request import EditResult
 from serve_app.settings import AppSettings, ModelSettings
 from tests.fakes import edit_request
@@ -71,6 +72,25 @@ def assert_the_same(response: requests.Response, reference: requests.Response) -
     assert [item["seed"] for item in response.json()["data"]] == [item["seed"] for item in reference.json()["data"]]
     for picture, wanted in zip(pictures_of(response), pictures_of(reference), strict=True):
         assert difference(picture, wanted) <= 1
+
+
+def start_job(served: Served) -> str:
+    """The path of a job that is under way."""
+    before = served.stats()
+    created = post(served, EDITS[0], query="?async=true")
+    assert created.status_code == 202, created.text
+    wait_until(lambda: served.stats().forwards > before.forwards + 3, "it is under way")
+    return f"/v1/jobs/{created.json()['id']}"
+
+
+def assert_it_succeeds(served: Served, url: str, reference: requests.Response) -> None:
+    """A job, with the pictures of that answer."""
+    open_ = ("queued", "running")
+    wait_until(lambda: served.client.get(url).json()["status"] not in open_, "the job ends", wait_s=TIMEOUT_S)
+    job = served.client.get(url).json()
+    assert job["status"] == "succeeded", job
+    for item, wanted in zip(job["result"]["data"], pictures_of(reference), strict=True):
+        assert difference(picture_of(item), wanted) <= 1
 
 
 class TestHttp:
@@ -129,27 +149,36 @@ class TestHttp:
         return lines
 
     def test_a_job_goes_on(self, mortal: Served):
-        reference = mortal.client.edit(**EDITS[0])
-        before = mortal.stats()
-        created = post(mortal, EDITS[0], query="?async=true")
-        assert created.status_code == 202, created.text
-        url = f"/v1/jobs/{created.json()['id']}"
-        wait_until(lambda: mortal.stats().forwards > before.forwards + 3, "it is under way")
+        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
         kill_the_editor(mortal)
-        wait_until(
-            lambda: mortal.client.get(url).json()["status"] not in ("queued", "running"),
-            "the job ends",
-            wait_s=TIMEOUT_S,
-        )
-        job = mortal.client.get(url).json()
-        assert job["status"] == "succeeded", job
-        for item, wanted in zip(job["result"]["data"], pictures_of(reference), strict=True):
-            assert difference(picture_of(item), wanted) <= 1
+        assert_it_succeeds(mortal, url, reference)
 
-    def test_the_keeper_of_jobs_may_die_and_new_jobs_are_taken(self, mortal: Served):
+    def test_a_job_goes_on_where_the_process_that_keeps_it_dies(self, mortal: Served):
+        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
         [pid] = processes.of(mortal.name, "JobKeeper")
         processes.kill(pid)
         assert mortal.client.get("/v1/jobs/unknown").status_code == 404
+        assert_it_succeeds(mortal, url, reference)
+        # And what has ended is still there, once more.
+        [pid] = processes.of(mortal.name, "JobKeeper")
+        processes.kill(pid)
+        assert_it_succeeds(mortal, url, reference)
+
+    def test_a_job_goes_on_where_the_vault_dies(self, mortal: Served):
+        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
+        before = mortal.stats()
+        ray.kill(ray.get_actor(f"{APP}-jobs-1", namespace="image-edits"))
+        assert_it_succeeds(mortal, url, reference)
+        assert mortal.stats().cancelled == before.cancelled
+        # A new vault is there, and its jobs survive as well.
+        [pid] = processes.of(mortal.name, "JobKeeper")
+        processes.kill(pid)
+        assert_it_succeeds(mortal, url, reference)
+
+    def test_a_job_goes_on_where_the_application_is_deployed_anew(self, mortal: Served, run):
+        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
+        settings = SETTINGS.model_copy(update={"model": ModelSettings(native_area=64 * 64, aliases=("new",))})
+        assert_it_succeeds(run(settings, APP, ROUTE), url, reference)
 
 
 # --- an edit that kills, in a pipeline that is arithmetic ---------------------------------------------------------

@@ -1,11 +1,16 @@
-"""Jobs on a real cluster: the same pictures as without a job, and that deleting one frees the engine."""
+"""Jobs on a real cluster: the same pictures as without a job, deleting one frees the engine; and their vault."""
 
+import asyncio
 import time
 from typing import Any
 
 import numpy as np
+import pytest
+import ray
 import requests
 
+from serve_app.job_vault import Superseded
+from serve_app.vault_actor import ActorVault
 from tests.scenes import difference, scene
 from tests.serve.client import TIMEOUT_S, picture_of, pictures_of, png
 from tests.serve.conftest import Served
@@ -44,3 +49,43 @@ def test_a_deleted_job_frees_its_samples(served: Served):
     assert requests.delete(job, timeout=TIMEOUT_S).json()["deleted"] is True
     wait_until(lambda: served.stats().cancelled == before.cancelled + 1, "the request leaves")
     assert requests.get(job, timeout=TIMEOUT_S).status_code == 404
+
+
+def vault_is_there(app: str) -> bool:
+    try:
+        ray.get_actor(f"{app}-jobs-1", namespace="image-edits")
+    except ValueError:
+        return False
+    return True
+
+
+def test_a_vault_is_found_by_name_and_ends_once_nobody_calls_any_more(cluster: int):
+    async def story() -> None:
+        first = ActorVault("deleted", idle_s=2.0)
+        await first.take_over("first")
+        await first.put("first", "a", b"note", b"form" * 2**20)
+        second = ActorVault("deleted", idle_s=2.0)
+        assert await second.take_over("second") == {"a": b"note"}
+        assert await second.body("second", "a") == b"form" * 2**20
+        with pytest.raises(Superseded):
+            await first.drop("first", "a")
+        with pytest.raises(KeyError):
+            await second.body("second", "b")
+        staying = asyncio.create_task(second.stay())
+        await asyncio.sleep(6)
+        assert vault_is_there("deleted")
+        assert await second.take_over("third") == {"a": b"note"}
+        staying.cancel()
+
+    asyncio.run(story())
+    wait_until(lambda: not vault_is_there("deleted"), "the vault ends itself")
+
+
+def test_the_vaults_of_two_applications_are_two(cluster: int):
+    async def story() -> None:
+        one, other = ActorVault("one", idle_s=2.0), ActorVault("other", idle_s=2.0)
+        await one.take_over("owner")
+        await one.put("owner", "a", b"note", b"")
+        assert await other.take_over("owner") == {}
+
+    asyncio.run(story())

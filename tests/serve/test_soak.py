@@ -19,7 +19,9 @@ def test_nothing_is_lost_crossed_or_left_behind(tmp_path):
     report = json.loads(output.read_text())
     assert report["kept"]
     assert report["kills"] >= 1
+    assert report["keeper_kills"] == 1
     assert report["redeploys"] == 1
-    assert all(report["requests"][kind] > 0 for kind in ("edits", "streams", "jobs", "hostile", "left"))
+    kinds = ("edits", "retries", "streams", "jobs", "hostile", "left")
+    assert all(report["requests"][kind] > 0 for kind in kinds)
     # Of those that were warm at half-time: at least the proxy and the controller.
     assert report["memory_growth"]

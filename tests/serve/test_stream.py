@@ -11,9 +11,9 @@ import pytest
 import requests
 
 from serve_app import EditRequest
+from serve_app.editor_handle import HandleEditor
 from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.events import Completed, Done, Event, Preview, Progress
-from serve_app.handles import HandleEditor
 from tests.scenes import difference, scene
 from tests.serve.client import TIMEOUT_S, picture_of, png
 from tests.serve.conftest import Served

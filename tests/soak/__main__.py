@@ -1,7 +1,8 @@
 """Hours of trouble in minutes: `python -m tests.soak`. Ends with 1 where a promise did not hold.
 
-Many callers send valid edits, hostile requests, and leave at any moment, while GPU replicas are killed and the
-application is deployed anew. Afterwards every edit must have had its own right answer, and nothing may be left behind.
+Many callers send valid edits, hostile requests, and leave at any moment, while GPU replicas and the keeper of the
+jobs are killed and the application is deployed anew. Afterwards every edit must have had its own right answer, and
+nothing may be left behind.
 """
 
 import argparse
@@ -46,6 +47,7 @@ class Report:
     seconds: float
     requests: dict[str, int] = field(default_factory=dict)
     kills: int = 0
+    keeper_kills: int = 0
     redeploys: int = 0
     refused: int = 0
     worst_difference: int = 0
@@ -69,9 +71,7 @@ async def soak(base_url: str, seed: int, seconds: float) -> Report:
         watching = asyncio.create_task(memory.watch())
         start_s = asyncio.get_running_loop().time()
         chaos = Chaos(SETTINGS, seconds, random.Random(seed + 1))
-        callers = [
-            Caller(client, edits, references, outcomes, chaos, random.Random(f"{seed} {k}")) for k in range(CALLERS)
-        ]
+        callers = [Caller(client, edits, references, outcomes, random.Random(f"{seed} {k}")) for k in range(CALLERS)]
         await asyncio.gather(chaos.run(), *(caller.call_until(start_s + seconds) for caller in callers))
         watching.cancel()
         with suppress(asyncio.CancelledError):
@@ -81,6 +81,7 @@ async def soak(base_url: str, seed: int, seconds: float) -> Report:
             seconds=seconds,
             requests=dict(outcomes.counts),
             kills=chaos.kills,
+            keeper_kills=chaos.keeper_kills,
             redeploys=chaos.redeploys,
             refused=outcomes.refused,
             worst_difference=outcomes.worst_difference,

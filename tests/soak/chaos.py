@@ -19,6 +19,7 @@ from tests.serve import processes
 _KILL_EVERY_S = (30.0, 60.0)
 # As a share of the whole time: processes that are there after it may live to the end.
 _REDEPLOY_AT = 0.3
+_KILL_THE_KEEPER_AT = 0.1
 _DEPLOY_S = 300.0
 _LOOK_S = 2.0
 
@@ -31,11 +32,11 @@ class Chaos:
     seconds: float
     rng: random.Random
     kills: int = 0
+    keeper_kills: int = 0
     redeploys: int = 0
-    redeploying: bool = False
 
     async def run(self) -> None:
-        await asyncio.gather(self._kill(), self._redeploy())
+        await asyncio.gather(self._kill(), self._kill_the_keeper(), self._redeploy())
 
     async def _kill(self) -> None:
         """A GPU replica every now and then, the youngest, so that the memory of another can be watched for long."""
@@ -50,14 +51,19 @@ class Chaos:
                 os.kill(editors[-1], signal.SIGKILL)
                 self.kills += 1
 
+    async def _kill_the_keeper(self) -> None:
+        """Of the jobs."""
+        await asyncio.sleep(self.seconds * _KILL_THE_KEEPER_AT)
+        for pid in processes.of(APP_NAME, "JobKeeper"):
+            os.kill(pid, signal.SIGKILL)
+            self.keeper_kills += 1
+
     async def _redeploy(self) -> None:
         """With another setting, so that Serve replaces every replica of every deployment."""
         await asyncio.sleep(self.seconds * _REDEPLOY_AT)
         limits = self.settings.limits.model_copy(update={"max_images": self.settings.limits.max_images - 1})
         changed = self.settings.model_copy(update={"limits": limits})
-        self.redeploying = True
         await asyncio.to_thread(deploy, changed)
-        self.redeploying = False
         self.redeploys += 1
 
 
