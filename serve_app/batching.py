@@ -94,7 +94,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The rules of `plan`, as in the settings of the same names; `seconds_per_token` is measured."""
+    """The rules of `plan`, as in the settings of the same names; the last two are measured.
+
+    `join_s`: what a join costs however few join, for encoding them and for decoding them apart from the others.
+    """
 
     max_samples: int
     batch_tokens: int
@@ -103,6 +106,7 @@ class Policy:
     order: Literal["shortest", "fifo"]
     aging: float
     seconds_per_token: float
+    join_s: float = 0.0
 
 
 def expand(
@@ -187,6 +191,17 @@ def plan(entries: Sequence[Entry], policy: Policy, caps: Mapping[Shape, int] | N
         samples = [sample for sample in samples if sample.encoded]
     room = policy.max_samples + policy.max_paused - encoded
     return _fill(samples, room, policy, caps or {})
+
+
+def holds(batch: Sequence[Sample], policy: Policy, waited_s: float) -> bool:
+    """Whether those of a planned batch that would join should wait for more company.
+
+    A join holds up everybody in the batch for `join_s`, and several who join together cost that once. So they wait
+    until their waiting, `waited_s` added up over them, has cost as much (the rule of ski rental: never more than twice
+    what knowing the future would have cost). The first in order never waits, nor do those who join an empty machine.
+    """
+    joins = any(not sample.encoded for sample in batch)
+    return joins and batch[0].encoded and waited_s < policy.join_s * len(batch)
 
 
 def _apart(ordered: list[Entry]) -> list[Entry]:

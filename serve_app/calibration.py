@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.batching import Entry, expand, knee
+from serve_app.batching import Entry, Sample, expand, knee
 from serve_app.errors import OutOfMemory
 from serve_app.protocol import Pipeline
 from serve_app.request import EditRequest
 
 # Sizes take turns, so that whatever else the machine does for a moment spoils one turn, and not one size. Small models
 # take more of them: 4 and 8 samples of builtin:tiny are 10 % apart, and the fastest of three is off by half of that.
-_ROUNDS = (3, 20)
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 20
 _LEAST_S = 4.0
 _STEPS = 200
 """Of the samples stepped here: more than are ever taken, so that none runs out."""
@@ -23,25 +23,54 @@ _STEPS = 200
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured: seconds of one step by number of samples, the knee in tokens, and the price of a token."""
+    """What was measured: seconds of one step by number of samples, the knee in tokens, and the price of a token.
+
+    `join_s`: as in Policy.
+    """
 
     seconds_by_samples: dict[int, float]
     knee_tokens: int
     seconds_per_token: float
+    join_s: float = 0.0
 
 
 def calibrate(
-    pipeline: Pipeline, *, max_samples: int, default_guidance: float, clock: Callable[[], float] = time.perf_counter
+    pipeline: Pipeline,
+    *,
+    max_samples: int,
+    default_guidance: float,
+    find_knee: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Calibration:
     """Measure steps of 1, 2, 4 … `max_samples` samples, by turns for some seconds, the fastest of each size counting.
 
-    Where memory ends first, the sizes that fit are used. Raises OutOfMemory where not even one sample fits.
+    Without `find_knee`, of one sample alone. Where memory ends first, the sizes that fit are used. Raises OutOfMemory
+    where not even one sample fits.
     """
-    entry, states = _blank(pipeline, max_samples, default_guidance)
-    seconds = _fastest_steps(pipeline, states, sizes_to_measure(max_samples), clock)
-    pipeline.decode(states[:1])
-    best, tokens = knee(seconds), entry.samples[0].tokens
-    return Calibration(seconds, best * tokens, seconds[best] / (best * tokens))
+    entry, prepared, states = _blank(pipeline, max_samples, default_guidance)
+    sizes = sizes_to_measure(max_samples) if find_knee else [1]
+    seconds = _fastest_steps(pipeline, states, sizes, clock)
+    sample, best = entry.samples[0], knee(seconds)
+    join_s, tokens = _join_s(pipeline, sample, prepared, max_samples, clock), sample.tokens
+    return Calibration(seconds, best * tokens, seconds[best] / (best * tokens), join_s)
+
+
+def _join_s(pipeline: Pipeline, sample: Sample, prepared: Any, max_samples: int, clock: Callable[[], float]) -> float:
+    """What encoding and decoding cost whether it is one sample or two; 0 where two do not fit."""
+
+    def measure(samples: int) -> float:
+        start_s = clock()
+        # Decoded pictures are on the CPU: whatever runs on a device has ended by then.
+        pipeline.decode([pipeline.start(encoding, sample) for encoding in pipeline.encode([prepared] * samples)])
+        return clock() - start_s
+
+    alone_s = min(measure(1) for _ in range(_LEAST_ROUNDS))
+    if max_samples == 1:
+        return 0.0
+    try:
+        return max(0.0, 2 * alone_s - min(measure(2) for _ in range(_LEAST_ROUNDS)))
+    except OutOfMemory:
+        return 0.0
 
 
 def _fastest_steps(
@@ -49,9 +78,9 @@ def _fastest_steps(
 ) -> dict[int, float]:
     """Seconds by size, of those sizes that fit."""
     seconds: dict[int, float] = {}
-    start_s, (least, most) = clock(), _ROUNDS
-    for number in range(most):
-        if number >= least and (len(sizes) == 1 or clock() - start_s >= _LEAST_S):
+    start_s = clock()
+    for number in range(_MOST_ROUNDS):
+        if number >= _LEAST_ROUNDS and (len(sizes) == 1 or clock() - start_s >= _LEAST_S):
             break
         for size in sizes:
             try:
@@ -70,14 +99,15 @@ def sizes_to_measure(max_samples: int) -> list[int]:
     return sorted({2**power for power in range(max_samples.bit_length())} | {max_samples})
 
 
-def _blank(pipeline: Pipeline, samples: int, guidance: float) -> tuple[Entry, list[Any]]:
-    """That many samples of one grey square at the native size."""
+def _blank(pipeline: Pipeline, samples: int, guidance: float) -> tuple[Entry, Any, list[Any]]:
+    """That many samples of one grey square at the native size: their entry, the prepared picture, their states."""
     side = math.isqrt(pipeline.geometry.native_area)
     grey = np.full((side, side, 3), 128, np.uint8)
     request = EditRequest(images=[grey], prompt="warm up", seed=0)
     entry = expand(request, pipeline.geometry, default_steps=_STEPS, default_guidance=guidance)
-    encoding = pipeline.encode([pipeline.prepare(entry.conditions[0])])[0]
-    return entry, [pipeline.start(encoding, entry.samples[0]) for _ in range(samples)]
+    prepared = pipeline.prepare(entry.conditions[0])
+    [encoding] = pipeline.encode([prepared])
+    return entry, prepared, [pipeline.start(encoding, entry.samples[0]) for _ in range(samples)]
 
 
 def _time_step(pipeline: Pipeline, states: Sequence[Any], clock: Callable[[], float]) -> float:

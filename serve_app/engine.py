@@ -113,6 +113,7 @@ class EditEngine:
             order=settings.order,
             aging=settings.aging,
             seconds_per_token=calibration.seconds_per_token,
+            join_s=calibration.join_s,
         )
         self._fastest_s = calibration.seconds_per_token
         # Callers, picture threads and the engine's. Guards _claims, _sequence, _counts; notified when there is work.
@@ -122,6 +123,8 @@ class EditEngine:
         self._counts: Counter[str] = Counter()
         self._running = 0
         self._caps: dict[Shape, int] = {}
+        # By those who could have joined since the last join, added up over them.
+        self._waited_s = 0.0
         self._stopping = False
         self._fault: DeviceLost | None = None
         self._busy_since_s: float | None = None
@@ -290,9 +293,10 @@ class EditEngine:
 
     def _tick(self) -> None:
         """One round: drop who left, plan, let samples join, step, show what is asked for, hand out what is done."""
+        start_s = self._clock()
         with self._lock:
             self._drop_departed()
-            batch = batching.plan([claim.entry for claim in self._ready()], self._policy, self._caps)
+            batch, held = self._plan()
         self._report()
         self._join([sample for sample in batch if not sample.encoded])
         batch = [sample for sample in batch if self._is_here(sample)]
@@ -300,6 +304,16 @@ class EditEngine:
         self._report()
         self._preview([sample for sample in batch if sample.steps_done in sample.preview_steps])
         self._finish([sample for sample in batch if sample.steps_left == 0 and self._is_here(sample)])
+        self._waited_s = self._waited_s + held * (self._clock() - start_s) if held else 0.0
+
+    def _plan(self) -> tuple[list[Sample], int]:
+        """The samples that take the next step, and how many others could join but wait for company."""
+        entries = [claim.entry for claim in self._ready()]
+        batch = batching.plan(entries, self._policy, self._caps)
+        if not batching.holds(batch, self._policy, self._waited_s):
+            return batch, 0
+        held = sum(not sample.encoded for sample in batch)
+        return batching.plan(entries, replace(self._policy, join="batch"), self._caps), held
 
     def _drop_departed(self) -> None:
         now_s = self._clock()

@@ -33,8 +33,9 @@ def start(
     limit = model.max_samples if settings.engine.max_samples == "auto" else settings.engine.max_samples
     calibration = calibrate(
         model.pipeline,
-        max_samples=limit if settings.engine.batch_tokens == "auto" else 1,
+        max_samples=limit,
         default_guidance=model.default_guidance,
+        find_knee=settings.engine.batch_tokens == "auto",
     )
     logger.info("Loaded %s; measured %s", settings.model.source, asdict(calibration))
     engine = EditEngine(

@@ -82,7 +82,9 @@ class EngineSettings(Settings):
     """How samples share the GPU."""
 
     join: Literal["step", "batch"] = Field(
-        "step", description="`step`: a sample joins at the next step; `batch`: only when nothing is in flight"
+        "step",
+        description="`step`: a sample joins at the next step, or some later where several can share what joining costs;"
+        " `batch`: only when nothing is in flight",
     )
     order: Literal["shortest", "fifo"] = Field(
         "shortest", description="which request steps first: least remaining work with aging, or first come"

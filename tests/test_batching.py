@@ -6,7 +6,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from serve_app.batching import Entry, Policy, Sample, arrange, drain_s, expand, in_order, knee, plan, preview_steps
+from serve_app.batching import (
+    Entry,
+    Policy,
+    Sample,
+    arrange,
+    drain_s,
+    expand,
+    holds,
+    in_order,
+    knee,
+    plan,
+    preview_steps,
+)
 from serve_app.images import Geometry, Size
 from serve_app.request import EditRequest
 
@@ -162,6 +174,38 @@ class TestPlan:
 
     def test_no_samples_no_batch(self):
         assert plan([], POLICY) == []
+
+
+class TestHolds:
+    """Two steps in flight of which one is far, and newcomers that would take longer than they."""
+
+    PRICED = replace(POLICY, join_s=0.5)
+
+    def test_who_joins_waits_until_that_has_cost_as_much_as_the_join_would_cost_all(self):
+        advance(plan([old := entry(0, n=2)], self.PRICED))
+        batch = plan([old, entry(1, steps=20)], self.PRICED)
+        assert [sample.encoded for sample in batch] == [True, True, False]
+        assert holds(batch, self.PRICED, 0.0)
+        assert holds(batch, self.PRICED, 1.49)
+        assert not holds(batch, self.PRICED, 1.5)
+
+    def test_a_join_that_costs_nothing_is_not_waited_for(self):
+        advance(plan([old := entry(0)], POLICY))
+        assert not holds(plan([old, entry(1, steps=20)], POLICY), POLICY, 0.0)
+
+    def test_nobody_waits_where_nothing_is_in_flight(self):
+        assert not holds(plan([entry(0), entry(1)], self.PRICED), self.PRICED, 0.0)
+
+    def test_the_first_in_order_does_not_wait(self):
+        advance(plan([old := entry(0, steps=50)], self.PRICED))
+        batch = plan([old, entry(1, steps=2)], self.PRICED)
+        assert [sample.encoded for sample in batch] == [False, True]
+        assert not holds(batch, self.PRICED, 0.0)
+
+    def test_where_nobody_joins_nothing_is_held(self):
+        advance(plan([old := entry(0)], self.PRICED))
+        assert not holds(plan([old], self.PRICED), self.PRICED, 0.0)
+        assert not holds([], self.PRICED, 0.0)
 
 
 class TestOrder:

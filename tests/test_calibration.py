@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from serve_app.batching import Condition
 from serve_app.calibration import Calibration, calibrate, sizes_to_measure
 from serve_app.errors import OutOfMemory
 from serve_app.request import Pixels
@@ -12,6 +13,9 @@ from tests.fakes import ArithmeticPipeline, State
 
 # Seconds of a step by samples: best at 4 and more.
 STEP_S = {1: 0.10, 2: 0.15, 4: 0.20, 8: 0.40}
+# The same for one and for two: 0.3 of encoding, 0.1 of decoding.
+ENCODE_S = {1: 0.5, 2: 0.7}
+DECODE_S = {1: 0.4, 2: 0.7}
 # Of one sample of the fake's 64 x 64 pixels, picture and reference, guided.
 TOKENS = 2 * 2 * (64 // 16) ** 2
 
@@ -24,6 +28,14 @@ class TimedPipeline(ArithmeticPipeline):
     fits: int = 8
     sizes: list[int] = field(default_factory=list)
     now_s: float = 0.0
+    fits_encoding: int = 8
+    slow_stages: int = 0
+
+    def encode(self, conditions: Sequence[Condition]) -> list[Condition]:
+        if len(conditions) > self.fits_encoding:
+            raise OutOfMemory("CUDA out of memory")
+        self.now_s += ENCODE_S[len(conditions)]
+        return super().encode(conditions)
 
     def step(self, states: Sequence[State]) -> None:
         self.sizes.append(len(states))
@@ -32,6 +44,8 @@ class TimedPipeline(ArithmeticPipeline):
         self.now_s += STEP_S[len(states)] + self.disturbed_s(len(self.sizes))
 
     def decode(self, states: Sequence[State]) -> list[Pixels]:
+        self.now_s += DECODE_S[len(states)] + (10.0 if self.slow_stages else 0.0)
+        self.slow_stages = max(0, self.slow_stages - 1)
         return []
 
 
@@ -61,6 +75,17 @@ def test_quick_models_take_more_turns(slower, rounds):
     assert pipeline.sizes == [1, 2, 4, 8] * rounds
 
 
+def test_the_price_of_a_join_is_what_two_share():
+    assert measure(TimedPipeline()).join_s == pytest.approx(0.3 + 0.1)
+    # One stall of the machine among three spoils nothing.
+    assert measure(TimedPipeline(slow_stages=1)).join_s == pytest.approx(0.3 + 0.1)
+
+
+def test_where_two_cannot_join_together_a_join_has_no_price():
+    assert measure(TimedPipeline(fits_encoding=1)).join_s == 0
+    assert measure(TimedPipeline(), max_samples=1).join_s == 0
+
+
 def test_sizes_that_do_not_fit_are_left_out_and_not_tried_again():
     pipeline = TimedPipeline(fits=2)
     found = measure(pipeline)
@@ -77,8 +102,9 @@ def test_a_model_too_large_for_one_sample_says_so():
 
 def test_a_fixed_batch_is_warmed_up_alone():
     pipeline = TimedPipeline()
-    measure(pipeline, max_samples=1)
+    found = calibrate(pipeline, max_samples=8, default_guidance=4.0, find_knee=False, clock=lambda: pipeline.now_s)
     assert pipeline.sizes == [1, 1, 1]
+    assert found.join_s == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(1, [1]), (2, [1, 2]), (8, [1, 2, 4, 8]), (10, [1, 2, 4, 8, 10])])

@@ -29,7 +29,7 @@ from serve_app.events import Event, Progress
 from serve_app.request import BatchStats, EditRequest, EditResult
 from serve_app.settings import EngineSettings
 from serve_app.tickets import Terms, Ticket
-from tests.fakes import ArithmeticPipeline, edit_request, picture
+from tests.fakes import ArithmeticPipeline, Clock, State, edit_request, picture
 
 TIMEOUT_S = 20
 
@@ -41,6 +41,7 @@ def engine(
     max_samples: int = 8,
     timeout_s: float = 600,
     start: bool = True,
+    join_s: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
     **settings: Any,
 ) -> Iterator[EditEngine]:
@@ -48,7 +49,7 @@ def engine(
     running = EditEngine(
         pipeline,
         EngineSettings(**{"batch_tokens": 10**9, **settings}),
-        Calibration({1: 0.01}, knee_tokens=1, seconds_per_token=1e-5),
+        Calibration({1: 0.01}, knee_tokens=1, seconds_per_token=1e-5, join_s=join_s),
         max_samples=max_samples,
         default_steps=4,
         default_guidance=4.0,
@@ -150,6 +151,43 @@ def test_join_batch_accumulates_while_busy():
         for ticket in [*first, *others]:
             ticket.result(TIMEOUT_S)
     assert [len(batch) for batch in pipeline.batches] == [1] * 4 + [3] * 4
+
+
+def test_who_comes_shortly_after_each_other_joins_together():
+    clock, pipeline, tickets = Clock(), ArithmeticPipeline(), []
+    newcomers = {1: edit_request(2, num_inference_steps=20), 2: edit_request(3, num_inference_steps=20)}
+
+    def arrive(states: Sequence[State]) -> None:
+        # Each step takes a second; the second one comes a second after the first.
+        clock.now_s += 1.0
+        if newcomer := newcomers.pop(len(pipeline.batches) + 1, None):
+            tickets.extend(submit(running, newcomer))
+
+    pipeline.on_step = arrive
+    # Waited after the steps 2, 3 and 4: 1, 3 and 5 s. Both together would cost all three 1.5 s each.
+    with engine(pipeline, join_s=1.5, clock=clock) as running:
+        tickets += submit(running, edit_request(1, num_inference_steps=15))
+        results = [ticket.result(TIMEOUT_S) for ticket in tickets]
+    assert [len(states) for states in pipeline.batches] == [1] * 4 + [3] * 11 + [2] * 9
+    assert_same(results[0], alone(edit_request(1, num_inference_steps=15)))
+
+
+def test_waiting_for_company_begins_anew_after_each_join():
+    clock, pipeline, tickets = Clock(), ArithmeticPipeline(), []
+    newcomers = {1: edit_request(2, num_inference_steps=20), 6: edit_request(3, num_inference_steps=20)}
+
+    def arrive(states: Sequence[State]) -> None:
+        clock.now_s += 1.0
+        if newcomer := newcomers.pop(len(pipeline.batches) + 1, None):
+            tickets.extend(submit(running, newcomer))
+
+    pipeline.on_step = arrive
+    with engine(pipeline, join_s=1.0, clock=clock) as running:
+        tickets += submit(running, edit_request(1, num_inference_steps=15))
+        for ticket in tickets:
+            ticket.result(TIMEOUT_S)
+    # The first waits 2 s for two, the second 3 s for three.
+    assert [len(states) for states in pipeline.batches][:11] == [1] * 3 + [2] * 6 + [3] * 2
 
 
 class TestPreparation:
