@@ -15,6 +15,8 @@ T = TypeVar("T")
 
 # A batch may be at most this much slower, per sample, than the best one measured and still count as the knee.
 KNEE_TOLERANCE = 0.05
+# How many joins' price newcomers wait at most: by benchmarks/joining.py, 1 is dearer, and 3 is no better.
+JOINS_WAITED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,14 +196,20 @@ def plan(entries: Sequence[Entry], policy: Policy, caps: Mapping[Shape, int] | N
 
 
 def holds(batch: Sequence[Sample], policy: Policy, waited_s: float) -> bool:
-    """Whether those of a planned batch that would join should wait for more company.
+    """Whether those of a planned batch who would join should wait until one of the others is done.
 
-    A join holds up everybody in the batch for `join_s`, and several who join together cost that once. So they wait
-    until their waiting, `waited_s` added up over them, has cost as much (the rule of ski rental: never more than twice
-    what knowing the future would have cost). The first in order never waits, nor do those who join an empty machine.
+    A join holds up everybody in the batch for `join_s`; together with those for whom there is room then, it costs that
+    once. So they wait while that, added up over them and with `waited_s`, what they have waited already, costs less
+    than some joins. A diffusion edit tells beforehand when it is done. The first in order never waits, nor do those who
+    join an empty machine.
     """
-    joins = any(not sample.encoded for sample in batch)
-    return joins and batch[0].encoded and waited_s < policy.join_s * len(batch)
+    staying = [sample for sample in batch if sample.encoded]
+    joining = len(batch) - len(staying)
+    if not joining or not batch[0].encoded:
+        return False
+    step_s = sum(sample.tokens for sample in staying) * policy.seconds_per_token
+    until_one_is_done_s = min(sample.steps_left for sample in staying) * step_s
+    return waited_s + joining * until_one_is_done_s < JOINS_WAITED * policy.join_s * len(batch)
 
 
 def _apart(ordered: list[Entry]) -> list[Entry]:

@@ -177,17 +177,28 @@ class TestPlan:
 
 
 class TestHolds:
-    """Two steps in flight of which one is far, and newcomers that would take longer than they."""
+    """A step takes 0.1 s for each sample; newcomers have more work than those in flight."""
 
     PRICED = replace(POLICY, join_s=0.5)
 
-    def test_who_joins_waits_until_that_has_cost_as_much_as_the_join_would_cost_all(self):
+    def test_who_joins_waits_for_the_next_to_be_done_while_that_is_cheaper_than_two_joins_for_all(self):
         advance(plan([old := entry(0, n=2)], self.PRICED))
         batch = plan([old, entry(1, steps=20)], self.PRICED)
         assert [sample.encoded for sample in batch] == [True, True, False]
+        # Nine steps of two: 1.8 s. Two joins for three: 3 s.
         assert holds(batch, self.PRICED, 0.0)
-        assert holds(batch, self.PRICED, 1.49)
-        assert not holds(batch, self.PRICED, 1.5)
+        assert holds(batch, self.PRICED, 1.19)
+        assert not holds(batch, self.PRICED, 1.21)
+
+    def test_each_of_several_newcomers_waits(self):
+        advance(plan([old := entry(0, steps=18)], self.PRICED))
+        # Seventeen steps of one: 1.7 s for each. Two joins for two: 2 s, for three: 3 s.
+        assert holds(plan([old, entry(1, steps=50)], self.PRICED), self.PRICED, 0.0)
+        assert not holds(plan([old, entry(1, n=2, steps=50)], self.PRICED), self.PRICED, 0.0)
+
+    def test_nobody_waits_for_what_is_far_from_done(self):
+        advance(plan([old := entry(0, n=2, steps=17)], self.PRICED))
+        assert not holds(plan([old, entry(1, steps=50)], self.PRICED), self.PRICED, 0.0)
 
     def test_a_join_that_costs_nothing_is_not_waited_for(self):
         advance(plan([old := entry(0)], POLICY))
@@ -197,7 +208,7 @@ class TestHolds:
         assert not holds(plan([entry(0), entry(1)], self.PRICED), self.PRICED, 0.0)
 
     def test_the_first_in_order_does_not_wait(self):
-        advance(plan([old := entry(0, steps=50)], self.PRICED))
+        advance(plan([old := entry(0, steps=5)], self.PRICED))
         batch = plan([old, entry(1, steps=2)], self.PRICED)
         assert [sample.encoded for sample in batch] == [False, True]
         assert not holds(batch, self.PRICED, 0.0)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from serve_app.tickets import Terms, Ticket
 from tests.fakes import ArithmeticPipeline, Clock, State, edit_request, picture
 
 TIMEOUT_S = 20
+CALIBRATION = Calibration({1: 0.01}, knee_tokens=1, seconds_per_token=1e-5)
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def engine(
     max_samples: int = 8,
     timeout_s: float = 600,
     start: bool = True,
-    join_s: float = 0.0,
+    calibration: Calibration = CALIBRATION,
     clock: Callable[[], float] = time.monotonic,
     **settings: Any,
 ) -> Iterator[EditEngine]:
@@ -49,7 +51,7 @@ def engine(
     running = EditEngine(
         pipeline,
         EngineSettings(**{"batch_tokens": 10**9, **settings}),
-        Calibration({1: 0.01}, knee_tokens=1, seconds_per_token=1e-5, join_s=join_s),
+        calibration,
         max_samples=max_samples,
         default_steps=4,
         default_guidance=4.0,
@@ -153,41 +155,47 @@ def test_join_batch_accumulates_while_busy():
     assert [len(batch) for batch in pipeline.batches] == [1] * 4 + [3] * 4
 
 
-def test_who_comes_shortly_after_each_other_joins_together():
-    clock, pipeline, tickets = Clock(), ArithmeticPipeline(), []
-    newcomers = {1: edit_request(2, num_inference_steps=20), 2: edit_request(3, num_inference_steps=20)}
+class TestCompany:
+    """A step takes a second for each of its samples, which have 64 tokens."""
 
-    def arrive(states: Sequence[State]) -> None:
-        # Each step takes a second; the second one comes a second after the first.
-        clock.now_s += 1.0
-        if newcomer := newcomers.pop(len(pipeline.batches) + 1, None):
-            tickets.extend(submit(running, newcomer))
+    @staticmethod
+    def joined_at(join_s: float, first: list[EditRequest], later: dict[int, EditRequest]) -> dict[int, int]:
+        """In which step each took part first, by its seed. `later`: what arrives while the step of that number runs."""
+        clock, pipeline, tickets = Clock(), ArithmeticPipeline(), []
 
-    pipeline.on_step = arrive
-    # Waited after the steps 2, 3 and 4: 1, 3 and 5 s. Both together would cost all three 1.5 s each.
-    with engine(pipeline, join_s=1.5, clock=clock) as running:
-        tickets += submit(running, edit_request(1, num_inference_steps=15))
-        results = [ticket.result(TIMEOUT_S) for ticket in tickets]
-    assert [len(states) for states in pipeline.batches] == [1] * 4 + [3] * 11 + [2] * 9
-    assert_same(results[0], alone(edit_request(1, num_inference_steps=15)))
+        def arrive(states: Sequence[State]) -> None:
+            clock.now_s += len(states)
+            if newcomer := later.get(len(pipeline.batches) + 1):
+                tickets.extend(submit(running, newcomer))
 
+        pipeline.on_step = arrive
+        priced = replace(CALIBRATION, seconds_per_token=1 / 64, join_s=join_s)
+        with engine(pipeline, calibration=priced, clock=clock, start=False) as running:
+            tickets += submit(running, *first)
+            running.start()
+            for ticket in tickets:
+                ticket.result(TIMEOUT_S)
+        for ticket, request in zip(tickets, [*first, *later.values()], strict=True):
+            assert_same(ticket.result(), alone(request))
+        steps = [[state.seed for state in states] for states in pipeline.batches]
+        seeds = {seed for seeds in steps for seed in seeds}
+        return {seed: 1 + next(k for k, found in enumerate(steps) if seed in found) for seed in seeds}
 
-def test_waiting_for_company_begins_anew_after_each_join():
-    clock, pipeline, tickets = Clock(), ArithmeticPipeline(), []
-    newcomers = {1: edit_request(2, num_inference_steps=20), 6: edit_request(3, num_inference_steps=20)}
+    def test_newcomers_wait_for_one_to_be_done_and_join_together(self):
+        first, later = [edit_request(1, num_inference_steps=6)], {2: edit_request(2, num_inference_steps=20)}
+        later[4] = edit_request(3, num_inference_steps=20)
+        assert self.joined_at(10.0, first, later) == {1: 1, 2: 7, 3: 7}
 
-    def arrive(states: Sequence[State]) -> None:
-        clock.now_s += 1.0
-        if newcomer := newcomers.pop(len(pipeline.batches) + 1, None):
-            tickets.extend(submit(running, newcomer))
+    def test_they_do_not_wait_where_that_is_dearer_than_to_join(self):
+        first, later = [edit_request(1, num_inference_steps=15)], {2: edit_request(2, num_inference_steps=20)}
+        assert self.joined_at(1.0, first, later) == {1: 1, 2: 3}
 
-    pipeline.on_step = arrive
-    with engine(pipeline, join_s=1.0, clock=clock) as running:
-        tickets += submit(running, edit_request(1, num_inference_steps=15))
-        for ticket in tickets:
-            ticket.result(TIMEOUT_S)
-    # The first waits 2 s for two, the second 3 s for three.
-    assert [len(states) for states in pipeline.batches][:11] == [1] * 3 + [2] * 6 + [3] * 2
+    def test_what_they_have_waited_counts_and_begins_anew_with_each_join(self):
+        first = [edit_request(1, num_inference_steps=6), edit_request(2, num_inference_steps=9)]
+        later = {1: edit_request(3, num_inference_steps=20), 7: edit_request(4, num_inference_steps=40)}
+        # Two joins cost three 13.2 s and two 8.8 s. The first newcomer waits 10 s for six steps; three more would be
+        # 13 s. The second waits 4 s for the ninth step, since the 10 s are not its own.
+        assert self.joined_at(2.2, first, later) == {1: 1, 2: 1, 3: 7, 4: 10}
 
 
 class TestPreparation:
