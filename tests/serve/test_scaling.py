@@ -53,7 +53,7 @@ def test_without_work_no_replica_is_left_and_the_first_request_wakes_one(cluster
     editor = serve.run(deployment.bind(tmp_path), name="sleepy", route_prefix=None)
 
     def replicas() -> dict[str, int]:
-        return serve.status().applications["sleepy"].deployments["ImageEditor"].replica_states
+        return dict(serve.status().applications["sleepy"].deployments["ImageEditor"].replica_states)
 
     try:
         assert replicas() == {}
