@@ -197,6 +197,12 @@ class TestCompany:
         # 13 s. The second waits 4 s for the ninth step, since the 10 s are not its own.
         assert self.joined_at(2.2, first, later) == {1: 1, 2: 1, 3: 7, 4: 10}
 
+    def test_the_waiting_of_each_counts(self):
+        first = [edit_request(1, num_inference_steps=6), edit_request(2, num_inference_steps=9)]
+        # Two wait 10 s each, and two joins cost three 19.2 s.
+        later = {1: edit_request(3, n=2, num_inference_steps=20)}
+        assert self.joined_at(3.2, first, later) == {1: 1, 2: 1, 3: 7, 4: 7}
+
 
 class TestPreparation:
     def test_steps_go_on_while_a_picture_is_prepared(self):
