@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from benchmarks.sharing import View, Work, ranked
 from serve_app.autoscaling import Load
 from serve_app.batching import Entry, Policy, Sample, Shape, plan, work_s
 
@@ -147,52 +148,28 @@ def sharing(replicas: Sequence[Replica], entry: Entry, now_s: float, rng: random
     return least_work(replicas, entry, now_s, rng)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A request as it was when it was sent."""
-
-    entry: Entry
-    shape: Shape
-    step_tokens: int
-    all_tokens: int
-
-
 class Ingresses:
     """`sharing` by what ingresses can know, each with a router of its own as in Serve, and callers at any of them.
 
     A router knows the requests that it sent and whose answer is still to come, but not their progress, and how many
-    requests a replica has from all (Serve asks the replicas for that).
+    requests a replica has from all (Serve asks the replicas for that). The rule is that of benchmarks/sharing.py.
     """
 
     def __init__(self, count: int) -> None:
-        self._sent: list[dict[Replica, list[_Sent]]] = [{} for _ in range(count)]
+        self._sent: list[dict[Replica, list[tuple[Entry, Work]]]] = [{} for _ in range(count)]
 
     def __call__(self, replicas: Sequence[Replica], entry: Entry, now_s: float, rng: random.Random) -> Replica:
-        sent = rng.choice(self._sent)
-        for replica in replicas:
-            sent[replica] = [one for one in sent.get(replica, []) if one.entry.samples]
-        new = _Sent(entry, entry.samples[0].shape, sum(sample.tokens for sample in entry.samples), entry.work_tokens)
-        free = [replica for replica in replicas if _is_free(replica, sent[replica], new)]
-        if free:
-            chosen = max(free, key=lambda replica: sum(one.step_tokens for one in sent[replica]))
-        else:
-            chosen = min(replicas, key=lambda replica: (_guessed_tokens(replica, sent[replica], new), rng.random()))
-        sent[chosen].append(new)
+        sent, new = rng.choice(self._sent), Work.of(entry)
+        shuffled = rng.sample(replicas, len(replicas))
+        for replica in shuffled:
+            sent[replica] = [(other, work) for other, work in sent.get(replica, []) if other.samples]
+        views = [
+            View(tuple(work for _, work in sent[replica]), len(replica.entries), replica.speed.knee_tokens)
+            for replica in shuffled
+        ]
+        chosen = shuffled[ranked(views, new)[0]]
+        sent[chosen].append((entry, new))
         return chosen
-
-
-def _is_free(replica: Replica, own: Sequence[_Sent], new: _Sent) -> bool:
-    """As far as known: all that the replica has is `own`, of the new one's shape, and the knee leaves room."""
-    if not own or len(own) < len(replica.entries) or any(one.shape != new.shape for one in own):
-        return False
-    return sum(one.step_tokens for one in (*own, new)) <= replica.speed.knee_tokens
-
-
-def _guessed_tokens(replica: Replica, own: Sequence[_Sent], new: _Sent) -> float:
-    """Others' requests count like the mean of the own ones, or like the new one."""
-    known = sum(one.all_tokens for one in own)
-    mean = known / len(own) if own else new.all_tokens
-    return known + (len(replica.entries) - len(own)) * mean
 
 
 class Scaler(Protocol):
