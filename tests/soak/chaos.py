@@ -18,6 +18,7 @@ from tests.serve import processes
 # A replica of builtin:tiny takes 10 s of a core to start: killed more often, two cores would do nothing else.
 _KILL_EVERY_S = (30.0, 60.0)
 # As a share of the whole time: processes that are there after it may live to the end.
+_KILL_AT = 0.15
 _REDEPLOY_AT = 0.3
 _KILL_THE_KEEPER_AT = 0.1
 _DEPLOY_S = 300.0
@@ -41,10 +42,10 @@ class Chaos:
     async def _kill(self) -> None:
         """A GPU replica every now and then, the youngest, so that the memory of another can be watched for long."""
         end_s = asyncio.get_running_loop().time() + self.seconds
-        while True:
-            await asyncio.sleep(self.rng.uniform(*_KILL_EVERY_S))
-            if asyncio.get_running_loop().time() >= end_s:
-                return
+        pause_s = self.seconds * _KILL_AT
+        while asyncio.get_running_loop().time() + pause_s < end_s:
+            await asyncio.sleep(pause_s)
+            pause_s = self.rng.uniform(*_KILL_EVERY_S)
             # One that starts is left alone, and so are the others then: two cores take a minute to start one. There
             # would be nothing to see but waiting, and Serve gives up a version that dies six times before it is there.
             if await asyncio.to_thread(_all_run):
@@ -69,8 +70,9 @@ class Chaos:
 
 def _all_run() -> bool:
     """Whether several GPU replicas run, and none starts or stops."""
-    states = serve.status().applications[APP_NAME].deployments["ImageEditor"].replica_states
-    return set(states) == {"RUNNING"} and states["RUNNING"] > 1
+    # For a moment, an application that is deployed anew has no deployments.
+    editor = serve.status().applications[APP_NAME].deployments.get("ImageEditor")
+    return editor is not None and set(editor.replica_states) == {"RUNNING"} and editor.replica_states["RUNNING"] > 1
 
 
 def deploy(settings: AppSettings) -> None:
