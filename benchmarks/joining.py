@@ -1,18 +1,18 @@
 """`python -m benchmarks.joining`: when newcomers join, on one simulated replica whose stages have fixed prices.
 
-Prints a table. The rules are the product's own, `batching.plan` and `batching.holds`; a stage of k samples takes
+Prints a table. The rules are the product's own, `batching.plan_or_hold`; a stage of k samples takes
 `fixed + k × each` seconds; nothing else takes time.
 """
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
 from benchmarks.markdown import table
-from serve_app.batching import Entry, Policy, Sample, Shape, holds, plan
+from serve_app.batching import Entry, Policy, Sample, Shape, plan_or_hold
 from serve_app.images import Size
 
 _SHAPE = Shape(Size(64, 64), Size(64, 64))
@@ -92,10 +92,7 @@ def latencies(machine: Machine, rule: str, arriving: Sequence[Entry]) -> list[tu
             now_s = max(now_s, coming[-1].arrived_s)
         while coming and coming[-1].arrived_s <= now_s:
             here.append(coming.pop())
-        batch, held, start_s = plan(here, rules), 0, now_s
-        if holds(batch, rules, waited_s):
-            held = sum(not sample.encoded for sample in batch)
-            batch = plan(here, replace(rules, join="batch"))
+        (batch, held), start_s = plan_or_hold(here, rules, waited_s), now_s
         done = [sample for sample in batch if sample.steps_left == 1]
         now_s += machine.encode.seconds(sum(not sample.encoded for sample in batch))
         now_s += machine.step.seconds(len(batch)) + machine.decode.seconds(len(done))

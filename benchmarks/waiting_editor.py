@@ -15,7 +15,7 @@ from serve_app.calibration import Calibration
 from serve_app.engine import EditEngine
 from serve_app.replica import ImageEditor
 from serve_app.settings import AppSettings, EngineSettings
-from tests.fakes import ArithmeticPipeline, State
+from tests.fakes import ArithmeticLocal, ArithmeticModel, ArithmeticPipeline, State
 
 # Of one step of one sample at the fakes' native size: two rows of 2 × 64² pixels, 16² a token.
 TOKENS = 2 * 2 * 64 * 64 // 16**2
@@ -47,20 +47,6 @@ class WaitingPipeline(ArithmeticPipeline):
         time.sleep(tokens * self.seconds_per_token)
 
 
-@dataclass
-class _Model:
-    pipeline: WaitingPipeline
-
-    def memory(self) -> dict[str, int]:
-        return {}
-
-
-@dataclass
-class _Local:
-    model: _Model
-    engine: EditEngine
-
-
 class WaitingEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,misc]
     """A forward takes `step_s` with up to `knee` samples, and beyond as much longer as it has more."""
 
@@ -81,7 +67,7 @@ class WaitingEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,mis
             on_forward=self._forward_done,
         )
         engine.start()
-        return _Local(_Model(self._pipeline), engine)
+        return ArithmeticLocal(ArithmeticModel(self._pipeline), engine)
 
     def _forward_done(self, samples: Sequence[Sample], seconds: float) -> None:
         self._pipeline.waits.took_s += seconds

@@ -5,7 +5,7 @@ Pure: no torch, no Ray, no thread, and no clock of its own. The engine asks `pla
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from serve_app.images import Geometry, Size
@@ -210,6 +210,17 @@ def holds(batch: Sequence[Sample], policy: Policy, waited_s: float) -> bool:
     step_s = sum(sample.tokens for sample in staying) * policy.seconds_per_token
     until_one_is_done_s = min(sample.steps_left for sample in staying) * step_s
     return waited_s + joining * until_one_is_done_s < JOINS_WAITED * policy.join_s * len(batch)
+
+
+def plan_or_hold(
+    entries: Sequence[Entry], policy: Policy, waited_s: float, caps: Mapping[Shape, int] | None = None
+) -> tuple[list[Sample], int]:
+    """As `plan`, without those whom `holds` tells to wait, and how many they are."""
+    batch = plan(entries, policy, caps)
+    if not holds(batch, policy, waited_s):
+        return batch, 0
+    held = sum(not sample.encoded for sample in batch)
+    return plan(entries, replace(policy, join="batch"), caps), held
 
 
 def _apart(ordered: list[Entry]) -> list[Entry]:

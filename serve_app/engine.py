@@ -296,7 +296,8 @@ class EditEngine:
         start_s = self._clock()
         with self._lock:
             self._drop_departed()
-            batch, held = self._plan()
+            entries = [claim.entry for claim in self._ready()]
+            batch, held = batching.plan_or_hold(entries, self._policy, self._waited_s, self._caps)
         self._report()
         self._join([sample for sample in batch if not sample.encoded])
         batch = [sample for sample in batch if self._is_here(sample)]
@@ -305,15 +306,6 @@ class EditEngine:
         self._preview([sample for sample in batch if sample.steps_done in sample.preview_steps])
         self._finish([sample for sample in batch if sample.steps_left == 0 and self._is_here(sample)])
         self._waited_s = self._waited_s + held * (self._clock() - start_s) if held else 0.0
-
-    def _plan(self) -> tuple[list[Sample], int]:
-        """The samples that take the next step, and how many others could join but wait for company."""
-        entries = [claim.entry for claim in self._ready()]
-        batch = batching.plan(entries, self._policy, self._caps)
-        if not batching.holds(batch, self._policy, self._waited_s):
-            return batch, 0
-        held = sum(not sample.encoded for sample in batch)
-        return batching.plan(entries, replace(self._policy, join="batch"), self._caps), held
 
     def _drop_departed(self) -> None:
         now_s = self._clock()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.batching import Condition, Sample
+from serve_app.engine import EditEngine
 from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images import Geometry
 from serve_app.request import EditRequest, Pixels
@@ -117,3 +118,21 @@ def edit_request(seed: int = 0, **fields: Any) -> EditRequest:
     return EditRequest(
         **{"images": [picture(seed)], "prompt": f"prompt {seed}", "seed": seed, "num_inference_steps": 4, **fields}
     )
+
+
+@dataclass
+class ArithmeticModel:
+    """What a replica asks of a model. The real one would import torch, for seconds, in each process that lives."""
+
+    pipeline: ArithmeticPipeline
+
+    def memory(self) -> dict[str, int]:
+        return {}
+
+
+@dataclass
+class ArithmeticLocal:
+    """What a replica has in place of `local.LocalEditor`, which imports torch."""
+
+    model: ArithmeticModel
+    engine: EditEngine

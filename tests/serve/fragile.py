@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +12,9 @@ from serve_app.engine import EditEngine
 from serve_app.errors import DeviceLost
 from serve_app.replica import ImageEditor
 from serve_app.settings import AppSettings, EngineSettings
-from tests.fakes import ArithmeticPipeline
+from tests.fakes import ArithmeticLocal, ArithmeticModel, ArithmeticPipeline
 
 POISON, POISON_ONCE, LOSE_ONCE = "poison", "poison once", "lose the device once"
-
-
-@dataclass
-class _Model:
-    """What a replica asks of a model. The real one would import torch, for seconds, in each process that lives."""
-
-    pipeline: ArithmeticPipeline
-
-    def memory(self) -> dict[str, int]:
-        return {}
-
-
-@dataclass
-class _Local:
-    model: _Model
-    engine: EditEngine
 
 
 class FragileEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,misc]
@@ -53,7 +36,7 @@ class FragileEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,mis
             timeout_s=600,
         )
         engine.start()
-        return _Local(_Model(pipeline), engine)
+        return ArithmeticLocal(ArithmeticModel(pipeline), engine)
 
     def _encode(self, conditions: Sequence[Condition]) -> None:
         prompts = [condition.prompt for condition in conditions]
