@@ -1,5 +1,6 @@
 """An application behind a real socket, as strangers meet it."""
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,9 +11,9 @@ from starlette.types import ASGIApp
 
 
 @contextmanager
-def listening(app: ASGIApp) -> Iterator[str]:
+def listening(app: ASGIApp, protocol: type[asyncio.Protocol] | None = None) -> Iterator[str]:
     """The application on a free port; yields its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, answering(app, listener):
+    with socket.create_server(("127.0.0.1", 0)) as listener, answering(app, listener, protocol):
         yield address_of(listener)
 
 
@@ -21,9 +22,9 @@ def address_of(listener: socket.socket) -> str:
 
 
 @contextmanager
-def answering(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
-    """The application behind a socket that listens already."""
-    config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off")
+def answering(app: ASGIApp, listener: socket.socket, protocol: type[asyncio.Protocol] | None = None) -> Iterator[None]:
+    """The application behind a socket that listens already; `protocol` parses, uvicorn's own where there is none."""
+    config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off", http=protocol or "auto")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -79,6 +79,7 @@ ORDER = [
     "idempotency_keeper",
     "ingress",
     "app",
+    "proxy_connection",
     "server",
     "machine",
     "weights",
@@ -102,7 +103,7 @@ WITH_STARLETTE = {
         "keyed_edits",
         "page",
     ),
-    *("openapi", "docs", "proxy_headers", "http", "ingress", "checkup"),
+    *("openapi", "docs", "proxy_headers", "http", "ingress", "proxy_connection", "checkup"),
 }
 WITH_RAY = {
     *("metrics", "replica", "ray_errors", "editor_handle", "jobs_handle", "ledger_handle", "vault_actor"),

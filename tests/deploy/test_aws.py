@@ -8,6 +8,7 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from serve_app.proxy_connection import VALUE, VARIABLE
 from tests.deploy.clusters import Group, assert_room
 
 CLUSTER = Path(__file__).parent.parent.parent / "deploy" / "aws" / "cluster.yaml"
@@ -53,3 +54,9 @@ def test_ray_starts_with_the_keys_on_every_node(cluster: dict[str, Any]) -> None
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
         start = cluster[name][-1]
         assert start.index(f"set -a; . ~/{Path(keys).name}") < start.index("ray start")
+
+
+def test_the_proxys_connections_are_bounded_on_every_node(cluster: dict[str, Any]) -> None:
+    for name in ("head_start_ray_commands", "worker_start_ray_commands"):
+        start = cluster[name][-1]
+        assert start.index("set -a;") < start.index(f"{VARIABLE}={VALUE};") < start.index("ray start")

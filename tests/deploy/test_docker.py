@@ -9,6 +9,8 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
+from serve_app.proxy_connection import VALUE, VARIABLE
+
 ROOT = Path(__file__).parent.parent.parent
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 
@@ -34,6 +36,10 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
     }
     assert set(copied()) == admitted
     assert all((ROOT / source).exists() for source in copied())
+
+
+def test_the_proxys_connections_are_bounded() -> None:
+    assert any(name == "ENV" and f"{VARIABLE}={VALUE}" in rest for name, rest in instructions())
 
 
 def test_dependencies_are_installed_before_the_code_is_there() -> None:

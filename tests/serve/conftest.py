@@ -1,5 +1,6 @@
 """One real local cluster for all tests in this folder, with real HTTP in front of the real application."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from benchmarks.servers import free_port
+from serve_app import proxy_connection
 from serve_app.app import APP_NAME, build
 from serve_app.engine import EngineStats
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
@@ -43,6 +45,7 @@ class Served:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[int]:
     """A started cluster; the port of its HTTP proxy."""
+    os.environ[proxy_connection.VARIABLE] = proxy_connection.VALUE
     port = free_port()
     # Logical CPUs: the actors share whatever cores there are.
     # The figures at /metrics are brought up to date each second, not each tenth.

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -40,6 +41,16 @@ def talk(base: str, sent: bytes | Iterable[bytes], count: int = 1) -> list[Answe
         return answers(connection, count)
 
 
+def sent_until_refused(connection: socket.socket, pieces: Iterable[bytes]) -> int:
+    """How many bytes could be sent before the server closed the connection: all, where it did not."""
+    sent = 0
+    with suppress(ConnectionError):
+        for piece in pieces:
+            connection.sendall(piece)
+            sent += len(piece)
+    return sent
+
+
 def answers(connection: socket.socket, count: int = 1, quiet_s: float = 2) -> list[Answer]:
     found: list[Answer] = []
     with connection.makefile("rb") as stream:
@@ -72,7 +83,8 @@ def _read(stream: BinaryIO) -> Answer | None:
 
 def _body(headers: dict[str, str], stream: BinaryIO) -> Iterator[bytes]:
     if headers.get("transfer-encoding") != "chunked":
-        yield stream.read(int(headers.get("content-length", "0")))
+        ends = "content-length" not in headers and headers.get("connection") == "close"
+        yield stream.read() if ends else stream.read(int(headers.get("content-length", "0")))
         return
     while size := int(stream.readline(), 16):
         yield stream.read(size)
