@@ -22,6 +22,8 @@ async function main() {
   element("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
+  // Before that a choice of pictures would be lost, and the button would send the form away.
+  form.inert = false;
   await key.check();
 }
 

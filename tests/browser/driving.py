@@ -26,7 +26,13 @@ class Picture:
         return FilePayload(name=self.name, mimeType="image/png", buffer=content)
 
 
+def wait_until_ready(page: Page) -> None:
+    """Until the page listens to its form; nothing that people do gets there before."""
+    expect(page.locator("form#form:not([inert])")).to_be_visible(timeout=60_000)
+
+
 def choose(page: Page, *pictures: Picture) -> None:
+    wait_until_ready(page)
     page.get_by_label("Pictures", exact=True).set_input_files([picture.payload() for picture in pictures])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Download, FilePayload, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Download, FilePayload, Page, Route, TimeoutError, expect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
@@ -485,6 +485,26 @@ def test_the_copied_call_gives_the_same_pictures(page: Page, editor: Held, folde
     else:
         files = [(folder / f"output_{k}.png").read_bytes() for k in range(2)]
     assert [middle(file) for file in files] == [245, 245]
+
+
+def test_nothing_is_lost_that_is_done_before_the_page_is_ready(context: BrowserContext, url: str) -> None:
+    page, held = context.new_page(), list[Route]()
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/static/server.json", hold)
+    page.goto(url)
+    expect(page.locator("form#form")).to_have_attribute("inert", "")
+    with pytest.raises(TimeoutError, match="element is inert"):
+        page.locator("form#form button[type=submit]").click(timeout=3000)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('form')") is None
+    assert page.url == url
+    held[0].continue_()
+    choose(page, LEFT)
+    wait_until_done(edit(page))
 
 
 def test_copying_works_without_a_secure_connection(context: BrowserContext, url: str) -> None:
