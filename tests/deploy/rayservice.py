@@ -1,8 +1,7 @@
 """The part of KubeRay's `ray.io/v1` RayService that deploy/kuberay uses, strictly: an unknown name is refused.
 
-The names and types are those of KubeRay 1.7.0. Its published schema is in no package that could be installed here;
-`kubectl apply --dry-run=server --validate=strict` asks the one of a cluster. Pod templates stay mappings: Kubernetes'
-own schema checks them.
+The names and types are those of KubeRay 1.7.0. Its published schema is in no package; test_published.py asks it where
+it is at hand. Pod templates stay mappings: Kubernetes' own schema checks them.
 """
 
 from typing import Annotated, Any, Literal
