@@ -17,7 +17,7 @@ from serve_app.images import Size
 
 _SHAPE = Shape(Size(64, 64), Size(64, 64))
 _EDITS = 200
-_SEEDS = 6
+SEEDS = 6
 _LOAD = 0.9
 
 
@@ -44,6 +44,10 @@ class Machine:
         """Of an edit with that many in its batch all along."""
         return self.encode.seconds(samples) + steps * self.step.seconds(samples) + self.decode.seconds(samples)
 
+    def rate_per_s(self, steps: float) -> float:
+        """Edits that full batches are done with."""
+        return self.knee / self.seconds(self.knee, steps)
+
 
 # The first as benchmarks/stages.py measured it, at 64 × 64 pixels. The second is an assumption: small pictures on a
 # large GPU, where a forward costs nearly the same for one and for eight.
@@ -55,13 +59,12 @@ STEPS = ((4,), (20,), (8, 50, 50))
 RULES = ("at the next step", "step", "batch")
 
 
-def entries(machine: Machine, steps: Sequence[int], seed: int) -> list[Entry]:
-    """Poisson arrivals that full batches would be done with in `_LOAD` of the time."""
+def entries(rate_per_s: float, steps: Sequence[int], seed: int) -> list[Entry]:
+    """Poisson arrivals."""
     rng = random.Random(seed)
-    rate = _LOAD * machine.knee / machine.seconds(machine.knee, fmean(steps))
     found, at_s = [], 0.0
     for number in range(_EDITS):
-        at_s += rng.expovariate(rate)
+        at_s += rng.expovariate(rate_per_s)
         entry = Entry(number, at_s, deadline_s=float("inf"), conditions=())
         entry.samples = [Sample(entry, 0, 0, _SHAPE, tokens=1, seed=0, steps=rng.choice(steps), guidance=1.0)]
         found.append(entry)
@@ -109,8 +112,9 @@ def latencies(machine: Machine, rule: str, arriving: Sequence[Entry]) -> list[tu
 def rows() -> Iterator[tuple[str, ...]]:
     for machine in MACHINES:
         for steps in STEPS:
+            rate_per_s = _LOAD * machine.rate_per_s(fmean(steps))
             for rule in RULES:
-                runs = [latencies(machine, rule, entries(machine, steps, seed)) for seed in range(_SEEDS)]
+                runs = [latencies(machine, rule, entries(rate_per_s, steps, seed)) for seed in range(SEEDS)]
                 seconds, slowdowns = zip(*(each for run in runs for each in run), strict=True)
                 figures = (fmean(seconds), np.percentile(seconds, 95), fmean(slowdowns), np.percentile(slowdowns, 95))
                 words = " or ".join(str(number) for number in sorted(set(steps)))

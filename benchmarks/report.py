@@ -14,6 +14,8 @@ from benchmarks.measures import Alone, Figures, worst_difference
 from benchmarks.servers import Contender
 
 PLOT = "results.png"
+_REASONS = """Why aims were missed in the last committed run, as far as it is known, stands in
+[docs/performance.md](../docs/performance.md#against-other-ways-to-serve-the-same-model)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ def page(results: Results, contenders: Sequence[Contender], conditions: Conditio
             "## Aims",
             "",
             *_aims(results),
+            "",
+            _REASONS,
             "",
             *_ratios(results, contenders),
             *(line for name in results.figures for line in _load(name, results, contenders)),

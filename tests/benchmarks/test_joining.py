@@ -11,7 +11,7 @@ MACHINE = Machine("by hand", Stage(1.0, 0.0), Stage(0.0, 1.0), Stage(1.0, 0.0), 
 
 def two(*, apart_s: float) -> list[Entry]:
     """The first two of a trace, of four steps each, that far apart."""
-    first, second = entries(MACHINE, [4], seed=0)[:2]
+    first, second = entries(1.0, [4], seed=0)[:2]
     first.arrived_s, second.arrived_s = 0.0, apart_s
     return [first, second]
 
@@ -42,7 +42,7 @@ def test_slowdown_is_over_the_edit_alone():
 def test_every_edit_of_a_trace_is_done_by_every_rule():
     for machine in MACHINES:
         for rule in RULES:
-            arriving = entries(machine, [2, 9], seed=1)[:40]
+            arriving = entries(machine.rate_per_s(5), [2, 9], seed=1)[:40]
             found = latencies(machine, rule, arriving)
             assert len(found) == 40
             assert min(slowdown for _, slowdown in found) >= 1 - 1e-9
