@@ -7,7 +7,7 @@
 # make check-deploy what is in deploy/, against its schemas; a part of make test
 # make deploy-config deploy/serve_config.yaml and what is in deploy/kuberay, from serve_config.yaml
 # make lint    ruff and mypy
-# make bench   our server beside the naive ways, a quarter of an hour; writes benchmarks/RESULTS.md
+# make bench   our server beside the naive ways, twenty minutes; writes benchmarks/RESULTS.md
 # make train   the recipe of a built-in model that follows instructions
 # make install only the environment, in .venv
 

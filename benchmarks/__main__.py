@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every contender under every load, a quarter of an hour. Leave the machine alone."""
+"""`python -m benchmarks`: every contender under every load, twenty minutes. Leave the machine alone."""
 
 import argparse
 import os
@@ -120,7 +120,8 @@ def _parse() -> argparse.Namespace:
     add("--contenders", nargs="*", choices=names, default=[n for n in names if n not in _LEFT_OUT], help="%(default)s")
     add("--rounds", type=int, default=2, help="even, so that forwards and backwards balance (%(default)s)")
     add("--seconds", type=float, default=10.0, help="that strangers arrive in one run (%(default)s)")
-    add("--burst", type=int, default=24, help="edits at once at saturation (%(default)s)")
+    # So many that the first, which come one by one, and the last do not count for much.
+    add("--burst", type=int, default=64, help="edits at once at saturation (%(default)s)")
     add("--steps", type=int, default=effort.plain, help="of a plain edit (%(default)s)")
     add("--few", type=int, default=effort.few, help="steps of a short edit in mixed traffic (%(default)s)")
     add("--many", type=int, default=effort.many, help="steps of a long one (%(default)s)")

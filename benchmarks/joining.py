@@ -26,7 +26,7 @@ class Stage:
     fixed_s: float
     each_s: float
 
-    def seconds(self, samples: int) -> float:
+    def seconds(self, samples: float) -> float:
         return self.fixed_s + samples * self.each_s if samples else 0.0
 
 

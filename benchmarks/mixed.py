@@ -6,8 +6,9 @@ each contender of `python -m benchmarks` is a process of its own. The traffic is
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
 from statistics import fmean, median
@@ -22,34 +23,45 @@ from serve_app import models
 from serve_app.calibration import Calibration, calibrate
 from serve_app.engine import EditEngine
 from serve_app.errors import EditError
-from serve_app.models import Model
+from serve_app.protocol import Pipeline
 from serve_app.settings import EngineSettings, ModelSettings
 from serve_app.tickets import Ticket
 
 Rule = tuple[Literal["shortest", "fifo"], Literal["step", "batch"]]
 RULES: tuple[Rule, ...] = (("shortest", "step"), ("shortest", "batch"), ("fifo", "step"))
+HEADER = ("order", "join", "mean s", "p95 s", "slowdown mean", "slowdown p95")
 _ONE = at_once([1.0], 1)
-_BURST = 24
+# So many that the long edits at its end, which run with few beside them, do not count for much.
+_BURST = 64
 _LOAD = 0.9
 
 
-@contextmanager
-def engine(model: Model, calibration: Calibration, rule: Rule) -> Iterator[EditEngine]:
-    order, join = rule
-    running = EditEngine(
-        model.pipeline,
-        EngineSettings(order=order, join=join),
-        calibration,
-        max_samples=model.max_samples,
-        default_steps=model.default_steps,
-        default_guidance=model.default_guidance,
-        timeout_s=3600,
-    )
-    running.start()
-    try:
-        yield running
-    finally:
-        running.stop()
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What engines are started on. `max_samples` and `guidance` as a model has them."""
+
+    pipeline: Pipeline
+    calibration: Calibration
+    max_samples: int
+    guidance: float
+
+    @contextmanager
+    def engine(self, rule: Rule) -> Iterator[EditEngine]:
+        order, join = rule
+        running = EditEngine(
+            self.pipeline,
+            EngineSettings(order=order, join=join),
+            self.calibration,
+            max_samples=self.max_samples,
+            default_steps=1,
+            default_guidance=self.guidance,
+            timeout_s=3600,
+        )
+        running.start()
+        try:
+            yield running
+        finally:
+            running.stop()
 
 
 def latencies(running: EditEngine, edits: Sequence[Edit], trace: Trace) -> list[float]:
@@ -71,24 +83,56 @@ def _done(found: SimpleQueue[tuple[int, float]], number: int, due_s: float, tick
     found.put((number, time.monotonic() - due_s))
 
 
-def rows(seconds: float, rounds: int) -> Iterator[tuple[str, ...]]:
-    effort = Effort()
-    edits, model = mixed(effort), models.load(ModelSettings(native_area=effort.side**2, cpu_threads=1))
-    weights = [edit.weight for edit in edits]
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Mixed edits at 90 % of what a machine can serve, and how long each takes there alone."""
+
+    edits: Sequence[Edit]
+    alone_s: Sequence[float]
+    rate_per_s: float
+
+    @classmethod
+    def measured(cls, machine: Machine, edits: Sequence[Edit]) -> "Traffic":
+        with machine.engine(RULES[0]) as running:
+            alone_s = [min(latencies(running, [edit], _ONE)[0] for _ in range(3)) for edit in edits]
+            burst_s = max(latencies(running, edits, at_once([edit.weight for edit in edits], _BURST)))
+        return cls(edits, alone_s, _LOAD * _BURST / burst_s)
+
+    def trace(self, seconds: float, seed: int) -> Trace:
+        weights = [edit.weight for edit in self.edits]
+        return poisson(self.rate_per_s, weights, round(self.rate_per_s * seconds), seed)
+
+    def figures(self, machine: Machine, rule: Rule, trace: Trace) -> tuple[float, ...]:
+        """As in HEADER."""
+        with machine.engine(rule) as running:
+            waited_s = latencies(running, self.edits, trace)
+        slower = [one / self.alone_s[arrival.kind] for one, arrival in zip(waited_s, trace.arrivals, strict=True)]
+        return (fmean(waited_s), np.percentile(waited_s, 95), fmean(slower), np.percentile(slower, 95))
+
+
+Run = tuple[Rule, int]
+InTurn = Callable[[Callable[[Run], tuple[float, ...]], Iterable[Run]], Iterable[tuple[float, ...]]]
+
+
+def rows(machine: Machine, seconds: float, rounds: int, in_turn: InTurn = map) -> Iterator[tuple[str, ...]]:
+    """Of the table, a rule each. `in_turn` makes the runs, in the given order where they share what they run on."""
+    traffic = Traffic.measured(machine, mixed(Effort()))
+
+    def figures(run: Run) -> tuple[float, ...]:
+        rule, number = run
+        return traffic.figures(machine, rule, traffic.trace(seconds, number))
+
+    runs = [(rule, number) for number in range(rounds) for rule in (RULES if number % 2 == 0 else reversed(RULES))]
+    found = list(zip(runs, in_turn(figures, runs), strict=True))
+    for rule in RULES:
+        mine = [some for (whose, _), some in found if whose == rule]
+        yield (*rule, *(f"{median(values):.2f}" for values in zip(*mine, strict=True)))
+
+
+def measured_here() -> Machine:
+    model = models.load(ModelSettings(native_area=Effort().side ** 2, cpu_threads=1))
     calibration = calibrate(model.pipeline, max_samples=model.max_samples, default_guidance=model.default_guidance)
-    with engine(model, calibration, RULES[0]) as running:
-        alone_s = [min(latencies(running, [edit], _ONE)[0] for _ in range(3)) for edit in edits]
-        rate_per_s = _LOAD * _BURST / max(latencies(running, edits, at_once(weights, _BURST)))
-    found: dict[Rule, list[tuple[float, ...]]] = {rule: [] for rule in RULES}
-    for number in range(rounds):
-        trace = poisson(rate_per_s, weights, round(rate_per_s * seconds), number)
-        for rule in RULES if number % 2 == 0 else reversed(RULES):
-            with engine(model, calibration, rule) as running:
-                waited_s = latencies(running, edits, trace)
-            slower = [one / alone_s[arrival.kind] for one, arrival in zip(waited_s, trace.arrivals, strict=True)]
-            found[rule].append((fmean(waited_s), np.percentile(waited_s, 95), fmean(slower), np.percentile(slower, 95)))
-    for rule, runs in found.items():
-        yield (*rule, *(f"{median(figures):.2f}" for figures in zip(*runs, strict=True)))
+    return Machine(model.pipeline, calibration, model.max_samples, model.default_guidance)
 
 
 def main() -> None:
@@ -96,8 +140,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="of traffic in a run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=4, help="runs of each rule, each of other traffic (%(default)s)")
     arguments = parser.parse_args()
-    header = ("order", "join", "mean s", "p95 s", "slowdown mean", "slowdown p95")
-    print("\n".join(table(header, rows(arguments.seconds, arguments.rounds))))
+    print("\n".join(table(HEADER, rows(measured_here(), arguments.seconds, arguments.rounds))))
 
 
 if __name__ == "__main__":
