@@ -5,13 +5,14 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
+from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.errors import ReplicaStopping
 from serve_app.events import Completed, Event, Preview, result_of
-from serve_app.ray_errors import DEADLINE_MARGIN_S, our_errors
+from serve_app.ray_errors import DEADLINE_MARGIN_S, cancel, our_errors
 from serve_app.request import EditRequest, EditResult
 from serve_app.retries import Attempts, ReplicaGone
 
@@ -82,7 +83,7 @@ class HandleEditor:
             while (event := await self._next(response, deadline_s)) is not None:
                 yield event
         finally:
-            response.cancel()
+            cancel(response)
 
     async def _next(self, response: DeploymentResponseGenerator, deadline_s: float) -> Event | None:
         with our_errors(response, self._timeout_s):
@@ -97,14 +98,35 @@ class HandleEditor:
         await asyncio.sleep(pause_s)
 
     async def ready(self) -> bool:
-        """Whether a replica with a warm model answers within two seconds."""
+        """Whether a replica with a warm model answers within two seconds, or is there and busy."""
         response = self._handle.ready.remote()
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 return bool(await response)
-        except (TimeoutError, RayError, RayServeException):
-            response.cancel()
+        except (TimeoutError, BackPressureError):
+            # Where replicas have as many requests as they take, the question waits behind those that they do not take.
+            cancel(response)
+            return await self._runs_by_controller()
+        except (RayError, RayServeException):
+            cancel(response)
             return False
+
+    async def _runs_by_controller(self) -> bool:
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                return await asyncio.to_thread(self._runs)
+        except TimeoutError:
+            return False
+
+    def _runs(self) -> bool:
+        """Whether Serve's controller knows a replica that has loaded its model, and is healthy."""
+        try:
+            application = serve.status().applications.get(self._handle.app_name)
+        except (RayError, RayServeException):
+            return False
+        deployment = application.deployments.get(self._handle.deployment_name) if application else None
+        states = deployment.replica_states.items() if deployment else ()
+        return any(count > 0 for state, count in states if state == "RUNNING")
 
 
 def _picture(event: Event) -> tuple[int, ...] | None:

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError, WorkerCrashedError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from serve_app.errors import DeadlineExceeded, DeviceLost, EditError, NotReady, Overloaded
@@ -16,13 +16,19 @@ DEADLINE_MARGIN_S = 2.0
 """A replica keeps the deadline itself, and counts it. Its caller waits this much longer, for one that is not there."""
 
 
+def cancel(response: DeploymentResponse | DeploymentResponseGenerator) -> None:
+    """Whether the call has ended or not. Of one that no replica took, Ray (2.60) raises here again why."""
+    with suppress(RayError, RayServeException):
+        response.cancel()
+
+
 @contextmanager
 def our_errors(response: DeploymentResponse | DeploymentResponseGenerator, timeout_s: float) -> Iterator[None]:
     """Ours for Ray's, ReplicaGone among them; a call that is still open after its deadline is cancelled."""
     try:
         yield
     except TimeoutError:
-        response.cancel()
+        cancel(response)
         raise DeadlineExceeded.after(timeout_s) from None
     except RayTaskError as error:
         if isinstance(error.cause, DeviceLost):
@@ -40,5 +46,5 @@ def our_errors(response: DeploymentResponse | DeploymentResponseGenerator, timeo
         raise ReplicaGone(type(error).__name__) from error
     except asyncio.CancelledError:
         # Ray (2.60) ends it by itself only where the request ends in whose context it was called.
-        response.cancel()
+        cancel(response)
         raise

@@ -1,0 +1,87 @@
+"""Whether a replica is there, as `/health/ready` asks: on a real cluster, with replicas that take one request each."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import aclosing
+
+import pytest
+from ray import serve
+from ray.serve.api import RunTarget
+from ray.serve.handle import DeploymentHandle
+
+from benchmarks.waiting_editor import WaitingEditor
+from serve_app.editor_handle import HandleEditor
+from serve_app.errors import Overloaded
+from serve_app.events import Progress
+from tests.fakes import edit_request
+
+APP = "ready"
+OPTIONS = {
+    "name": "ImageEditor",
+    "max_ongoing_requests": 1,
+    "max_queued_requests": 1,
+    "graceful_shutdown_timeout_s": 1,
+    "ray_actor_options": {"num_cpus": 0},
+}
+# No edit of a test ends by itself.
+STEP_S, STEPS = 1.0, 150
+
+
+class Loading(WaitingEditor):
+    """A replica whose model is not there yet."""
+
+    def __init__(self) -> None:
+        time.sleep(120)
+        super().__init__(STEP_S, knee=4)
+
+
+@pytest.fixture
+def handle(cluster: int) -> Iterator[DeploymentHandle]:
+    deployment = serve.deployment(**OPTIONS)(WaitingEditor)
+    yield serve.run(deployment.bind(STEP_S, 4), name=APP, route_prefix=None)
+    serve.delete(APP)
+
+
+def ready(handle: DeploymentHandle) -> bool:
+    return asyncio.run(HandleEditor(handle, timeout_s=60).ready())
+
+
+async def edited(editor: HandleEditor) -> None:
+    await editor.edit(edit_request(3))
+
+
+async def streamed(editor: HandleEditor) -> None:
+    async with aclosing(editor.edit_stream(edit_request(3))) as events:
+        await anext(events)
+
+
+def test_a_replica_that_is_busy_is_ready_though_it_takes_no_more(handle: DeploymentHandle):
+    assert ready(handle)
+    stream = handle.options(stream=True).edit_stream.remote(edit_request(1, num_inference_steps=STEPS))
+    assert isinstance(next(stream), Progress)
+    assert ready(handle)
+    # It waits in front of the replica; whoever comes now is refused.
+    waiting = handle.edit.remote(edit_request(2, num_inference_steps=STEPS))
+    with pytest.raises(TimeoutError):
+        waiting.result(timeout_s=1)
+    assert ready(handle)
+    # Both ways of asking are refused alike.
+    for ask in (edited, streamed):
+        with pytest.raises(Overloaded):
+            asyncio.run(ask(HandleEditor(handle, timeout_s=60)))
+    stream.cancel()
+    waiting.cancel()
+
+
+def test_one_that_loads_its_model_is_not(cluster: int):
+    deployment = serve.deployment(**OPTIONS)(Loading)
+    target = RunTarget(deployment.bind(), name="loading", route_prefix=None)
+    [handle] = serve.run_many([target], wait_for_applications_running=False)
+    assert not ready(handle)
+    serve.delete("loading")
+
+
+def test_nor_is_one_of_an_application_that_is_gone(handle: DeploymentHandle):
+    serve.delete(APP)
+    assert not ready(handle)
