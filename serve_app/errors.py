@@ -130,7 +130,10 @@ class Overloaded(EditError):
     """The bounded queue is full, or memory; `retry_after_s` is always set."""
 
     status, code = 503, "OVERLOADED"
-    when = "the queue is full, too much is uploaded, or no more jobs or idempotency keys are kept; with `Retry-After`"
+    when = (
+        "the queue is full, too much is uploaded, too many connections are open, or no more jobs or idempotency keys "
+        "are kept; with `Retry-After`"
+    )
 
 
 class NotReady(EditError):

@@ -1,10 +1,12 @@
-"""Connections of Ray Serve's HTTP proxy, bounded: headers are short, and arrive in time.
+"""Connections of Ray Serve's HTTP proxy, bounded: headers are short, and arrive in time; connections are not too many.
 
 Serve (2.60) parses with httptools where it is installed, which reads headers without end into memory and waits for the
-end of half a request for ever. Neither is a setting of Serve's, so its callback for middlewares changes the parser.
+end of half a request for ever. Nothing of this is a setting of Serve's, so its callback for middlewares changes the
+parser.
 """
 
 import asyncio
+import os
 from typing import Any, ClassVar
 
 import h11
@@ -12,9 +14,13 @@ from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from serve_app.error_bodies import error_response
+from serve_app.errors import Overloaded
+
 # Ray reads it where it starts a proxy: it must stand in the environment of each node's Ray.
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 VALUE = "serve_app.proxy_connection.bound"
+_RETRY_AFTER_S = 5
 
 
 class BoundedConnection(H11Protocol):
@@ -24,6 +30,8 @@ class BoundedConnection(H11Protocol):
     """
 
     head_s: ClassVar[float] = 20.0
+    most: ClassVar[int] = 4096
+    """Connections of a proxy. What is beyond is answered with 503 and closed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +39,10 @@ class BoundedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expect_head()
+        if len(self.connections) > self.most:
+            self._refuse()
+        else:
+            self._expect_head()
 
     def data_received(self, data: bytes) -> None:
         self._expect_head()
@@ -43,6 +54,18 @@ class BoundedConnection(H11Protocol):
         self._forget_head()
         super().connection_lost(exc)
 
+    def _refuse(self) -> None:
+        error = Overloaded(f"{self.most} connections are open, and no more are taken", retry_after_s=_RETRY_AFTER_S)
+        response = error_response(error)
+        response.headers["Connection"] = "close"
+        for event in (
+            h11.Response(status_code=response.status_code, headers=response.raw_headers),
+            h11.Data(data=bytes(response.body)),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
     def _expect_head(self) -> None:
         """Counted from the first byte of a request, of a connection's first request from its beginning."""
         if self._too_late is None and self.conn.their_state is h11.IDLE:
@@ -52,6 +75,11 @@ class BoundedConnection(H11Protocol):
         if self._too_late is not None:
             self._too_late.cancel()
             self._too_late = None
+
+
+def ask_ray() -> None:
+    """Have the proxies bounded of a Ray that this process starts from now on."""
+    os.environ.setdefault(VARIABLE, VALUE)
 
 
 def bound() -> list[Middleware]:

@@ -17,7 +17,7 @@ from serve_app.proxy_connection import VALUE, BoundedConnection
 from tests.http_server import listening
 from tests.serve.raw import answers, connect, sent_until_refused, talk
 
-LATE_S = 1.0
+LATE_S = 2.0
 KIB = 1024
 
 
@@ -44,8 +44,9 @@ def head(path: str = "/", headers: str = "") -> bytes:
     return f"GET {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n".encode()
 
 
-def seconds_until_closed(connection: socket.socket) -> float:
+def seconds_until_closed(connection: socket.socket, sent: bytes) -> float:
     start = time.monotonic()
+    connection.sendall(sent)
     while connection.recv(KIB):
         pass
     return time.monotonic() - start
@@ -74,8 +75,7 @@ class TestTime:
     @pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\nhost: x\r\n", head() + b"GET /"])
     def test_half_a_request_is_not_waited_for(self, base: str, sent: bytes):
         with connect(base) as connection:
-            connection.sendall(sent)
-            assert 0.5 * LATE_S < seconds_until_closed(connection) < 10
+            assert 0.5 * LATE_S < seconds_until_closed(connection, sent) < 10
 
     def test_nor_is_half_of_a_second_request(self, base: str):
         with connect(base) as connection:
@@ -83,8 +83,7 @@ class TestTime:
             [answer] = answers(connection, quiet_s=0.2)
             assert answer.status == 200
             connection.settimeout(20)
-            connection.sendall(b"GET /")
-            assert 0.5 * LATE_S < seconds_until_closed(connection) < 10
+            assert 0.5 * LATE_S < seconds_until_closed(connection, b"GET /") < 10
 
     def test_one_that_trickles_is_not_waited_for(self, base: str):
         def trickle() -> Iterator[bytes]:
@@ -100,6 +99,7 @@ class TestTime:
     def test_a_second_request_has_its_own_time(self, base: str):
         with connect(base) as connection:
             for _ in range(3):
+                connection.settimeout(20)
                 connection.sendall(head()[:10])
                 time.sleep(0.6 * LATE_S)
                 connection.sendall(head()[10:])
@@ -113,6 +113,38 @@ class TestTime:
             connection.sendall(b"b")
             [answer] = answers(connection)
             assert answer.body == b"2"
+
+
+class Few(BoundedConnection):
+    most = 2
+
+
+class TestNumber:
+    @pytest.fixture
+    def few(self) -> Iterator[str]:
+        with listening(_length_told_late, Few) as base:
+            yield base
+
+    def test_beyond_the_bound_a_connection_is_refused_and_those_before_it_are_served(self, few: str):
+        with connect(few) as first, connect(few) as second:
+            with connect(few) as third:
+                [refused] = answers(third)
+                assert (refused.status, refused.code) == (503, "OVERLOADED")
+                assert int(refused.headers["retry-after"]) > 0
+                assert third.recv(1) == b""
+            for connection in (first, second):
+                connection.sendall(head())
+                [answer] = answers(connection, quiet_s=0.1)
+                assert answer.status == 200
+
+    def test_one_that_ends_makes_room(self, few: str):
+        for _ in range(5):
+            with connect(few) as first, connect(few) as second:
+                for connection in (first, second):
+                    connection.sendall(head(headers="connection: close\r\n"))
+                    [answer] = answers(connection, quiet_s=0.1)
+                    assert answer.status == 200
+                    assert connection.recv(1) == b""
 
 
 def test_the_callback_changes_the_parser_of_its_process():

@@ -1,6 +1,5 @@
 """One real local cluster for all tests in this folder, with real HTTP in front of the real application."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +44,7 @@ class Served:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[int]:
     """A started cluster; the port of its HTTP proxy."""
-    os.environ[proxy_connection.VARIABLE] = proxy_connection.VALUE
+    proxy_connection.ask_ray()
     port = free_port()
     # Logical CPUs: the actors share whatever cores there are.
     # The figures at /metrics are brought up to date each second, not each tenth.
