@@ -25,6 +25,7 @@ from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
 from serve_app.images import Geometry
 from serve_app.request import Pixels
 from serve_app.vae import skip_absent_frames
+from serve_app.text_positions import place_on_grid
 
 NATIVE_AREA = 1024 * 1024
 """Pixels that Qwen-Image-Edit was made for."""
@@ -68,7 +69,8 @@ class SampleState:
 class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc]
     """Still the diffusers pipeline: from_pretrained, save_pretrained, LoRA and offload work as there.
 
-    `native_area` is kept in model_index.json beside the components.
+    `native_area` and `grid_positions` are kept in model_index.json beside the components. `grid_positions`: whether the
+    text encoder has a picture's tokens on a grid, as the published one was trained; that of `builtin:tiny` was not.
     """
 
     def __init__(
@@ -81,8 +83,11 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         transformer: Any,
         native_area: int = NATIVE_AREA,
     ) -> None:
+        grid_positions: bool = True,
         super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
-        self.register_to_config(native_area=native_area)
+        self.register_to_config(native_area=native_area, grid_positions=grid_positions)
+        if grid_positions:
+            place_on_grid(text_encoder)
         skip_absent_frames(vae)
         attend_by_text_length(transformer)
         self.masks_texts = False

@@ -27,6 +27,7 @@ ORDER = [
     "isolation",
     "protocol",
     "vae",
+    "text_positions",
     "attention",
     "pipeline",
     "models",
@@ -87,7 +88,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-WITH_TORCH = {"vae", "attention", "pipeline", "models", "local"}
+WITH_TORCH = {"vae", "text_positions", "attention", "pipeline", "models", "local"}
 WITH_STARLETTE = {
     *("body", "budget", "fingerprint", "fields", "multipart", "json_body", "form", "auth"),
     *(

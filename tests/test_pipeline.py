@@ -285,6 +285,26 @@ def test_what_torch_raises_is_told_in_our_words(raised, expected):
         assert "GiB" not in caught.value.message
 
 
+def test_the_text_encoder_has_a_pictures_tokens_on_their_grid(random_model):
+    """As transformers' own processor and model have it where nobody is in between."""
+    condition = samples_of(random_model, [request()])[0].entry.conditions[0]
+    [encoding] = random_model.encode([random_model.prepare(condition)])
+    size = condition.reference
+    picture = random_model.image_processor.resize(PIL.Image.fromarray(condition.picture), size.height, size.width)
+    text = random_model.prompt_template_encode.format(condition.prompt)
+    read = random_model.processor(text=[text], images=[picture], return_tensors="pt")
+    assert read["mm_token_type_ids"].any()
+    first = random_model.prompt_template_encode_start_idx
+
+    def hidden(inputs):
+        with torch.no_grad():
+            return random_model.text_encoder(**inputs, output_hidden_states=True).hidden_states[-1][0, first:]
+
+    torch.testing.assert_close(encoding.positive, hidden(read), atol=1e-4, rtol=1e-4)
+    in_a_line = {**read, "mm_token_type_ids": torch.zeros_like(read["mm_token_type_ids"])}
+    assert not torch.allclose(hidden(in_a_line), hidden(read), atol=1e-2)
+
+
 def test_shapes_count_tokens_of_result_and_reference():
     assert Shape(Size(1024, 1024), Size(1024, 1024)).tokens(16) == 8192
 

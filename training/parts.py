@@ -86,6 +86,8 @@ def build_pipeline(recipe: Recipe, vae: Any, texts: Sequence[str]) -> StepwiseQw
         processor=Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor()),
         transformer=_transformer(recipe),
         native_area=recipe.native_side**2,
+        # As the weights that are served were trained, which training goes on from.
+        grid_positions=False,
     )
 
 
