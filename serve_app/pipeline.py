@@ -5,6 +5,7 @@ one sample (or its negative prompt), expanded by us: diffusers 0.42 pairs varian
 """
 
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from serve_app.batching import Condition, Sample, Shape
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
 from serve_app.images import Geometry
 from serve_app.request import Pixels
-from serve_app.vae import skip_absent_frames
 from serve_app.text_positions import place_on_grid
+from serve_app.vae import skip_absent_frames
 
 NATIVE_AREA = 1024 * 1024
 """Pixels that Qwen-Image-Edit was made for."""
@@ -82,8 +83,8 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         processor: Any,
         transformer: Any,
         native_area: int = NATIVE_AREA,
-    ) -> None:
         grid_positions: bool = True,
+    ) -> None:
         super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
         self.register_to_config(native_area=native_area, grid_positions=grid_positions)
         if grid_positions:
@@ -183,7 +184,8 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             indices = [index for index, each in enumerate(prepared) if each.pixels.shape == shape]
             pixels = torch.cat([prepared[index].pixels for index in indices])
             pixels = pixels.unsqueeze(2).to(self._execution_device, self.vae.dtype)
-            latents = self._encode_vae_image(pixels, generator=None)
+            with _forgetting(self.vae):
+                latents = self._encode_vae_image(pixels, generator=None)
             rows = self._pack_latents(latents, len(indices), self._channels, *latents.shape[3:])
             packed.update(zip(indices, rows.to(self.transformer.dtype), strict=True))
         return [packed[index] for index in range(len(prepared))]
@@ -311,7 +313,8 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             torch.tensor(values, device=batch.device, dtype=batch.dtype).view(1, -1, 1, 1, 1)
             for values in (config.latents_mean, config.latents_std)
         )
-        decoded = self.vae.decode(batch * std + mean, return_dict=False)[0][:, :, 0]
+        with _forgetting(self.vae):
+            decoded = self.vae.decode(batch * std + mean, return_dict=False)[0][:, :, 0]
         pixels = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
@@ -330,17 +333,36 @@ def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) 
 
 
 @contextmanager
+def _forgetting(vae: Any) -> Iterator[None]:
+    """Where it fails: diffusers (0.42) keeps the inputs of all its convolutions until a pass ends well."""
+    try:
+        yield
+    except BaseException:
+        vae.clear_cache()
+        raise
+
+
+@contextmanager
 def _translated_errors() -> Iterator[None]:
     """Turn what torch raises into our tree, so that the engine need not know torch."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        torch.cuda.empty_cache()
-        raise OutOfMemory("CUDA out of memory") from error
     except RuntimeError as error:
-        text = str(error)
-        if "DefaultCPUAllocator" in text:
-            raise OutOfMemory("out of memory") from error
-        if "CUDA error" in text or "cuDNN error" in text or "CUBLAS_STATUS_" in text:
-            raise DeviceLost("the GPU failed") from error
-        raise
+        if not _is_out_of_memory(error):
+            if any(sign in str(error) for sign in _LOST):
+                raise DeviceLost("the GPU failed") from error
+            raise
+        # The frames of the stage hold what it had made, and the error holds them, for as long as anybody keeps it.
+        traceback.clear_frames(error.__traceback__)
+        torch.cuda.empty_cache()
+        raise OutOfMemory("out of memory" if _NO_CPU_MEMORY in str(error) else "CUDA out of memory") from error
+
+
+_LOST = ("CUDA error", "cuDNN error", "CUBLAS_STATUS_")
+_NO_CPU_MEMORY = "DefaultCPUAllocator"
+# What is not allocated by torch's own allocator says so in words only.
+_NO_MEMORY = (_NO_CPU_MEMORY, "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _NO_MEMORY)

@@ -1,6 +1,7 @@
 """The stepwise pipeline, with the real diffusers classes on the CPU in float32."""
 
 import copy
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -273,7 +274,10 @@ def test_the_model_is_the_same_at_every_build(random_model):
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), OutOfMemory),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), OutOfMemory),
+        (RuntimeError("CUDA error: out of memory"), OutOfMemory),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemory),
         (RuntimeError("CUDA error: device-side assert triggered"), DeviceLost),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"), DeviceLost),
         (RuntimeError("shapes do not match"), RuntimeError),
     ],
 )
@@ -283,6 +287,20 @@ def test_what_torch_raises_is_told_in_our_words(raised, expected):
     if isinstance(caught.value, OutOfMemory):
         assert caught.value.message.startswith("Image generation failed: ")
         assert "GiB" not in caught.value.message
+
+
+def test_what_ran_out_of_memory_is_let_go_while_its_error_is_kept():
+    made = []
+
+    def stage():
+        tensor = torch.zeros(10)
+        made.append(weakref.ref(tensor))
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(OutOfMemory) as caught, _translated_errors():
+        stage()
+    assert caught.value.__cause__ is not None
+    assert made[0]() is None
 
 
 def test_the_text_encoder_has_a_pictures_tokens_on_their_grid(random_model):
@@ -303,6 +321,25 @@ def test_the_text_encoder_has_a_pictures_tokens_on_their_grid(random_model):
     torch.testing.assert_close(encoding.positive, hidden(read), atol=1e-4, rtol=1e-4)
     in_a_line = {**read, "mm_token_type_ids": torch.zeros_like(read["mm_token_type_ids"])}
     assert not torch.allclose(hidden(in_a_line), hidden(read), atol=1e-2)
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_the_autoencoder_keeps_nothing_of_a_pass_that_ran_out_of_memory(half: str):
+    from tests.random_model import build_random_model
+
+    model = build_random_model()
+    [sample] = samples_of(model, [request(num_inference_steps=2)])
+    prepared = [model.prepare(sample.entry.conditions[0])]
+
+    def fail(module, args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = getattr(model.vae, half).conv_out.register_forward_pre_hook(fail)
+    with pytest.raises(OutOfMemory):
+        model.encode(prepared) if half == "encoder" else model.preview([sample.state])
+    assert not any(kept is not None for kept in (*model.vae._feat_map, *model.vae._enc_feat_map))
+    hook.remove()
+    assert model.preview([sample.state])[0].shape == (64, 96, 3)
 
 
 def test_shapes_count_tokens_of_result_and_reference():
