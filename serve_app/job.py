@@ -24,7 +24,7 @@ def new_id() -> str:
 class Job:
     """`ended_s`: seconds since the epoch, None while it is open. Its result, where it succeeded, is in the vault.
 
-    `starts`: in how many processes it has been begun.
+    `starts`: in how many processes it has been begun. `open_bytes`: of the pictures that it is made from.
     """
 
     entry: LogEntry
@@ -33,6 +33,7 @@ class Job:
     starts: int = 1
     progress: Progress = field(default_factory=lambda: Progress(0, 0, 1))
     ended_s: float | None = None
+    open_bytes: int = 0
     result_bytes: int = 0
     error: ErrorObject | None = None
 

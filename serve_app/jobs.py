@@ -79,12 +79,14 @@ class JobStore:
         self._pool = ThreadPoolExecutor(_PICTURE_THREADS, thread_name_prefix="job-pictures")
 
     async def create(self, form: EditForm, id: str | None = None) -> JobView:
-        """As Jobs.create. Raises Overloaded where as many jobs run as may be kept."""
+        """As Jobs.create. Raises Overloaded where as many jobs are open as may be, or with too large pictures."""
         await self.restored()
         if id is not None and (known := self._open.get(id) or self._ended.get(id)):
             return await self.get(known.id)
-        self._make_room()
-        job = Job(LogEntry(self._log, key_name=form.request.caller, form=form, is_job=True), id or new_id())
+        open_bytes = form.request.picture_bytes
+        self._make_room(open_bytes)
+        entry = LogEntry(self._log, key_name=form.request.caller, form=form, is_job=True)
+        job = Job(entry, id or new_id(), open_bytes=open_bytes)
         self._open[job.id] = job
         try:
             events = await self._accepted(job, form)
@@ -187,6 +189,7 @@ class JobStore:
         job.starts += 1
         form = await self._read_form(job)
         job.entry.key_name, job.entry.form = form.request.caller, form
+        job.open_bytes = form.request.picture_bytes
         await self._write_form(job, form)
         events = await job_edit.begin_again(self._editor, job, form, self._settings.ttl_s)
         return await job_edit.finish(job, form, events, self._pool)
@@ -271,7 +274,12 @@ class JobStore:
             kept_bytes -= job.result_bytes
             self._forget(id)
 
-    def _make_room(self) -> None:
+    def _make_room(self, open_bytes: int) -> None:
+        """Of a job with pictures of so many bytes. Raises Overloaded."""
+        held = sum(job.open_bytes for job in self._open.values())
+        if self._open and held + open_bytes > self._settings.max_open_bytes:
+            message = f"The pictures of open jobs have {held} bytes, and {open_bytes} more are too many"
+            raise Overloaded(message, retry_after_s=_RETRY_AFTER_S)
         if len(self._open) >= self._settings.max_jobs:
             message = f"{len(self._open)} jobs are open, and no more are kept"
             raise Overloaded(message, retry_after_s=_RETRY_AFTER_S)

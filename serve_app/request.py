@@ -154,6 +154,11 @@ class EditRequest(EditParams):
     def outputs(self) -> int:
         return len(self.images) * self.n
 
+    @property
+    def picture_bytes(self) -> int:
+        """In memory, decoded."""
+        return sum(image.nbytes for image in self.images)
+
     def output_seed(self, image_index: int, variant_index: int) -> int:
         """The seed of one output: the request's seed plus its place in output order."""
         return self.seed + image_index * self.n + variant_index

@@ -156,6 +156,11 @@ class JobSettings(Settings):
     ttl_s: float = Field(3600.0, gt=0, description="how long a job is kept after its end")
     max_jobs: int = Field(256, ge=1, description="jobs kept, running or ended; the oldest ended one makes room")
     max_result_bytes: int = Field(2 * 2**30, ge=1, description="bytes of results kept; the oldest make room")
+    max_open_bytes: int = Field(
+        2 * 2**30,
+        ge=1,
+        description="bytes of the decoded pictures of open jobs; a job that is open alone may have more",
+    )
 
 
 class AuthSettings(Settings):

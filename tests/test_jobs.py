@@ -223,6 +223,21 @@ def test_no_more_jobs_are_kept_than_allowed_and_those_that_run_are_never_dropped
     play(story)
 
 
+def test_the_pictures_of_open_jobs_are_bounded_together_and_one_alone_is_taken() -> None:
+    async def story(editor: Gated) -> None:
+        caller = Caller(editor, max_open_bytes=1)
+        first = await caller.start()
+        refused = await caller.post()
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "OVERLOADED")
+        assert int(refused.headers["retry-after"]) >= 1
+        editor.gate.set()
+        await caller.until(first, "succeeded")
+        # The pictures of an ended job are not held.
+        await caller.until(await caller.start(), "succeeded")
+
+    play(story)
+
+
 def test_old_results_make_room_for_new_ones() -> None:
     async def story(editor: Gated) -> None:
         editor.gate.set()
