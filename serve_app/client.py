@@ -43,7 +43,8 @@ _CONNECT_TIMEOUT_S = 10.0
 _MAX_WAIT_S = 60.0
 _TOO_MANY_REQUESTS, _UNAVAILABLE = 429, 503
 # Not httpx.ReadTimeout: an edit that took too long would take too long again.
-_CONNECTION_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError)
+_BREAKS = (httpx.ReadError, httpx.RemoteProtocolError)
+_CONNECTION_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.WriteError, *_BREAKS)
 
 Picture = str | os.PathLike[str] | bytes | PIL.Image.Image | Pixels
 """A path, the bytes of a picture file, a PIL picture, or a uint8 RGB array of height × width × 3."""
@@ -147,11 +148,12 @@ class _Client:
         key = os.environ.get(KEY_ENV) if key is None else key
         # Bytes, since httpx would refuse a key beyond ASCII.
         headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
+        self._retries = retries
         retry = Retry(
             total=retries,
             allowed_methods=("POST",),
             status_forcelist=(_TOO_MANY_REQUESTS, _UNAVAILABLE),
-            retry_on_exceptions=(*_CONNECTION_ERRORS, httpx.RemoteProtocolError),
+            retry_on_exceptions=_CONNECTION_ERRORS,
             backoff_factor=0.5,
             max_backoff_wait=_MAX_WAIT_S,
         )
@@ -195,7 +197,20 @@ class ImageEdits(_Client):
         """
         form = _form(images, prompt, options)
         with self._our_errors():
-            return _rows(self._http.post(_EDITS, headers=_key_header(idempotency_key), **form))
+            return _rows(self._post(_key_header(idempotency_key), form))
+
+    def _post(self, headers: dict[str, str], form: dict[str, Any]) -> httpx.Response:
+        """The answer to an edit, asked for again where it breaks off: the transport has done its part by its head."""
+        for retries_left in reversed(range(self._retries + 1)):
+            with self._http.stream("POST", _EDITS, headers=headers, **form) as response:
+                try:
+                    response.read()
+                except _BREAKS:
+                    if not retries_left:
+                        raise
+                else:
+                    break
+        return response
 
     def edit_stream(
         self,
@@ -261,7 +276,20 @@ class AsyncImageEdits(_Client):
         """As ImageEdits.edit. Cancelling it frees the server of the work, ten seconds later."""
         form = _form(images, prompt, options)
         with self._our_errors():
-            return _rows(await self._http.post(_EDITS, headers=_key_header(idempotency_key), **form))
+            return _rows(await self._post(_key_header(idempotency_key), form))
+
+    async def _post(self, headers: dict[str, str], form: dict[str, Any]) -> httpx.Response:
+        """As of ImageEdits."""
+        for retries_left in reversed(range(self._retries + 1)):
+            async with self._http.stream("POST", _EDITS, headers=headers, **form) as response:
+                try:
+                    await response.aread()
+                except _BREAKS:
+                    if not retries_left:
+                        raise
+                else:
+                    break
+        return response
 
     async def edit_stream(
         self,

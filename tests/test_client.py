@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import errors
 from serve_app.client import (
@@ -87,14 +87,14 @@ def server(editor: Inverter) -> Iterator[str]:
         yield url
 
 
-def blocking(url: str, call: str, *arguments: Any, **options: Any) -> Any:
-    with ImageEdits(url, retries=0) as edits:
+def blocking(url: str, call: str, *arguments: Any, retries: int = 0, **options: Any) -> Any:
+    with ImageEdits(url, retries=retries) as edits:
         return getattr(edits, call)(*arguments, **options)
 
 
-def in_a_loop(url: str, call: str, *arguments: Any, **options: Any) -> Any:
+def in_a_loop(url: str, call: str, *arguments: Any, retries: int = 0, **options: Any) -> Any:
     async def go() -> Any:
-        async with AsyncImageEdits(url, retries=0) as edits:
+        async with AsyncImageEdits(url, retries=retries) as edits:
             return await getattr(edits, call)(*arguments, **options)
 
     return asyncio.run(go())
@@ -235,6 +235,36 @@ def test_a_connection_that_breaks_is_made_again() -> None:
         connection.close()
         with edits, answering(app, listener):
             assert values(answer.result(30)) == [[245], [235]]
+
+
+class Torn:
+    """Closes the connection in the middle of its first answer, and keeps the heads of what it was sent."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.keys: list[str] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def first_half(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "body": message["body"][:100], "more_body": True})
+                raise ConnectionAbortedError
+            await send(message)
+
+        self.keys.append(Headers(scope=scope)["idempotency-key"])
+        await self._app(scope, receive, first_half if len(self.keys) == 1 else send)
+
+
+@both
+def test_an_answer_that_breaks_off_is_asked_for_again_by_the_same_key(ask: Ask) -> None:
+    app = Torn(create_app(Inverter(), AppSettings()))
+    with listening(app) as url:
+        assert values(ask(url, "edit", [png(10), png(20)], "invert", retries=1)) == [[245], [235]]
+        assert len(app.keys) == 2
+        assert len(set(app.keys)) == 1
+        app.keys.clear()
+        with pytest.raises(Unreachable):
+            ask(url, "edit", png(10), "invert")
 
 
 def streamed(url: str, *arguments: Any, **options: Any) -> list[StreamEvent]:
