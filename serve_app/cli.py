@@ -1,6 +1,7 @@
 """The command `image-edits`."""
 
 import argparse
+import io
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -54,5 +55,8 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=version(DISTRIBUTION))
     parser.add_argument("command", choices=_COMMANDS)
     command = parser.parse_args(sys.argv[1:2]).command
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # File names may be of bytes that no encoding has; stderr is so already.
+        sys.stdout.reconfigure(errors="backslashreplace")
     run, _ = _COMMANDS[command]
     sys.exit(run(f"image-edits {command}", sys.argv[2:]))

@@ -92,8 +92,9 @@ class Journal:
         self._out = out
         self._path = out / JOURNAL
         self._entries: dict[tuple[str, ...], dict[str, Any]] = {}
-        text = self._path.read_text("utf-8") if self._path.exists() else ""
-        for line in text.splitlines():
+        # File names may be of bytes that are no UTF-8, and hold what `splitlines` takes for the end of a line.
+        text = self._path.read_text("utf-8", "surrogateescape") if self._path.exists() else ""
+        for line in text.split("\n"):
             self._read(line)
         if text and not text.endswith("\n"):
             self._append("\n")
@@ -135,7 +136,7 @@ class Journal:
             _write(path, file)
 
     def _append(self, text: str) -> None:
-        with self._path.open("a", encoding="utf-8") as journal:
+        with self._path.open("a", encoding="utf-8", errors="surrogateescape") as journal:
             journal.write(text)
 
     def _names(self, picture: Picture) -> tuple[str, ...]:

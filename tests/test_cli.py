@@ -122,6 +122,18 @@ def test_every_picture_becomes_its_variants_and_is_not_edited_twice(server: str,
     assert [request.prompt[-4:] for request in editor.requests] == ["blue"] * 2 + [" red"] * 2
 
 
+def test_a_name_that_is_no_text_is_as_good_as_any(server: str) -> None:
+    Path("in").mkdir()
+    (Path("in") / os.fsdecode(b"caf\xe9.png")).write_bytes(png(10))
+    (Path("in") / "plain.png").write_bytes(png(20))
+    command = ("edit", "in", "make the sky blue", "-o", "out", "--seed", "7")
+    out, err = run(*command)
+    assert len(out.splitlines()) == 2
+    assert err == "2 edited\n"
+    assert [os.fsencode(name) for name in written()] == [b"caf\xe9-1.png", b"plain-1.png"]
+    assert run(*command, "--json")[1] == "0 edited, 2 already done\n"
+
+
 def test_one_broken_picture_does_not_stop_the_others(server: str) -> None:
     Path("in/sub").mkdir(parents=True)
     for name, content in {"a.png": png(10), "b.jpg": b"no picture", "sub/c.png": png(20), "d.png": png(0)}.items():

@@ -95,6 +95,16 @@ def test_what_was_cut_off_is_done_again() -> None:
     assert Journal(Path("out")).seeds(one(), b"content", ASKED) == [9, 10]
 
 
+@pytest.mark.parametrize("odd", ["line\u2028separator", "next\x85line", "latin-\udce9"])
+def test_names_and_words_may_hold_anything(odd: str) -> None:
+    picture = Picture(Path(f"{odd}.jpg"), (Path("out") / f"{odd}-1.png",))
+    asked = {"prompt": odd.replace("\udce9", ""), "n": 1}
+    Path("out").mkdir()
+    for _ in range(2):
+        Journal(Path("out")).save(picture, b"content", asked, [7], [b"1"])
+        assert Journal(Path("out")).seeds(picture, b"content", asked) == [7]
+
+
 def test_a_file_of_unknown_origin_is_not_touched() -> None:
     make("out/photo-2.png")
     with pytest.raises(FileExistsError, match=r"out/photo-2\.png"):
