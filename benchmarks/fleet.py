@@ -10,7 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from benchmarks.sharing import View, Work, ranked
 from serve_app.autoscaling import Load
@@ -20,9 +20,6 @@ from serve_app.batching import Entry, Policy, Sample, Shape, plan, work_s
 _REPORT_S = 5.0
 _LOOK_BACK = 6
 _MAX_SAMPLES = 10
-
-Order = Literal["shortest", "fifo"]
-"""As `engine.order`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +49,9 @@ class Speed:
 class Replica:
     """One engine. `next_s`: when its batch has to be planned anew; infinite where it has nothing to do."""
 
-    def __init__(self, speed: Speed, order: Order = "shortest") -> None:
+    def __init__(self, speed: Speed) -> None:
         self.speed = speed
-        self._policy = Policy(_MAX_SAMPLES, speed.knee_tokens, 8, "step", order, 0.1, speed.seconds_per_token)
+        self._policy = Policy(_MAX_SAMPLES, speed.knee_tokens, 8, "step", "shortest", 0.1, speed.seconds_per_token)
         self.entries: list[Entry] = []
         self.forwards = self.sample_steps = 0
         self.next_s = math.inf
@@ -213,14 +210,12 @@ class Fleet:
         most: int = 1000,
         max_ongoing: int = 768,
         seed: int = 0,
-        order: Order = "shortest",
     ) -> None:
-        self._order = order
         self._speed, self._router, self._scaler = speed, router, scaler
         self._least, self._most, self._max_ongoing = least, most, max_ongoing
         self._rng = random.Random(seed)
         self._target = replicas
-        self._ready = [Replica(speed, order) for _ in range(replicas)]
+        self._ready = [Replica(speed) for _ in range(replicas)]
         self._starting: list[float] = []
         self._ending: list[Replica] = []
         self._queue: deque[Edit] = deque()
@@ -245,7 +240,7 @@ class Fleet:
                 self._queue.append(coming.popleft())
             elif now_s == start_s:
                 self._starting.remove(start_s)
-                self._ready.append(Replica(self._speed, self._order))
+                self._ready.append(Replica(self._speed))
             else:
                 report_s += _REPORT_S
                 self._report(now_s)
