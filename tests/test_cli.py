@@ -263,16 +263,16 @@ def test_a_terminal_sees_a_bar_for_each_output(monkeypatch: pytest.MonkeyPatch) 
         limit = threading.Timer(LIMIT_S, process.kill)
         limit.start()
         try:
-            seen = ""
-            while seen.count("2/10") < 2:
-                seen += os.read(terminal, 4096).decode()
+            shown = b""
+            while shown.count(b"2/10") < 2:
+                shown += os.read(terminal, 4096)
         finally:
             editor.open.set()
             limit.cancel()
         out, _ = process.communicate(timeout=LIMIT_S)
     os.close(terminal)
     assert process.returncode == 0
-    assert all(f"edited/photo10-{variant}.png" in seen for variant in (1, 2))
+    assert all(f"edited/photo10-{variant}.png".encode() in shown for variant in (1, 2))
     # Nothing of the bars: it may be piped.
     assert out == "photo10.png: edited/photo10-1.png edited/photo10-2.png (seed 7, 8)\n"
 

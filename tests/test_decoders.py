@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import numpy as np
 import PIL.Image
@@ -44,12 +45,20 @@ def decoders() -> Iterator[Decoders]:
 
 def decoder_processes(parent: int | None = None) -> set[psutil.Process]:
     children = psutil.Process(parent).children(recursive=True)
-    return {child for child in children if is_alive(child) and "serve_app.decoder" in child.cmdline()}
+    return {child for child in children if is_alive(child) and _is_decoder(child)}
+
+
+def _is_decoder(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return "serve_app.decoder" in process.cmdline()
+    return False
 
 
 def is_alive(process: psutil.Process) -> bool:
-    # A container may have nobody who takes note of the dead.
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    with suppress(psutil.NoSuchProcess):
+        # A container may have nobody who takes note of the dead.
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def refusal(decoders: Decoders, data: bytes, index: int = 0, limits: LimitSettings = LIMITS) -> str:

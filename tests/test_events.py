@@ -14,7 +14,7 @@ from serve_app.events import Completed, Event, Preview, Progress
 from serve_app.request import EditRequest
 from serve_app.tickets import Terms, Ticket
 from tests.fakes import ArithmeticPipeline, State, edit_request, picture
-from tests.test_engine import TIMEOUT_S, alone, assert_same, engine, submit
+from tests.test_engine import TIMEOUT_S, alone, assert_same, engine, start, submit, wait_until_prepared
 
 
 def listen(running: EditEngine, *requests: EditRequest) -> list[tuple[Ticket, list[Event]]]:
@@ -65,6 +65,7 @@ def test_the_place_in_the_queue_is_told_while_a_request_waits():
         submit(running, edit_request(1))
         assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
         waiting = listen(running, edit_request(2), edit_request(3))
+        wait_until_prepared(running)
         pipeline.gate.set()
         for ticket, _ in waiting:
             ticket.result(TIMEOUT_S)
@@ -90,8 +91,9 @@ def test_an_output_is_completed_while_the_others_of_its_request_still_run():
 
 def test_previews_of_one_step_are_one_call_and_only_of_who_asked():
     pipeline = ArithmeticPipeline()
-    with engine(pipeline) as running:
+    with engine(pipeline, start=False) as running:
         heard = listen(running, *(edit_request(k, partial_images=k) for k in range(3)))
+        start(running)
         for ticket, _ in heard:
             ticket.result(TIMEOUT_S)
     assert [len(of(Preview, events)) for _, events in heard] == [0, 1, 2]
@@ -123,8 +125,9 @@ def test_a_preview_that_fails_is_left_out_and_the_edit_goes_on(caplog: pytest.Lo
 def test_a_cancelled_listener_is_dropped_at_the_next_step():
     pipeline = ArithmeticPipeline()
     pipeline.gate.clear()
-    with engine(pipeline) as running:
+    with engine(pipeline, start=False) as running:
         [(leaver, events), (stayer, _)] = listen(running, edit_request(1, partial_images=3), edit_request(2))
+        start(running)
         assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
         assert leaver.cancel()
         pipeline.gate.set()

@@ -191,11 +191,11 @@ def test_a_deleted_job_ends_its_work_and_is_forgotten() -> None:
 
 def test_an_ended_job_is_forgotten_after_its_time() -> None:
     async def story(editor: Gated) -> None:
-        caller = Caller(editor, ttl_s=0.3)
+        caller = Caller(editor, ttl_s=2)
         editor.gate.set()
         id = await caller.start()
         await caller.until(id, "succeeded")
-        assert "0.3 s" in error_of(await caller.until_gone(id))["message"]
+        assert "for 2 s" in error_of(await caller.until_gone(id))["message"]
 
     play(story)
 
@@ -290,8 +290,11 @@ def test_what_has_ended_keeps_its_result_and_not_its_pictures() -> None:
         await caller.until(view.id, "succeeded")
         editor.requests.clear()
         del form
-        gc.collect()
-        assert kept() is None
+        # The thread that has encoded a picture may be about to let it go.
+        async with asyncio.timeout(PATIENCE_S):
+            while kept() is not None:
+                await asyncio.sleep(0.01)
+                gc.collect()
         assert (await caller.get(view.id)).json()["status"] == "succeeded"
 
     play(story)
@@ -349,12 +352,12 @@ def test_of_two_processes_only_the_later_one_tells_the_end() -> None:
 def test_what_has_ended_is_told_by_the_next_process_for_the_rest_of_its_time() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
-        before = Caller(editor, vault, ttl_s=1.0)
+        before = Caller(editor, vault, ttl_s=4)
         editor.gate.set()
         succeeded = await before.until(await before.start(), "succeeded")
         editor.middle_error = OutOfMemory("CUDA out of memory")
         failed = await before.until(await before.start(), "failed")
-        after = Caller(editor, vault, ttl_s=1.0)
+        after = Caller(editor, vault, ttl_s=4)
         for job in (succeeded, failed):
             assert (await after.get(job["id"])).json() == job
         assert len(editor.requests) == 1

@@ -327,8 +327,10 @@ class Held(Inverter):
     def __init__(self) -> None:
         super().__init__()
         self.gate = asyncio.Event()
+        self.begun = asyncio.Event()
 
     async def edit(self, request: EditRequest) -> EditResult:
+        self.begun.set()
         await self.gate.wait()
         return await super().edit(request)
 
@@ -393,7 +395,7 @@ def test_a_caller_that_hung_up_comes_back_to_its_edit() -> None:
     async def story(editor: Held, caller: Caller) -> None:
         editor.gate.clear()
         leads = asyncio.create_task(caller.post())
-        await asyncio.sleep(0.3)
+        await asyncio.wait_for(editor.begun.wait(), 20)
         leads.cancel()
         await asyncio.wait([leads])
         editor.gate.set()

@@ -20,6 +20,7 @@ from serve_app.request import EditRequest, Pixels
 from serve_app.settings import EngineSettings
 from serve_app.tickets import Terms, Ticket
 from tests.scenes import difference, scene
+from tests.test_engine import start
 
 POISON = 666
 """The seed of the sample that misbehaves."""
@@ -73,7 +74,7 @@ class Poisoned:
 
 
 @contextmanager
-def engine(pipeline: Pipeline) -> Iterator[EditEngine]:
+def engine(pipeline: Pipeline, *, start: bool = True) -> Iterator[EditEngine]:
     running = EditEngine(
         pipeline,
         EngineSettings(batch_tokens=10**9),
@@ -83,7 +84,8 @@ def engine(pipeline: Pipeline) -> Iterator[EditEngine]:
         default_guidance=4.0,
         timeout_s=TIMEOUT_S,
     )
-    running.start()
+    if start:
+        running.start()
     try:
         yield running
     finally:
@@ -154,9 +156,11 @@ def test_merged_neighbours_get_the_same_bits_whether_somebody_looks_or_not(rando
     looked_at: list[Event] = []
     results = []
     for terms in ([Terms(), Terms(), Terms(looked_at.append)], None):
-        with engine(random_model) as running:
+        with engine(random_model, start=False) as running:
             some = [EditRequest(**{**dict(each), "partial_images": 3}) for each in requests()[:3]]
-            results.append([outcome(ticket) for ticket in running.submit(some, terms)])
+            tickets = running.submit(some, terms)
+            start(running)
+            results.append([outcome(ticket) for ticket in tickets])
     assert sum(isinstance(event, Preview) for event in looked_at) == 2
     for watched, unwatched in zip(*results, strict=True):
         np.testing.assert_array_equal(watched, unwatched)

@@ -25,7 +25,7 @@ from serve_app.http import create_app
 from serve_app.images import Size
 from serve_app.settings import AppSettings, LimitSettings
 from tests.browser.conftest import Held
-from tests.browser.driving import Picture, choose, copied, drawn, edit, overflow, wait_until_done
+from tests.browser.driving import Picture, choose, copied, drawn, edit, overflow, wait_until_done, wait_until_ready
 from tests.http_server import listening
 
 LEFT, RIGHT = Picture("left.png", 10), Picture("right.png", 200)
@@ -130,6 +130,9 @@ def test_before_and_after_slide_over_each_other(page: Page) -> None:
     dialog = page.get_by_role("dialog", name="right.png, variant 1")
     slider = dialog.get_by_role("slider", name="How much of the original is shown")
     expect(slider).to_have_attribute("aria-valuetext", "50 % original, 50 % edited")
+    # It takes its shape from the picture.
+    expect(dialog.locator(".stage")).to_have_attribute("style", re.compile("--ratio"))
+    drawn(dialog.locator("img"))
     box = slider.bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + box["width"] * 0.9, box["y"] + box["height"] / 2)
@@ -236,6 +239,7 @@ def test_what_the_server_would_refuse_is_not_uploaded(context: BrowserContext, e
     with listening(create_app(editor, AppSettings(limits=limits))) as address:
         page = context.new_page()
         page.goto(address)
+        wait_until_ready(page)
         field = page.get_by_label("Pictures", exact=True)
         large, text = (noise.getvalue(), "image/png"), (b"hello", "text/plain")
         problem = page.locator("#files-problem")

@@ -140,7 +140,7 @@ class TestLog:
             {
                 "pictures": [scene(1)],
                 "prompt": "x",
-                "num_inference_steps": 40,
+                "num_inference_steps": 150,
                 "headers": {"Authorization": f"Bearer {KEYS[name]}", "x-request-id": id},
             }
             for name, id in by
@@ -149,7 +149,7 @@ class TestLog:
         lines = [line_of(id) for _, id in by]
         assert [line["key_name"] for line in lines] == ["ann", "bob"]
         assert lines[0]["shared_forwards"] == lines[1]["shared_forwards"] > 0
-        assert all(line["forwards"] == 40 and 1 < line["mean_samples"] <= 2 for line in lines)
+        assert all(line["forwards"] == 150 and 1 < line["mean_samples"] <= 2 for line in lines)
 
     def test_a_failed_attempt_is_one_line(self, closed: Closed):
         assert closed.edit(f"wrong-{SECRET}", "log-6").status_code == 401

@@ -105,7 +105,7 @@ def test_a_settings_file_is_obeyed_and_sigterm_waits_for_the_edit_that_runs_and_
         edit = pool.submit(
             client.edit, [scene(1)], prompt="make the sky blue", num_inference_steps=150, timeout_s=START_S
         )
-        time.sleep(a_short_edit_s)
+        time.sleep(2 * a_short_edit_s)
         assert not edit.done()
         # To this process alone, as systemd and Docker send it.
         process.send_signal(signal.SIGTERM)

@@ -40,7 +40,10 @@ wait_until = partial(waiting.wait_until, wait_s=PATIENCE_S)
 def keyed(cluster: int, random_model_settings: ModelSettings) -> Iterator[Served]:
     ingress = build(SETTINGS.model_copy(update={"model": random_model_settings}))._bound_deployment
     serve.run(Application(ingress.options(num_replicas=2)), name=APP, route_prefix="/keyed")
-    yield Served(APP, Client(f"http://127.0.0.1:{cluster}/keyed"))
+    served = Served(APP, Client(f"http://127.0.0.1:{cluster}/keyed"))
+    # Both ingresses have met the keeper before anything depends on how soon it answers.
+    served.client.edit_all([{"pictures": [scene(1)], "headers": new_key(), "timeout_s": PATIENCE_S, **QUICK}] * 8)
+    yield served
     serve.delete(APP)
 
 

@@ -83,7 +83,7 @@ def test_a_request_that_arrives_half_way_finishes_first_when_it_has_fewer_steps(
         finished.append(name)
 
     with ThreadPoolExecutor(2) as pool:
-        long = pool.submit(edit, "long", 80)
+        long = pool.submit(edit, "long", 150)
         while served.stats().forwards < before.forwards + 5:
             time.sleep(0.05)
         assert not long.done()
