@@ -125,7 +125,8 @@ def test_none_is_sent_to_a_full_replica_while_another_has_room_and_who_waits_doe
         return [count for what, count in (fleet.steps() - before).items() if what.startswith("taken")]
 
     before = fleet.steps()
-    requests = long_edits([1] * (REPLICAS * MOST))
+    # Twice as long: none may end while it is looked at who waits.
+    requests = [edit_request(k, num_inference_steps=2 * LONG) for k in range(REPLICAS * MOST)]
     responses = send(fleet, requests)
     wait_until(lambda: len(taken := taken_since(before)) == REPLICAS and sum(taken) >= len(requests), "all taken")
     # None was refused by a full replica and sent again.
