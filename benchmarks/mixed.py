@@ -37,8 +37,8 @@ _LOAD = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
-    """What engines are started on. `max_samples` and `guidance` as a model has them."""
+class Engines:
+    """Of any rule on one pipeline, whose calibration is known. `max_samples` and `guidance` as a model has them."""
 
     pipeline: Pipeline
     calibration: Calibration
@@ -46,9 +46,9 @@ class Machine:
     guidance: float
 
     @contextmanager
-    def engine(self, rule: Rule) -> Iterator[EditEngine]:
+    def running(self, rule: Rule) -> Iterator[EditEngine]:
         order, join = rule
-        running = EditEngine(
+        engine = EditEngine(
             self.pipeline,
             EngineSettings(order=order, join=join),
             self.calibration,
@@ -57,11 +57,11 @@ class Machine:
             default_guidance=self.guidance,
             timeout_s=3600,
         )
-        running.start()
+        engine.start()
         try:
-            yield running
+            yield engine
         finally:
-            running.stop()
+            engine.stop()
 
 
 def latencies(running: EditEngine, edits: Sequence[Edit], trace: Trace) -> list[float]:
@@ -92,8 +92,8 @@ class Traffic:
     rate_per_s: float
 
     @classmethod
-    def measured(cls, machine: Machine, edits: Sequence[Edit]) -> "Traffic":
-        with machine.engine(RULES[0]) as running:
+    def measured(cls, engines: Engines, edits: Sequence[Edit]) -> "Traffic":
+        with engines.running(RULES[0]) as running:
             alone_s = [min(latencies(running, [edit], _ONE)[0] for _ in range(3)) for edit in edits]
             burst_s = max(latencies(running, edits, at_once([edit.weight for edit in edits], _BURST)))
         return cls(edits, alone_s, _LOAD * _BURST / burst_s)
@@ -102,9 +102,9 @@ class Traffic:
         weights = [edit.weight for edit in self.edits]
         return poisson(self.rate_per_s, weights, round(self.rate_per_s * seconds), seed)
 
-    def figures(self, machine: Machine, rule: Rule, trace: Trace) -> tuple[float, ...]:
+    def figures(self, engines: Engines, rule: Rule, trace: Trace) -> tuple[float, ...]:
         """As in HEADER."""
-        with machine.engine(rule) as running:
+        with engines.running(rule) as running:
             waited_s = latencies(running, self.edits, trace)
         slower = [one / self.alone_s[arrival.kind] for one, arrival in zip(waited_s, trace.arrivals, strict=True)]
         return (fmean(waited_s), np.percentile(waited_s, 95), fmean(slower), np.percentile(slower, 95))
@@ -114,13 +114,13 @@ Run = tuple[Rule, int]
 InTurn = Callable[[Callable[[Run], tuple[float, ...]], Iterable[Run]], Iterable[tuple[float, ...]]]
 
 
-def rows(machine: Machine, seconds: float, rounds: int, in_turn: InTurn = map) -> Iterator[tuple[str, ...]]:
+def rows(engines: Engines, seconds: float, rounds: int, in_turn: InTurn = map) -> Iterator[tuple[str, ...]]:
     """Of the table, a rule each. `in_turn` makes the runs, in the given order where they share what they run on."""
-    traffic = Traffic.measured(machine, mixed(Effort()))
+    traffic = Traffic.measured(engines, mixed(Effort()))
 
     def figures(run: Run) -> tuple[float, ...]:
         rule, number = run
-        return traffic.figures(machine, rule, traffic.trace(seconds, number))
+        return traffic.figures(engines, rule, traffic.trace(seconds, number))
 
     runs = [(rule, number) for number in range(rounds) for rule in (RULES if number % 2 == 0 else reversed(RULES))]
     found = list(zip(runs, in_turn(figures, runs), strict=True))
@@ -129,10 +129,10 @@ def rows(machine: Machine, seconds: float, rounds: int, in_turn: InTurn = map) -
         yield (*rule, *(f"{median(values):.2f}" for values in zip(*mine, strict=True)))
 
 
-def measured_here() -> Machine:
+def here() -> Engines:
     model = models.load(ModelSettings(native_area=Effort().side ** 2, cpu_threads=1))
     calibration = calibrate(model.pipeline, max_samples=model.max_samples, default_guidance=model.default_guidance)
-    return Machine(model.pipeline, calibration, model.max_samples, model.default_guidance)
+    return Engines(model.pipeline, calibration, model.max_samples, model.default_guidance)
 
 
 def main() -> None:
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="of traffic in a run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=4, help="runs of each rule, each of other traffic (%(default)s)")
     arguments = parser.parse_args()
-    print("\n".join(table(HEADER, rows(measured_here(), arguments.seconds, arguments.rounds))))
+    print("\n".join(table(HEADER, rows(here(), arguments.seconds, arguments.rounds))))
 
 
 if __name__ == "__main__":

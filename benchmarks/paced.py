@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import joining, mixed
 from benchmarks.edits import Effort
-from benchmarks.joining import Stage
+from benchmarks.joining import Machine, Stage
 from benchmarks.markdown import table
 from serve_app.batching import Condition, Sample, Shape
 from serve_app.calibration import Calibration
@@ -30,7 +30,7 @@ _TOKENS = _ROWS * Shape(_NATIVE, _NATIVE).tokens(_GEOMETRY.multiple)
 
 # Of a large picture on any GPU: the second of a forward costs as much as the first. Five times as fast as one would
 # be, so that a minute holds many edits.
-FULL = joining.Machine("one sample fills it", Stage(0.0, 0.004), Stage(0.0, 0.02), Stage(0.0, 0.004), knee=1)
+FULL = Machine("one sample fills it", Stage(0.0, 0.004), Stage(0.0, 0.02), Stage(0.0, 0.004), knee=1)
 MACHINES = (*joining.MACHINES, FULL)
 
 
@@ -38,7 +38,7 @@ MACHINES = (*joining.MACHINES, FULL)
 class PacedPipeline:
     """Implements protocol.Pipeline; pictures are black. Smaller samples take less of a step, by their tokens."""
 
-    machine: joining.Machine
+    machine: Machine
     geometry: Geometry = _GEOMETRY
 
     def check(self, condition: Condition) -> None:
@@ -69,7 +69,7 @@ def _black(size: Size) -> Pixels:
     return np.zeros((size.height, size.width, 3), np.uint8)
 
 
-def paced(machine: joining.Machine) -> mixed.Machine:
+def paced(machine: Machine) -> mixed.Engines:
     """What calibration would find there is known beforehand."""
     calibration = Calibration(
         seconds_by_samples={},
@@ -77,10 +77,10 @@ def paced(machine: joining.Machine) -> mixed.Machine:
         seconds_per_token=machine.step.seconds(machine.knee) / (machine.knee * _TOKENS),
         join_s=machine.encode.fixed_s + machine.decode.fixed_s,
     )
-    return mixed.Machine(PacedPipeline(machine), calibration, max_samples=8, guidance=_GUIDANCE)
+    return mixed.Engines(PacedPipeline(machine), calibration, max_samples=8, guidance=_GUIDANCE)
 
 
-def rows(machine: joining.Machine, seconds: float, rounds: int) -> list[tuple[str, ...]]:
+def rows(machine: Machine, seconds: float, rounds: int) -> list[tuple[str, ...]]:
     with ThreadPoolExecutor(rounds * len(mixed.RULES)) as pool:
         return [(machine.name, *row) for row in mixed.rows(paced(machine), seconds, rounds, in_turn=pool.map)]
 

@@ -24,14 +24,14 @@ ONE = at_once([1.0], 1)
 )
 def test_an_edit_takes_what_the_prices_say(name: str, least_s: float) -> None:
     machine = Machine("test", Stage(0.1, 0.0), Stage(0.2, 0.04), Stage(0.3, 0.0), knee=4)
-    with paced(machine).engine(RULES[0]) as running:
+    with paced(machine).running(RULES[0]) as running:
         [latency_s] = latencies(running, [EDITS[name]], ONE)
     assert latency_s >= least_s
 
 
 def test_a_full_forward_holds_what_the_knee_says() -> None:
     machine = Machine("test", NOTHING, Stage(0.2, 0.0), NOTHING, knee=2)
-    with paced(machine).engine(RULES[0]) as running:
+    with paced(machine).running(RULES[0]) as running:
         found = latencies(running, [EDITS["2 steps, n=1, 64 px"]], at_once([1.0], 4))
         assert running.stats().forwards >= 4
     assert max(found) >= 4 * 0.2
