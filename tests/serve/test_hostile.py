@@ -5,16 +5,15 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import repeat
 
 import orjson
-import psutil
 import pytest
 from ray import serve
 
 from serve_app.settings import AppSettings, LimitSettings, ModelSettings
 from tests.scenes import scene
+from tests.serve import processes
 from tests.serve.client import png
 from tests.serve.conftest import SETTINGS, Served
 from tests.serve.raw import Answer, answers, connect, sent_until_refused, talk
@@ -176,12 +175,12 @@ class TestHttp:
         assert [answer.status for answer in talk(hostile.client.base, edit(headers), count=0)] in ([400], [])
 
     def test_a_header_without_end_takes_no_memory(self, hostile: Served):
-        [proxy] = [process for process in psutil.Process().children(recursive=True) if "ProxyActor" in _title(process)]
-        before = proxy.memory_info().rss
+        [proxy] = [pid for pid, title in processes.titles().items() if "ProxyActor" in title]
+        before = processes.resident_bytes(proxy)
         with connect(hostile.client.base) as connection:
             connection.sendall(head()[:-2] + b"x: ")
             assert sent_until_refused(connection, repeat(b"v" * MIB, 200)) < 200 * MIB
-        assert proxy.memory_info().rss - before < 50 * MIB
+        assert processes.resident_bytes(proxy) - before < 50 * MIB
 
     def test_half_a_request_is_not_waited_for(self, hostile: Served):
         with connect(hostile.client.base) as connection:
@@ -282,14 +281,14 @@ class TestMemory:
     def test_two_gigabytes_are_not_kept(
         self, hostile: Served, kind: str, record_property: Callable[[str, object], None]
     ):
-        watched = [process for process in psutil.Process().children(recursive=True) if _is_in_the_way(process)]
+        watched = {pid: title for pid, title in processes.titles().items() if _is_in_the_way(title)}
         assert len(watched) >= 2
-        before = {process: process.memory_info().rss for process in watched}
+        before = {pid: processes.resident_bytes(pid) for pid in watched}
         peak = dict(before)
         with connect(hostile.client.base) as connection:
             _send_all(connection, kind, 2 * 1024, lambda: _take_peaks(peak))
             statuses = [answer.status for answer in answers(connection)]
-        grown = {_title(process): (peak[process] - before[process]) // MIB for process in watched}
+        grown = {title: (peak[pid] - before[pid]) // MIB for pid, title in watched.items()}
         print(f"{kind}: {grown} MiB more at most, answered {statuses}")  # noqa: T201, a figure for the report
         assert statuses == [413]
         # A request may be held in memory as a whole, and Serve's proxy queues what the ingress has not read yet: from
@@ -297,16 +296,8 @@ class TestMemory:
         assert max(grown.values()) < 5 * SETTINGS.limits.max_request_bytes // MIB
 
 
-def _is_in_the_way(process: psutil.Process) -> bool:
-    title = _title(process)
+def _is_in_the_way(title: str) -> bool:
     return title.startswith("ray::") and ("ProxyActor" in title or "hostile:EditIngress" in title)
-
-
-def _title(process: psutil.Process) -> str:
-    """Empty where it has ended meanwhile."""
-    with suppress(psutil.NoSuchProcess):
-        return " ".join(process.cmdline()).strip()
-    return ""
 
 
 def _send_all(connection: socket.socket, kind: str, mebibytes: int, look: Callable[[], None]) -> None:
@@ -321,6 +312,6 @@ def _send_all(connection: socket.socket, kind: str, mebibytes: int, look: Callab
             look()
 
 
-def _take_peaks(peak: dict[psutil.Process, int]) -> None:
-    for process in peak:
-        peak[process] = max(peak[process], process.memory_info().rss)
+def _take_peaks(peak: dict[int, int]) -> None:
+    for pid in peak:
+        peak[pid] = max(peak[pid], processes.resident_bytes(pid))
