@@ -108,7 +108,6 @@ class HandleEditor:
             cancel(response)
             return await self._runs_by_controller()
         except (RayError, RayServeException):
-            cancel(response)
             return False
 
     async def _runs_by_controller(self) -> bool:
