@@ -6,7 +6,7 @@
 # make fuzz    bodies, headers and pictures that nobody thought of, for minutes   (FUZZ_ROUNDS=20 FUZZ_SEED=1 make fuzz)
 # make check-deploy what is in deploy/, against its schemas; a part of make test
 # make deploy-config deploy/serve_config.yaml and what is in deploy/kuberay, from serve_config.yaml
-# make lint    ruff and mypy
+# make lint    ruff, the layers of the packages, and mypy
 # make bench   our server beside the naive ways, twenty minutes; writes benchmarks/RESULTS.md
 # make train   the recipe of a built-in model that follows instructions
 # make install only the environment, in .venv
@@ -60,6 +60,7 @@ bench: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 install: .venv/.installed tests/node/node_modules/.installed

@@ -1,8 +1,8 @@
 """A simulated fleet: replicas that batch as the engine does, a router before them and an autoscaler above. Pure.
 
-Who shares which forward is decided by `serve_app.batching.plan`, the engine's own rule. What is simplified: a forward
-of T tokens takes `max(knee, T) × seconds_per_token`; encoding, decoding and the network take no time; routers see the
-replicas as they are, not as they were some milliseconds ago; nothing fails.
+Who shares which forward is decided by `serve_app.engine.scheduler.plan`, the engine's own rule. What is simplified:
+a forward of T tokens takes `max(knee, T) × seconds_per_token`; encoding, decoding and the network take no time;
+routers see the replicas as they are, not as they were some milliseconds ago; nothing fails.
 """
 
 import math
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from benchmarks.sharing import View, Work, ranked
-from serve_app.autoscaling import Load
-from serve_app.batching import Entry, Policy, Sample, Shape, plan, work_s
+from serve_app.deployments.autoscaling import Load
+from serve_app.engine.scheduler import Entry, Policy, Sample, Shape, plan, work_s
 
 # How often a replica reports, and how far back Serve averages (`metrics_interval_s` 10 and `look_back_period_s` 30).
 _REPORT_S = 5.0

@@ -10,7 +10,7 @@ from benchmarks.gpu_measure import Bench, Case, first_line
 from benchmarks.gpu_prompts import equal_prompts
 from benchmarks.gpu_report import Rows, ms, yes_no
 from serve_app.errors import DeviceLost
-from serve_app.pipeline import SampleState
+from serve_app.models.pipeline import SampleState
 
 _NATIVE = "native"
 # Their kernels are downloaded when they are chosen.
@@ -85,7 +85,7 @@ def compile_rows(bench: Bench) -> Rows:
         with bench.native(case):
             states = bench.states(bench.entry(case, equal_prompts(batch), guided=guided))
             eager_s = bench.step_s(states)
-            # As serve_app.models does it.
+            # As serve_app.models.loading does it.
             bench.pipeline.masks_texts = True
             bench.pipeline.transformer.compile_repeated_blocks(dynamic=True)
             try:

@@ -5,8 +5,8 @@ import time
 from benchmarks.gpu_measure import GUIDANCE, Bench, Case, edit_request
 from benchmarks.gpu_prompts import equal_prompts
 from benchmarks.gpu_report import Rows, yes_no
-from serve_app.calibration import Calibration
-from serve_app.engine import EditEngine
+from serve_app.engine.calibration import Calibration
+from serve_app.engine.engine import EditEngine
 from serve_app.errors import EditError
 from serve_app.settings import EngineSettings
 

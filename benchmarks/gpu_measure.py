@@ -14,9 +14,9 @@ import torch
 from benchmarks.gpu_floor import TransformerCost, floor_s
 from benchmarks.gpu_model import ModelSize
 from benchmarks.gpu_prompts import BLANK
-from serve_app.batching import Entry, expand
+from serve_app.engine.scheduler import Entry, expand
 from serve_app.images import Size
-from serve_app.pipeline import SampleState, StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import SampleState, StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, Pixels
 
 GUIDANCE = 4.0

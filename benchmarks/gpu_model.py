@@ -21,7 +21,7 @@ from transformers import (
 
 from benchmarks.gpu_floor import TransformerCost
 from benchmarks.gpu_prompts import PROMPT, SENTENCES
-from serve_app.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from training.parts import build_scheduler, build_tokenizer
 
 _WEIGHTS_SEED = 20260101

@@ -12,8 +12,8 @@ from benchmarks.gpu_measure import GUIDANCE, Bench, Case, text_lengths
 from benchmarks.gpu_prompts import BLANK, PROMPT, equal_prompts, unequal_prompts
 from benchmarks.gpu_report import Row, Rows, ms, yes_no
 from benchmarks.gpu_stock import stock_rows
-from serve_app.batching import KNEE_TOLERANCE, knee
-from serve_app.calibration import calibrate
+from serve_app.engine.calibration import calibrate
+from serve_app.engine.scheduler import KNEE_TOLERANCE, knee
 from serve_app.errors import OutOfMemory
 
 EDIT_STEPS = (50, 8, 4)
@@ -146,7 +146,7 @@ SECTIONS = {
         [
             "diffusers' QwenImageEditPipeline on the same weights in the same process, rows expanded by us. It steps "
             "prompt and negative prompt in two forwards. Seconds are of a whole call of 4 steps, encode and decode "
-            "included; the autoencoder is ours in both (`serve_app/vae.py`). PSNR: between the two results."
+            "included; the autoencoder is ours in both (`serve_app/models/patches.py`). PSNR: between the two results."
         ],
         stock_rows,
     ),
@@ -178,8 +178,8 @@ SECTIONS = {
         "The knee that `batch_tokens: auto` finds",
         ["case", "samples", "ms per step", "samples per s", "of the best", ""],
         [
-            "`serve_app/calibration.py`: guided steps of growing batches of one grey picture, each measured three "
-            "times by turns, the fastest counting; the smallest batch within "
+            "`serve_app/engine/calibration.py`: guided steps of growing batches of one grey picture, each "
+            "measured three times by turns, the fastest counting; the smallest batch within "
             f"{KNEE_TOLERANCE:.0%} of the best throughput is the knee."
         ],
         knee_rows,

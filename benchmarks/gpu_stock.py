@@ -19,7 +19,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from benchmarks.gpu_measure import GUIDANCE, Bench, Case, edit_request, picture
 from benchmarks.gpu_prompts import BLANK, equal_prompts
 from benchmarks.gpu_report import Rows, ms, yes_no
-from serve_app.batching import expand
+from serve_app.engine.scheduler import expand
 from serve_app.errors import OutOfMemory
 from serve_app.request import Pixels
 

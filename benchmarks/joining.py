@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from benchmarks.markdown import table
-from serve_app.batching import Entry, Policy, Sample, Shape, plan_or_hold
+from serve_app.engine.scheduler import Entry, Policy, Sample, Shape, plan_or_hold
 from serve_app.images import Size
 
 _SHAPE = Shape(Size(64, 64), Size(64, 64))

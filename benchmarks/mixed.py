@@ -19,13 +19,13 @@ import numpy as np
 from benchmarks.edits import Edit, Effort, mixed
 from benchmarks.markdown import table
 from benchmarks.traces import Trace, at_once, poisson
-from serve_app import models
-from serve_app.calibration import Calibration, calibrate
-from serve_app.engine import EditEngine
+from serve_app.engine.backend import Pipeline
+from serve_app.engine.calibration import Calibration, calibrate
+from serve_app.engine.engine import EditEngine
+from serve_app.engine.requests import Ticket
 from serve_app.errors import EditError
-from serve_app.protocol import Pipeline
+from serve_app.models import loading
 from serve_app.settings import EngineSettings, ModelSettings
-from serve_app.tickets import Ticket
 
 Rule = tuple[Literal["shortest", "fifo"], Literal["step", "batch"]]
 RULES: tuple[Rule, ...] = (("shortest", "step"), ("shortest", "batch"), ("fifo", "step"))
@@ -130,7 +130,7 @@ def rows(engines: Engines, seconds: float, rounds: int, in_turn: InTurn = map) -
 
 
 def here() -> Engines:
-    model = models.load(ModelSettings(native_area=Effort().side ** 2, cpu_threads=1))
+    model = loading.load(ModelSettings(native_area=Effort().side ** 2, cpu_threads=1))
     calibration = calibrate(model.pipeline, max_samples=model.max_samples, default_guidance=model.default_guidance)
     return Engines(model.pipeline, calibration, model.max_samples, model.default_guidance)
 

@@ -17,8 +17,8 @@ from benchmarks import joining, mixed
 from benchmarks.edits import Effort
 from benchmarks.joining import Machine, Stage
 from benchmarks.markdown import table
-from serve_app.batching import Condition, Sample, Shape
-from serve_app.calibration import Calibration
+from serve_app.engine.calibration import Calibration
+from serve_app.engine.scheduler import Condition, Sample, Shape
 from serve_app.images import Geometry, Size
 from serve_app.request import Pixels
 

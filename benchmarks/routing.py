@@ -29,7 +29,7 @@ from benchmarks.markdown import table
 from benchmarks.scaling import DOCUMENTS, edits, fill, fixed
 from benchmarks.scaling import TOKENS as SIMULATED_TOKENS
 from benchmarks.waiting_cluster import REPLICAS, ROUTERS, Sender, handle_of, target
-from serve_app.batching import Shape
+from serve_app.engine.scheduler import Shape
 from serve_app.images import Size
 
 KEPT = Path(__file__).parent.parent / "build" / "routing.json"

@@ -31,8 +31,8 @@ from benchmarks.fleet import (
     two_choices,
 )
 from benchmarks.markdown import table
-from serve_app.autoscaling import Load, OpenWorkPolicy
-from serve_app.batching import Shape
+from serve_app.deployments.autoscaling import Load, OpenWorkPolicy
+from serve_app.engine.scheduler import Shape
 from serve_app.images import Size
 
 DOCUMENTS = Path(__file__).parent.parent / "docs"

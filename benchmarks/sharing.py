@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from serve_app.batching import Entry, Shape
+from serve_app.engine.scheduler import Entry, Shape
 
 
 @dataclass(frozen=True, slots=True)

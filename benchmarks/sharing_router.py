@@ -12,7 +12,7 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from benchmarks.sharing import View, Work, ranked
-from serve_app.batching import expand
+from serve_app.engine.scheduler import expand
 from serve_app.images import Geometry
 from serve_app.request import EditRequest
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from benchmarks.edits import Effort, plain
 from benchmarks.markdown import table
-from serve_app import models
-from serve_app.batching import expand
-from serve_app.models import Model
+from serve_app.engine.scheduler import expand
+from serve_app.models import loading
+from serve_app.models.loading import Model
 from serve_app.settings import BUILTIN_TINY, ModelSettings
 
 _ROUNDS = 7
@@ -96,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for side in arguments.sides:
         settings = ModelSettings(source=arguments.model, native_area=side * side, cpu_threads=arguments.threads)
-        print(page(side, measure(models.load(settings), side, arguments.batches)), end="\n\n", flush=True)
+        print(page(side, measure(loading.load(settings), side, arguments.batches)), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.sharing_router import ReplicaFacts
-from serve_app.batching import Sample
-from serve_app.calibration import Calibration
-from serve_app.engine import EditEngine
-from serve_app.replica import ImageEditor
+from serve_app.deployments.replica import ImageEditor
+from serve_app.engine.calibration import Calibration
+from serve_app.engine.engine import EditEngine
+from serve_app.engine.scheduler import Sample
 from serve_app.settings import AppSettings, EngineSettings
 from tests.fakes import ArithmeticLocal, ArithmeticModel, ArithmeticPipeline, State
 

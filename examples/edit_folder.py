@@ -44,9 +44,9 @@ def served() -> Submit:
 
 def own_engine(settings: AppSettings) -> Submit:
     """To a model and an engine of this worker's own."""
-    from serve_app import local
+    from serve_app.models import runtime
 
-    engine = local.start(settings).engine
+    engine = runtime.start(settings).engine
 
     def submit(request: EditRequest) -> Any:
         (ticket,) = engine.submit([request])

@@ -2,7 +2,7 @@
 
 import sys
 
-from serve_app import server
+from serve_app.cli import serve
 
 if __name__ == "__main__":
-    server.main("python -m serve_app", sys.argv[1:])
+    serve.main("python -m serve_app", sys.argv[1:])

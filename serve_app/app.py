@@ -4,10 +4,10 @@ import ray
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
-from serve_app.idempotency_keeper import IdempotencyKeeper
-from serve_app.ingress import EditIngress
-from serve_app.job_keeper import JobKeeper
-from serve_app.replica import ImageEditor
+from serve_app.deployments.idempotency import IdempotencyKeeper
+from serve_app.deployments.ingress import EditIngress
+from serve_app.deployments.jobs import JobKeeper
+from serve_app.deployments.replica import ImageEditor
 from serve_app.settings import AppSettings
 
 APP_NAME = "image-edits"

@@ -3,8 +3,7 @@
 from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass, field
 
-from serve_app.batching import arrange
-from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings
+from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, arrange
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,9 @@
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -31,6 +31,8 @@ MAX_PREVIEWS = 3
 MAX_GUIDANCE = 20.0
 # The largest integer that JSON clients (JavaScript) carry exactly.
 MAX_SEED = 2**53 - 1
+
+T = TypeVar("T")
 
 Pixels = NDArray[np.uint8]
 """A picture: uint8, height × width × 3, RGB."""
@@ -211,6 +213,11 @@ def check_output_size(request: EditRequest, geometry: Geometry, limits: LimitSet
     most = round(limits.max_area_factor * geometry.native_area)
     if request.size is not None and request.size.pixels > most:
         raise InvalidInput(f"size: {request.size} has more than {most} pixels, the most for this model", param="size")
+
+
+def arrange(outputs: Mapping[tuple[int, int], T], images: int, variants: int) -> tuple[tuple[T, ...], ...]:
+    """Outputs by (image, variant) as nested tuples in the guaranteed order. Raises KeyError where one is missing."""
+    return tuple(tuple(outputs[index, variant] for variant in range(variants)) for index in range(images))
 
 
 @dataclass(frozen=True, slots=True)

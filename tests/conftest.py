@@ -12,7 +12,7 @@ from tests.fuzzing import SEED, tried
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from serve_app.pipeline import StepwiseQwenImageEditPipeline
+    from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from serve_app.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from training.parts import SPECIAL_TOKENS, build_scheduler, build_text_encoder
 
 NATIVE_AREA = 256 * 256

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import QwenImageTransformer2DModel
 
-from serve_app.attention import ByTextLength, attend_by_text_length
+from serve_app.models.patches import ByTextLength, attend_by_text_length
 
 
 @pytest.fixture(scope="module")

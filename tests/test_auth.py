@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
-from serve_app.http import create_app
-from serve_app.keys import ApiKey
+from serve_app.api.app import create_app
+from serve_app.api.keys import ApiKey
 from serve_app.settings import AppSettings, AuthSettings
 from tests.test_http import Inverter, basic, call, drive, edit, error_of, log_lines, never, png
 

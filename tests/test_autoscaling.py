@@ -3,7 +3,7 @@
 import pytest
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from serve_app.autoscaling import OPEN_REQUESTS, WORK_S, Load, OpenWorkPolicy
+from serve_app.deployments.autoscaling import OPEN_REQUESTS, WORK_S, Load, OpenWorkPolicy
 
 
 class Clock:
@@ -97,7 +97,7 @@ def test_serve_loads_it_by_its_path_with_its_options_and_asks_it_with_its_contex
         {
             "max_replicas": 9,
             "policy": {
-                "policy_function": "serve_app.autoscaling:OpenWorkPolicy",
+                "policy_function": "serve_app.deployments.autoscaling:OpenWorkPolicy",
                 "policy_kwargs": {"target_s": 50, "upscale_window_s": 10},
             },
         }

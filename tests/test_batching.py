@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from serve_app.batching import (
+from serve_app.engine.scheduler import (
     Entry,
     Policy,
     Sample,
-    arrange,
     drain_s,
     expand,
     holds,
@@ -20,7 +19,7 @@ from serve_app.batching import (
     preview_steps,
 )
 from serve_app.images import Geometry, Size
-from serve_app.request import EditRequest
+from serve_app.request import EditRequest, arrange
 
 GEOMETRY = Geometry(native_area=256 * 256, multiple=16)
 SQUARE, WIDE = np.zeros((64, 64, 3), np.uint8), np.zeros((40, 80, 3), np.uint8)

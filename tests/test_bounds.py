@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.http import create_app
+from serve_app.api.app import create_app
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, LimitSettings
 from tests.test_form import PICTURE, PROMPT, body_of

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from serve_app.budget import Budget, Lend, Loan
 from serve_app.errors import Overloaded
+from serve_app.forms.memory import Budget, Lend, Loan
 from serve_app.settings import LimitSettings
 
 LIMITS = LimitSettings(max_decoding_pixels=100, max_uploading_bytes=1000)

@@ -7,28 +7,28 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from serve_app import models
+from serve_app.engine.requests import Terms
 from serve_app.events import Event, Preview
+from serve_app.models import loading
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import ModelSettings
-from serve_app.tickets import Terms
 from tests.scenes import difference
 from tests.test_pipeline import edit
 from tests.test_poison import engine, outcome
 from training.instructions import IDENTITY, INSTRUCTIONS
 from training.photos import evaluation_pictures
 
-FOLDER = Path(models.__file__).parent / "builtin_tiny"
+FOLDER = Path(loading.__file__).parent / "builtin_tiny"
 BY_NAME = {instruction.name: instruction for instruction in INSTRUCTIONS}
 SIZE = (128, 128)
 
 
 @pytest.fixture(scope="module")
-def model() -> models.Model:
-    return models.load(ModelSettings())
+def model() -> loading.Model:
+    return loading.load(ModelSettings())
 
 
-def request(model: models.Model, picture: Pixels, prompt: str, **fields) -> EditRequest:
+def request(model: loading.Model, picture: Pixels, prompt: str, **fields) -> EditRequest:
     defaults = {"num_inference_steps": model.default_steps, "guidance_scale": model.default_guidance, "seed": 1}
     return EditRequest(**{"images": [picture], "prompt": prompt, **defaults, **fields})
 

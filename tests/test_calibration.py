@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from serve_app.batching import Condition
-from serve_app.calibration import Calibration, calibrate, sizes_to_measure
+from serve_app.engine.calibration import Calibration, calibrate, sizes_to_measure
+from serve_app.engine.scheduler import Condition
 from serve_app.errors import OutOfMemory
 from serve_app.request import Pixels
 from tests.fakes import ArithmeticPipeline, State

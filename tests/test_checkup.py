@@ -12,12 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve_app import checkup
-from serve_app.checkup import Finding, keys, packages, room
-from serve_app.http import create_app
-from serve_app.machine import Disk, Gpu, available_memory
+from serve_app.api.app import create_app
+from serve_app.cli.check import DISTRIBUTION, Finding, keys, packages, room, server
+from serve_app.cli.machine import Disk, Gpu, available_memory
+from serve_app.models.footprint import Weights
 from serve_app.settings import AppSettings, AuthSettings, ModelSettings
-from serve_app.weights import Weights
 from tests.http_server import listening
 from tests.test_http import MODEL, Inverter
 
@@ -38,7 +37,7 @@ def said(findings: Iterator[Finding]) -> list[tuple[str, str]]:
 class TestServer:
     def test_a_server_without_keys(self) -> None:
         with listening(create_app(Inverter(), AppSettings(model=MODEL))) as url:
-            assert said(checkup.server(url)) == [
+            assert said(server(url)) == [
                 ("ok", f"{url} is alive and ready"),
                 ("ok", "it asks for no key"),
                 ("ok", "it serves Qwen-Image-Edit, lab/edit"),
@@ -48,28 +47,26 @@ class TestServer:
         editor = Inverter()
         editor.is_ready = False
         with listening(create_app(editor, AppSettings())) as url:
-            assert said(checkup.server(url))[0] == ("problem", f"{url} is alive, but no replica has a warm model")
+            assert said(server(url))[0] == ("problem", f"{url} is alive, but no replica has a warm model")
 
     def test_a_server_with_keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("IMAGE_EDITS_API_KEYS", "secret")
         with listening(create_app(Inverter(), AppSettings())) as url:
             last = ("problem", "it asks for a key, and IMAGE_EDITS_API_KEY is not set")
-            assert said(checkup.server(url))[-1] == last
+            assert said(server(url))[-1] == last
             monkeypatch.setenv("IMAGE_EDITS_API_KEY", "wrong")
-            assert said(checkup.server(url))[-1] == ("problem", "it refuses the key in IMAGE_EDITS_API_KEY")
+            assert said(server(url))[-1] == ("problem", "it refuses the key in IMAGE_EDITS_API_KEY")
             monkeypatch.setenv("IMAGE_EDITS_API_KEY", "secret")
-            assert said(checkup.server(url))[1:] == [
+            assert said(server(url))[1:] == [
                 ("ok", "it takes the key in IMAGE_EDITS_API_KEY"),
                 ("ok", "it serves builtin:tiny"),
             ]
 
     def test_no_server_and_another_one(self) -> None:
-        assert [level for level, _ in said(checkup.server("http://127.0.0.1:1"))] == ["problem"]
-        assert said(checkup.server("nowhere"))[0][1].startswith("'nowhere' is no address")
+        assert [level for level, _ in said(server("http://127.0.0.1:1"))] == ["problem"]
+        assert said(server("nowhere"))[0][1].startswith("'nowhere' is no address")
         with listening(Starlette()) as url:
-            assert said(checkup.server(url)) == [
-                ("problem", f"{url} answers, but not as this server does: 404 Not Found")
-            ]
+            assert said(server(url)) == [("problem", f"{url} answers, but not as this server does: 404 Not Found")]
 
 
 def test_versions_are_compared_with_what_the_package_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +81,7 @@ def test_versions_are_compared_with_what_the_package_asks_for(tmp_path: Path, mo
     assert missing == ("problem", "no-such-package is not installed")
     assert fitting[0] == "ok"
     assert fitting[1].startswith("packages that fit: pillow 1")
-    assert [level for level, _ in said(packages(checkup.DISTRIBUTION))] == ["ok"]
+    assert [level for level, _ in said(packages(DISTRIBUTION))] == ["ok"]
 
 
 def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from serve_app.api.app import create_app
 from serve_app.errors import InvalidInput, OutOfMemory
 from serve_app.events import Event, Progress
-from serve_app.http import create_app
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
 from tests.http_server import listening

@@ -18,7 +18,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import errors
-from serve_app.client import (
+from serve_app.api.app import create_app
+from serve_app.client.client import (
     AsyncImageEdits,
     BrokenOff,
     Completed,
@@ -39,7 +40,6 @@ from serve_app.errors import (
     Unauthorized,
 )
 from serve_app.events import Event, Progress
-from serve_app.http import create_app
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
 from tests.http_server import address_of, answering, listening

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from serve_app.api.app import create_app
 from serve_app.errors import Overloaded
-from serve_app.http import create_app
 from serve_app.settings import AppSettings, AuthSettings, CorsSettings
 from tests.test_http import Inverter, call, edit, error_of
 

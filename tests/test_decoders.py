@@ -13,7 +13,7 @@ import PIL.Image
 import psutil
 import pytest
 
-from serve_app.decoders import Decoders
+from serve_app.decoding.pool import Decoders
 from serve_app.errors import InvalidInput
 from serve_app.images import Size, decode
 from serve_app.settings import LimitSettings
@@ -50,7 +50,7 @@ def decoder_processes(parent: int | None = None) -> set[psutil.Process]:
 
 def _is_decoder(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
-        return "serve_app.decoder" in process.cmdline()
+        return "serve_app.decoding.worker" in process.cmdline()
     return False
 
 
@@ -160,7 +160,7 @@ def test_no_descriptor_is_left_open(decoders: Decoders) -> None:
 def test_decoders_end_with_the_process_that_uses_them() -> None:
     script = (
         "import time\n"
-        "from serve_app.decoders import DECODERS\n"
+        "from serve_app.decoding.pool import DECODERS\n"
         "DECODERS.warm(); DECODERS.warm(); print('ready', flush=True); time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as user:

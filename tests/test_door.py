@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.door import Door
+from serve_app.api.load_shedding import Door
 from serve_app.errors import GenerationError, NotReady, Overloaded
 from tests.fakes import Clock
 

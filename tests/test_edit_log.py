@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from starlette.applications import Starlette
 
+from serve_app.api.app import create_app
 from serve_app.errors import InvalidInput, OutOfMemory
-from serve_app.http import create_app
 from serve_app.settings import AppSettings, LogSettings
 from tests.test_http import Inverter, call, edit, log_lines, png
 from tests.test_jobs import Caller, Gated, play

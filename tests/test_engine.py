@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve_app.batching import Condition
-from serve_app.calibration import Calibration
-from serve_app.engine import EditEngine
+from serve_app.engine.calibration import Calibration
+from serve_app.engine.engine import EditEngine
+from serve_app.engine.requests import Terms, Ticket
+from serve_app.engine.scheduler import Condition
 from serve_app.errors import (
     DeadlineExceeded,
     DeviceLost,
@@ -29,7 +30,6 @@ from serve_app.errors import (
 from serve_app.events import Event, Progress
 from serve_app.request import BatchStats, EditRequest, EditResult
 from serve_app.settings import EngineSettings
-from serve_app.tickets import Terms, Ticket
 from tests.fakes import ArithmeticPipeline, Clock, State, edit_request, picture
 
 TIMEOUT_S = 20
@@ -231,7 +231,7 @@ class TestPreparation:
 
     def test_what_came_together_starts_together_though_one_is_prepared_later(self, monkeypatch):
         # The others wait for it for some hundredths of a second, which a busy machine may take for itself.
-        monkeypatch.setattr("serve_app.engine._TOGETHER_S", TIMEOUT_S)
+        monkeypatch.setattr("serve_app.engine.engine._TOGETHER_S", TIMEOUT_S)
         pipeline = ArithmeticPipeline(on_prepare=lambda condition: time.sleep(0.02 * (condition.prompt == "prompt 2")))
         with engine(pipeline, join="batch") as running:
             for ticket in running.submit([edit_request(k) for k in range(4)]):

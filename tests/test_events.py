@@ -7,12 +7,12 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from serve_app.batching import preview_steps
-from serve_app.engine import EditEngine
+from serve_app.engine.engine import EditEngine
+from serve_app.engine.requests import Terms, Ticket
+from serve_app.engine.scheduler import preview_steps
 from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Preview, Progress
 from serve_app.request import EditRequest
-from serve_app.tickets import Terms, Ticket
 from tests.fakes import ArithmeticPipeline, State, edit_request, picture
 from tests.test_engine import TIMEOUT_S, alone, assert_same, engine, start, submit, wait_until_prepared
 

@@ -1,7 +1,7 @@
 """What makes two edits the same: their fields and the bytes of their pictures, nothing else."""
 
-from serve_app.body import ReadPicture, Texts
-from serve_app.fingerprint import Fingerprint
+from serve_app.forms.fingerprint import Fingerprint
+from serve_app.forms.upload import ReadPicture, Texts
 
 
 def of(texts: Texts, *files: bytes) -> str:

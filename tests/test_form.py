@@ -14,7 +14,6 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
-from serve_app.budget import Budget, Loan
 from serve_app.errors import (
     DeadlineExceeded,
     EditError,
@@ -24,7 +23,8 @@ from serve_app.errors import (
     UnsupportedMediaType,
     UploadTooSlow,
 )
-from serve_app.form import EditForm, parse
+from serve_app.forms.form import EditForm, parse
+from serve_app.forms.memory import Budget, Loan
 from serve_app.images import Size
 from serve_app.settings import AppSettings, LimitSettings, ModelSettings
 

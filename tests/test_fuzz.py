@@ -25,10 +25,10 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Scope
 
-from serve_app.decoders import Decoders
+from serve_app.api.app import create_app
+from serve_app.decoding.pool import Decoders
 from serve_app.errors import EditError, InvalidInput
-from serve_app.fields import FIELDS
-from serve_app.http import create_app
+from serve_app.forms.fields import FIELDS
 from serve_app.settings import AppSettings, CorsSettings, LimitSettings
 from tests.fuzzing import ROUNDS, SEED, fuzz, tried
 from tests.test_decoders import decoder_processes

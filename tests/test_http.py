@@ -16,10 +16,10 @@ import pytest
 from starlette.applications import Starlette
 from starlette.types import Message, Receive
 
-from serve_app.door import Door
+from serve_app.api.app import create_app
+from serve_app.api.load_shedding import Door
 from serve_app.errors import DeadlineExceeded, InvalidInput, OutOfMemory, Overloaded, TooManySamples
 from serve_app.events import Completed, Done, Event, Preview, Progress
-from serve_app.http import create_app
 from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings
 from serve_app.settings import AppSettings, AuthSettings, LimitSettings, ModelSettings
 

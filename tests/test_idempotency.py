@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.errors import GenerationError, IdempotencyKeyReused, Overloaded
-from serve_app.idempotency import LEASE_S, Busy, Claim, Key, Lead, Lease, MemoryLedger, Outcome, Stored
+from serve_app.idempotency.ledger import LEASE_S, Busy, Claim, Key, Lead, Lease, MemoryLedger, Outcome, Stored
 from serve_app.settings import LimitSettings
 from tests.fakes import Clock
 

@@ -1,7 +1,7 @@
 import pytest
 
+from serve_app.engine.isolation import isolate
 from serve_app.errors import DeviceLost
-from serve_app.isolation import isolate
 
 
 def run(items, bad, *, alive=lambda item: True):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from serve_app.job_vault import MemoryVault, Superseded
+from serve_app.jobs.vault import MemoryVault, Superseded
 
 
 def test_who_takes_over_finds_what_was_put_in_the_order_of_the_last_puts() -> None:

@@ -13,12 +13,12 @@ import httpx
 import orjson
 import pytest
 
+from serve_app.api.app import create_app
 from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
 from serve_app.events import Event, Progress
-from serve_app.form import EditForm
-from serve_app.http import create_app
-from serve_app.job_vault import MemoryVault, Superseded
-from serve_app.jobs import JobStore
+from serve_app.forms.form import EditForm
+from serve_app.jobs.store import JobStore
+from serve_app.jobs.vault import MemoryVault, Superseded
 from serve_app.request import EditRequest
 from serve_app.settings import AppSettings, JobSettings
 from tests.scenes import scene

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.errors import EditError, InvalidInput, ModelNotFound, PayloadTooLarge
-from serve_app.form import EditForm
+from serve_app.forms.form import EditForm
 from serve_app.images import Size
 from serve_app.settings import AppSettings, LimitSettings
 from tests.test_form import MIB, SETTINGS, Upload, form_of, levels, picture, png, text

@@ -5,9 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
-from serve_app import kept_form
 from serve_app.errors import InvalidInput
-from serve_app.form import EditForm
+from serve_app.forms import kept_form
+from serve_app.forms.form import EditForm
 from serve_app.images import Size
 from serve_app.request import EditRequest
 from tests.scenes import scene

@@ -13,10 +13,10 @@ from openai import OpenAI
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve_app.api.app import create_app
 from serve_app.errors import EditError, GenerationError, InvalidInput, OutOfMemory
-from serve_app.http import create_app
-from serve_app.idempotency import LEASE_S, Claim, Key, Lead, Lease, LedgerUnreachable, MemoryLedger, Outcome
-from serve_app.keyed_edits import KeyedEdits
+from serve_app.idempotency.ledger import LEASE_S, Claim, Key, Lead, Lease, LedgerUnreachable, MemoryLedger, Outcome
+from serve_app.idempotency.runner import KeyedEdits
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, LimitSettings
 from tests.fakes import Clock

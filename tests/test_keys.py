@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.keys import ApiKey, KeyRing, load_keys
+from serve_app.api.keys import ApiKey, KeyRing, load_keys
 from serve_app.settings import AuthSettings
 
 PATIENCE_S = 20

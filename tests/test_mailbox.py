@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from serve_app.deployments.event_queue import Mailbox
 from serve_app.events import Completed, Event, Preview, Progress
-from serve_app.mailbox import Mailbox
 
 BLACK = np.zeros((1, 1, 3), np.uint8)
 

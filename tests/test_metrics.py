@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.deployments.metrics import METRICS, shape_labels
 from serve_app.images import Size
-from serve_app.metrics import METRICS, shape_labels
 
 PAGE = Path(__file__).parent.parent / "docs" / "metrics.md"
 _TABLE = re.compile(r"(?<=<!-- metrics -->\n).*?(?=<!-- /metrics -->)", re.DOTALL)

@@ -11,8 +11,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from serve_app.api.app import create_app
 from serve_app.errors import DeadlineExceeded, EditError, OutOfMemory, Overloaded, TooManySamples
-from serve_app.http import create_app
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, AuthSettings
 from tests.http_server import listening

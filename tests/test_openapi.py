@@ -13,10 +13,10 @@ from jsonschema import Draft202012Validator
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from serve_app import openapi
+from serve_app.api import openapi
+from serve_app.api.app import create_app
 from serve_app.errors import DeadlineExceeded, EditError, GenerationError, Overloaded, TooManySamples
-from serve_app.fields import FIELDS, SYNONYMS
-from serve_app.http import create_app
+from serve_app.forms.fields import FIELDS, SYNONYMS
 from serve_app.settings import AppSettings, AuthSettings, LimitSettings
 from tests.test_http import MODEL, Inverter, call, png
 from tests.test_sse import Stumbler, events_of

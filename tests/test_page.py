@@ -8,11 +8,11 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from serve_app.http import create_app
+from serve_app.api.app import create_app
 from serve_app.settings import AppSettings, LimitSettings, PageSettings
 from tests.test_http import Inverter, call, error_of
 
-STATIC = Path(__file__).parent.parent / "serve_app" / "static"
+STATIC = Path(__file__).parent.parent / "serve_app" / "api" / "static"
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 

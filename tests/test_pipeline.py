@@ -11,10 +11,10 @@ import pytest
 import torch
 from diffusers import QwenImageEditPipeline
 
-from serve_app.batching import Condition, Sample, Shape, expand
+from serve_app.engine.scheduler import Condition, Sample, Shape, expand
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
 from serve_app.images import Geometry, Size
-from serve_app.pipeline import NATIVE_AREA, StepwiseQwenImageEditPipeline, _translated_errors
+from serve_app.models.pipeline import NATIVE_AREA, StepwiseQwenImageEditPipeline, _translated_errors
 from serve_app.request import EditRequest, Pixels
 from tests.scenes import difference, scene
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.batching import Condition, Sample
-from serve_app.calibration import calibrate
-from serve_app.engine import EditEngine, EngineStats
+from serve_app.engine.backend import Pipeline
+from serve_app.engine.calibration import calibrate
+from serve_app.engine.engine import EditEngine, EngineStats
+from serve_app.engine.requests import Terms, Ticket
+from serve_app.engine.scheduler import Condition, Sample
 from serve_app.errors import EditError, GenerationError, NotFinite, OutOfMemory
 from serve_app.events import Event, Preview
 from serve_app.images import Geometry
-from serve_app.pipeline import SampleState, StepwiseQwenImageEditPipeline
-from serve_app.protocol import Pipeline
+from serve_app.models.pipeline import SampleState, StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import EngineSettings
-from serve_app.tickets import Terms, Ticket
 from tests.scenes import difference, scene
 from tests.test_engine import start
 

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from serve_app.proxy_connection import VALUE, BoundedConnection
+from serve_app.api.proxy_connection import VALUE, BoundedConnection
 from tests.http_server import listening
 from tests.serve.raw import answers, connect, sent_until_refused, talk
 

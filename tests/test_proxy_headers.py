@@ -3,8 +3,8 @@
 import pytest
 from starlette.datastructures import Headers
 
+from serve_app.api.proxy_headers import check_proxy_headers
 from serve_app.errors import InvalidInput
-from serve_app.proxy_headers import check_proxy_headers
 
 DISCONNECT, TIMEOUT = "x-request-disconnect-disabled", "x-request-timeout-seconds"
 

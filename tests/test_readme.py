@@ -26,8 +26,8 @@ from pydantic import BaseModel
 from starlette.applications import Starlette
 
 from serve_app import errors
+from serve_app.api.app import create_app
 from serve_app.errors import EditError
-from serve_app.http import create_app
 from serve_app.settings import AppSettings
 from tests.http_server import listening
 from tests.test_http import Inverter, call
@@ -100,12 +100,14 @@ def test_every_error_code_is_explained() -> None:
     assert len({when for _, when in codes}) == len(codes) == len({code for code, _ in codes})
 
 
-def test_the_file_tree_names_every_file_of_the_package() -> None:
+def test_the_file_tree_names_every_file_and_package_of_the_package() -> None:
     tree = next(block for block in blocks("") if block.startswith("serve_app/"))
-    package, _, rest = tree.partition("\ntests/")
+    package, _, rest = tree.partition("\nexamples/")
     assert rest
-    named = re.findall(r"^  (\S+\.py) +\S", package, re.MULTILINE)
-    assert sorted(named) == sorted(path.name for path in (ROOT / "serve_app").glob("*.py"))
+    named = re.findall(r"^  (\S+) +\S", package, re.MULTILINE)
+    folder = ROOT / "serve_app"
+    packages = [f"{path.parent.name}/" for path in folder.glob("*/__init__.py")]
+    assert sorted(named) == sorted([*packages, *(path.name for path in folder.glob("*.py"))])
 
 
 # --- the commands -------------------------------------------------------------------------------------------------

@@ -2,9 +2,9 @@
 
 import pytest
 
+from serve_app.deployments.retries import Attempts, ReplicaGone
 from serve_app.errors import DeadlineExceeded, GenerationError, ReplicaStopping
 from serve_app.events import Progress
-from serve_app.retries import Attempts, ReplicaGone
 from tests.fakes import Clock
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import negative_data_rejection
 
-from serve_app import openapi
-from serve_app.http import create_app
+from serve_app.api import openapi
+from serve_app.api.app import create_app
 from serve_app.settings import AppSettings, JobSettings, LimitSettings
 from tests.http_server import listening
 from tests.test_http import Inverter

@@ -15,9 +15,9 @@ from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent
 from starlette.applications import Starlette
 from starlette.types import Message, Scope
 
+from serve_app.api.app import create_app
 from serve_app.errors import EditError, InvalidInput, OutOfMemory, Overloaded
 from serve_app.events import Event, Progress
-from serve_app.http import create_app
 from serve_app.request import EditRequest
 from serve_app.settings import AppSettings
 from tests.test_http import Inverter, drive, edit, error_of, log_lines, png

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 
-from serve_app.vae import skip_absent_frames
+from serve_app.models.patches import skip_absent_frames
 from tests.random_model import _vae
 
 

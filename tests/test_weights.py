@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from serve_app.weights import Weights, in_folder, weights
+from serve_app.models.footprint import Weights, in_folder, weights
 
 
 def test_every_parameter_is_counted(random_model: Any, random_model_folder: Path) -> None:

@@ -20,6 +20,6 @@ def test_a_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     subprocess.run([uv, "build", "--wheel", "--out-dir", tmp_path, source], check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("serve_app/")}
-    assert "serve_app/static/index.html" in held
+    assert "serve_app/api/static/index.html" in held
     files = [path for path in (source / "serve_app").rglob("*") if path.is_file()]
     assert held == {str(path.relative_to(source)) for path in files}

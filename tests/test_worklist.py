@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.worklist import JOURNAL, Journal, Picture, pictures
+from serve_app.cli.inputs import JOURNAL, Journal, Picture, pictures
 
 ASKED = {"prompt": "make the sky blue", "n": 2}
 

@@ -41,7 +41,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--photos", type=Path, default=Path("build/photos"), help="made by training.photos (%(default)s)"
     )
-    parser.add_argument("--output", type=Path, help="the finished model; serve_app/builtin_tiny ships it")
+    parser.add_argument("--output", type=Path, help="the finished model; serve_app/models/builtin_tiny ships it")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="processes that make examples (%(default)s)")
     return parser.parse_args()

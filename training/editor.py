@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from serve_app.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from training.edits import Edits, edits_of, embed, half
 from training.loop import batches, train
 from training.recipe import Run

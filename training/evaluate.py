@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from serve_app.batching import Sample, expand
-from serve_app.models import BUILTIN_GUIDANCE, BUILTIN_STEPS
-from serve_app.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.engine.scheduler import Sample, expand
+from serve_app.models.loading import BUILTIN_GUIDANCE, BUILTIN_STEPS
+from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest
 from training.instructions import INSTRUCTIONS, Instruction
 from training.photos import Held, evaluation_pictures

@@ -7,9 +7,9 @@ from typing import Any
 from benchmarks.contenders import program
 from benchmarks.edits import Edit, Effort, plain
 from benchmarks.traces import at_once
-from serve_app import local
-from serve_app.engine import EditEngine
+from serve_app.engine.engine import EditEngine
 from serve_app.errors import EditError
+from serve_app.models import runtime
 
 
 def saturate(engine: EditEngine, edits: Sequence[Edit], count: int) -> float:
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, required=True, help="edits submitted at once")
     parser.add_argument("--steps", type=int, required=True, help="of each edit")
     arguments = parser.parse_args()
-    engine = local.start(program.settings(arguments)).engine
+    engine = runtime.start(program.settings(arguments)).engine
     edits = plain(Effort(plain=arguments.steps, side=arguments.side))
 
     def counts() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from benchmarks.load import PATH
-from serve_app.form import parse
+from serve_app.forms.form import parse
 from serve_app.images import encode
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings

@@ -12,10 +12,10 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 from benchmarks.measures import Counts
-from serve_app import models
-from serve_app.batching import Condition, Entry, Sample, arrange, expand
-from serve_app.pipeline import StepwiseQwenImageEditPipeline
-from serve_app.request import EditRequest, EditResult, Pixels, Timings
+from serve_app.engine.scheduler import Condition, Entry, Sample, expand
+from serve_app.models import loading
+from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.request import EditRequest, EditResult, Pixels, Timings, arrange
 from serve_app.settings import ModelSettings
 
 
@@ -41,7 +41,7 @@ class StockEditor:
     """Edits of several requests with as few calls of the stock pipeline as their sizes, steps and guidance allow."""
 
     def __init__(self, settings: ModelSettings, counter: Counter) -> None:
-        model = models.load(settings)
+        model = loading.load(settings)
         self._expand = partial(
             expand,
             geometry=model.pipeline.geometry,

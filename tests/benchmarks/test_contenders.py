@@ -7,7 +7,7 @@ from benchmarks.edits import Edit
 from benchmarks.measures import worst_difference
 from benchmarks.servers import Contender, running
 from benchmarks.traces import at_once
-from serve_app import local
+from serve_app.models import runtime
 from serve_app.settings import AppSettings, ModelSettings
 
 EDITS = [
@@ -44,7 +44,7 @@ def test_all_programs_start_answer_alike_count_and_stop(random_model_folder, tmp
 
 def test_the_engine_in_one_process_takes_the_same_edits(random_model_folder):
     model = ModelSettings(source=str(random_model_folder), cpu_threads=1)
-    engine = local.start(AppSettings(model=model)).engine
+    engine = runtime.start(AppSettings(model=model)).engine
     try:
         assert saturate(engine, EDITS[1:], 2) > 0
     finally:

@@ -18,8 +18,8 @@ from benchmarks.fleet import (
     sharing,
     two_choices,
 )
-from serve_app.autoscaling import Load
-from serve_app.batching import Entry, Shape
+from serve_app.deployments.autoscaling import Load
+from serve_app.engine.scheduler import Entry, Shape
 from serve_app.images import Size
 
 SQUARE, WIDE = (Shape(Size(*size), Size(*size)) for size in ((64, 64), (128, 64)))

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.joining import MACHINES, RULES, Machine, Stage, entries, latencies
-from serve_app.batching import Entry
+from serve_app.engine.scheduler import Entry
 
 # Encoding and decoding cost 2 s a batch and nothing more, a step 1 s for each sample.
 MACHINE = Machine("by hand", Stage(1.0, 0.0), Stage(0.0, 1.0), Stage(1.0, 0.0), knee=4)

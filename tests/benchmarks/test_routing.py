@@ -10,7 +10,7 @@ from benchmarks.routing import LANES, Counts, Lane, Run, Turn
 from benchmarks.scaling import DOCUMENTS, fill
 from benchmarks.waiting_cluster import REPLICAS, request_of
 from benchmarks.waiting_editor import TOKENS
-from serve_app.batching import expand
+from serve_app.engine.scheduler import expand
 from tests.fakes import ArithmeticPipeline
 
 LANE = Lane(4, "three", 0.9)

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.sharing import View, Work, ranked
 from benchmarks.sharing_router import ReplicaFacts
-from serve_app.batching import Shape
+from serve_app.engine.scheduler import Shape
 from serve_app.images import Size
 from tests.fakes import edit_request, picture
 

@@ -1,7 +1,7 @@
 """The cost of each stage by how many share it: the arithmetic of the table, and one real measurement."""
 
 from benchmarks.stages import Stages, measure, page
-from serve_app import models
+from serve_app.models import loading
 from serve_app.settings import ModelSettings
 
 
@@ -14,7 +14,7 @@ def test_gains_are_of_whole_edits_over_edits_alone():
 
 
 def test_every_batch_is_measured_on_the_real_model(random_model_folder):
-    model = models.load(ModelSettings(source=str(random_model_folder), native_area=4096, cpu_threads=1))
+    model = loading.load(ModelSettings(source=str(random_model_folder), native_area=4096, cpu_threads=1))
     found = measure(model, 64, [1, 2], rounds=1)
     assert list(found) == [1, 2]
     assert all(min(stages.encode_ms, stages.step_ms, stages.decode_ms) > 0 for stages in found.values())

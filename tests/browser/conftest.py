@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Iterator
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page
 
+from serve_app.api.app import create_app
 from serve_app.events import Completed, Event
-from serve_app.http import create_app
 from serve_app.request import EditRequest
 from serve_app.settings import AppSettings
 from tests.http_server import listening

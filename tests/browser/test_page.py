@@ -19,9 +19,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Download, FilePayload, Page, Route, TimeoutError, expect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve_app.api.app import create_app
 from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
 from serve_app.events import Preview
-from serve_app.http import create_app
 from serve_app.images import Size
 from serve_app.settings import AppSettings, LimitSettings
 from tests.browser.conftest import Held

@@ -8,7 +8,7 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from serve_app.proxy_connection import VALUE, VARIABLE
+from serve_app.api.proxy_connection import VALUE, VARIABLE
 from tests.deploy.clusters import Group, assert_room
 
 CLUSTER = Path(__file__).parent.parent.parent / "deploy" / "aws" / "cluster.yaml"

@@ -9,7 +9,7 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
-from serve_app.proxy_connection import VALUE, VARIABLE
+from serve_app.api.proxy_connection import VALUE, VARIABLE
 
 ROOT = Path(__file__).parent.parent.parent
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"

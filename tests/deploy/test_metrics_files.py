@@ -14,7 +14,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from serve_app.metrics import METRICS
+from serve_app.deployments.metrics import METRICS
 from tests.deploy.queries import (
     ALERTS,
     DASHBOARD,

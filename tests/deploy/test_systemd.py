@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app import server
+from serve_app.cli import serve
 from tests.deploy.clusters import graceful_shutdown_s
 
 UNIT = Path(__file__).parent.parent.parent / "deploy" / "systemd" / "image-edits.service"
@@ -38,7 +38,7 @@ def test_the_command_is_one_that_the_server_takes() -> None:
     [command] = service()["ExecStart"]
     python, *arguments = shlex.split(command)
     assert (Path(python).name, arguments[:2]) == ("python", ["-m", "serve_app"])
-    assert str(server._parse("", arguments[2:]).settings) == "/etc/image-edits/settings.yaml"
+    assert str(serve._parse("", arguments[2:]).settings) == "/etc/image-edits/settings.yaml"
 
 
 def test_a_stop_lets_every_edit_finish() -> None:

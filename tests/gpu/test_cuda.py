@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app import models
+from serve_app.models import loading
 from serve_app.settings import ModelSettings
 from tests.test_pipeline import MIXED, edit, request, samples_of
 
@@ -23,7 +23,7 @@ def psnr_db(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_merged_edits_are_the_lone_ones_up_to_float_noise(random_model_folder):
-    pipeline = models.load(ModelSettings(source=str(random_model_folder), device="cuda", dtype="float32")).pipeline
+    pipeline = loading.load(ModelSettings(source=str(random_model_folder), device="cuda", dtype="float32")).pipeline
     requests = [request(**fields) for fields in MIXED]
     alone = [edit(pipeline, [r])[0] for r in requests]
     merged = edit(pipeline, requests)
@@ -34,7 +34,7 @@ def test_merged_edits_are_the_lone_ones_up_to_float_noise(random_model_folder):
 
 
 def test_the_noise_of_a_seed_is_that_of_the_cpu(random_model, random_model_folder):
-    pipeline = models.load(ModelSettings(source=str(random_model_folder), device="cuda", dtype="float32")).pipeline
+    pipeline = loading.load(ModelSettings(source=str(random_model_folder), device="cuda", dtype="float32")).pipeline
     [here], [there] = samples_of(random_model, [request()]), samples_of(pipeline, [request()])
     assert torch.equal(here.state.latents, there.state.latents.cpu())
 
@@ -42,12 +42,12 @@ def test_the_noise_of_a_seed_is_that_of_the_cpu(random_model, random_model_folde
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_offloaded_weights_give_the_same_picture(offload):
     plain, offloaded = (
-        models.load(ModelSettings(device="cuda", dtype="float32", offload=kind)).pipeline for kind in ("none", offload)
+        loading.load(ModelSettings(device="cuda", dtype="float32", offload=kind)).pipeline for kind in ("none", offload)
     )
     assert psnr_db(edit(plain, [request()])[0], edit(offloaded, [request()])[0]) >= LEAST_PSNR_DB
 
 
 def test_max_samples_follow_the_memory():
     gigabytes = torch.cuda.get_device_properties(0).total_memory / 2**30
-    samples = models.load(ModelSettings(device="cuda")).max_samples
+    samples = loading.load(ModelSettings(device="cuda")).max_samples
     assert samples == (10 if gigabytes > 24.5 else 5 if gigabytes > 11.5 else 2)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from serve_app.batching import Condition
-from serve_app.calibration import Calibration
-from serve_app.engine import EditEngine
+from serve_app.deployments.replica import ImageEditor
+from serve_app.engine.calibration import Calibration
+from serve_app.engine.engine import EditEngine
+from serve_app.engine.scheduler import Condition
 from serve_app.errors import DeviceLost
-from serve_app.replica import ImageEditor
 from serve_app.settings import AppSettings, EngineSettings
 from tests.fakes import ArithmeticLocal, ArithmeticModel, ArithmeticPipeline
 

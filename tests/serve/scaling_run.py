@@ -17,8 +17,8 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.autoscaling import OpenWorkPolicy
-from serve_app.replica import ImageEditor
+from serve_app.deployments.autoscaling import OpenWorkPolicy
+from serve_app.deployments.replica import ImageEditor
 from serve_app.request import EditRequest
 from serve_app.settings import AppSettings, EngineSettings, ModelSettings
 from tests.scenes import scene

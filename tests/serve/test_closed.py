@@ -13,8 +13,8 @@ import requests
 from ray import serve
 
 from serve_app import EditRequest
+from serve_app.api.keys import ApiKey
 from serve_app.errors import InvalidInput, TooManySamples
-from serve_app.keys import ApiKey
 from serve_app.settings import AppSettings, AuthSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.scenes import scene
 from tests.serve.client import TIMEOUT_S, png

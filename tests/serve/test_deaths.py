@@ -17,7 +17,7 @@ import requests
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.editor_handle import HandleEditor
+from serve_app.deployments.editor_handle import HandleEditor
 from serve_app.errors import GenerationError
 from serve_app.request import EditResult
 from serve_app.settings import AppSettings, ModelSettings

@@ -17,7 +17,7 @@ from ray import serve
 from ray.serve import Application
 
 from serve_app.app import build
-from serve_app.keyed_edits import GRACE_S
+from serve_app.idempotency.runner import GRACE_S
 from serve_app.settings import ModelSettings
 from tests.scenes import scene
 from tests.serve import processes, waiting

@@ -9,8 +9,8 @@ import pytest
 import ray
 import requests
 
-from serve_app.job_vault import Superseded
-from serve_app.vault_actor import ActorVault
+from serve_app.deployments.vault import ActorVault
+from serve_app.jobs.vault import Superseded
 from tests.scenes import difference, scene
 from tests.serve.client import TIMEOUT_S, picture_of, pictures_of, png
 from tests.serve.conftest import Served

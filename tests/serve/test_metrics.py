@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from serve_app import EditRequest
+from serve_app.deployments.metrics import METRICS
 from serve_app.errors import DeadlineExceeded, OutOfMemory, Overloaded
 from serve_app.images import Size
-from serve_app.metrics import METRICS
 from serve_app.request import Pixels
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.deploy.queries import GPU_METRICS, RAY_METRICS

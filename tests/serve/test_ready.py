@@ -11,7 +11,7 @@ from ray.serve.api import RunTarget
 from ray.serve.handle import DeploymentHandle
 
 from benchmarks.waiting_editor import WaitingEditor
-from serve_app.editor_handle import HandleEditor
+from serve_app.deployments.editor_handle import HandleEditor
 from serve_app.errors import Overloaded
 from serve_app.events import Progress
 from tests.fakes import edit_request

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 from ray import serve
 
-from serve_app.autoscaling import OpenWorkPolicy
+from serve_app.deployments.autoscaling import OpenWorkPolicy
 from tests.fakes import edit_request
 from tests.serve.fragile import FragileEditor
 from tests.serve.test_commands import ROOT

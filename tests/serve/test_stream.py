@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from serve_app import EditRequest
-from serve_app.editor_handle import HandleEditor
+from serve_app.deployments.editor_handle import HandleEditor
 from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from tests.scenes import difference, scene

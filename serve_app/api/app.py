@@ -1,0 +1,194 @@
+"""The HTTP edge: the application and its routes. The editor is a Protocol to it."""
+
+import contextvars
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serve_app.api import openapi
+from serve_app.api.auth import RequireKey
+from serve_app.api.cors import cross_origin
+from serve_app.api.keys import KeyRing
+from serve_app.api.load_shedding import Door
+from serve_app.api.pages import docs_routes, page_routes
+from serve_app.api.proxy_headers import check_proxy_headers
+from serve_app.editor import Editor
+from serve_app.errors import InvalidInput, ModelNotFound, NotReady
+from serve_app.forms.form import EditForm, parse
+from serve_app.forms.memory import Budget, Lend
+from serve_app.idempotency.ledger import Key, Ledger, MemoryLedger
+from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KeyedEdits, idempotency_key
+from serve_app.jobs.store import Jobs, JobStore
+from serve_app.responses import edits, stream
+from serve_app.responses.errors import ErrorBodies, routing_error
+from serve_app.responses.log import LogEdits, LogEntry
+from serve_app.responses.schemas import Health, Model, ModelList
+from serve_app.settings import AppSettings
+
+# Pillow and zlib let go of the GIL; more threads than this only compete with the event loop for the replica's cores.
+PICTURE_THREADS = 4
+READY_RETRY_S = 5
+
+
+def create_app(
+    editor: Editor,
+    settings: AppSettings,
+    on_serialized: Callable[[float], None] = lambda seconds: None,
+    jobs: Jobs | None = None,
+    door: Door | None = None,
+    ledger: Ledger | None = None,
+) -> Starlette:
+    """The application. Raises ValueError where the API keys that the settings name cannot be had.
+
+    `on_serialized` hears how many seconds it took to make an answer of a result. `jobs`, `ledger`: unset, they are
+    kept here. `door`: unset, nobody can close it.
+    """
+    jobs = jobs or JobStore(editor, settings.jobs, settings.log)
+    api = _Api(editor, settings, on_serialized, jobs, door or Door(), ledger or MemoryLedger(settings.limits))
+    keys = KeyRing(settings.auth)
+    around_edits = [
+        Middleware(LogEdits, settings=settings.log),
+        Middleware(Lend, budget=Budget(settings.limits)),
+    ]
+    routes = [
+        Route("/v1/images/edits", api.edit, methods=["POST"], middleware=around_edits),
+        # One route, so that a refusal of other methods names both.
+        Route("/v1/jobs/{id}", api.job, methods=["GET", "DELETE"]),
+        Route("/v1/models", api.models),
+        Route("/v1/models/{id:path}", api.model),
+        Route("/health/live", api.live),
+        Route("/health/ready", api.ready),
+        Route("/health", api.ready),
+        *docs_routes(openapi.document(settings, needs_key=bool(keys))),
+        *(page_routes(settings.limits, needs_key=bool(keys)) if settings.page.enabled else ()),
+    ]
+    middleware = [
+        *cross_origin(settings.cors),
+        Middleware(ErrorBodies),
+        Middleware(RequireKey, keys=keys),
+    ]
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: routing_error})
+    # A redirect would make the client upload its pictures twice.
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Api:
+    def __init__(
+        self,
+        editor: Editor,
+        settings: AppSettings,
+        on_serialized: Callable[[float], None],
+        jobs: Jobs,
+        door: Door,
+        ledger: Ledger,
+    ) -> None:
+        self._editor = editor
+        self._jobs = jobs
+        self._door = door
+        self._keyed = KeyedEdits(ledger)
+        self._settings = settings
+        self._on_serialized = on_serialized
+        self._started = int(time.time())
+        self._pool = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures")
+        # Others than those that make answers: a picture that takes long to decode keeps only pictures waiting.
+        self._decoding = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="decoding")
+
+    async def edit(self, request: Request) -> Response:
+        entry = request.scope["log_entry"]
+        check_proxy_headers(request.headers)
+        entry.is_job, key = _asynchronous(request), idempotency_key(request)
+        if key is None:
+            self._door.check()
+        loan, caller = request.scope["loan"], request.scope["key_name"]
+        form = entry.form = await parse(
+            request, self._settings, self._decoding, loan, caller, fingerprinted=key is not None
+        )
+        if key is not None:
+            return await self._once(key, request, form, entry)
+        if entry.is_job:
+            return await self._start_job(request, form)
+        return await self._watched(form, entry)
+
+    async def _once(self, key: Key, request: Request, form: EditForm, entry: LogEntry) -> Response:
+        if form.stream:
+            message = f"stream: a stream cannot be joined or told again; send it without {IDEMPOTENCY_KEY}"
+            raise InvalidInput(message, param="stream")
+
+        async def edit() -> Response:
+            # Only here: what has been done already is told again also where nothing new is let in.
+            self._door.check()
+            return await (self._start_job(request, form) if entry.is_job else self._watched(form, entry))
+
+        fingerprint = f"{form.fingerprint} async={entry.is_job}"
+        # A job outlives its request anyway; in the request's context, its line in the log has the request's id.
+        context = contextvars.copy_context() if entry.is_job else contextvars.Context()
+        return await self._keyed.respond(key, fingerprint, edit, entry.request_id, context)
+
+    async def _watched(self, form: EditForm, entry: LogEntry) -> Response:
+        with self._door.watching(form.request.outputs):
+            return await self._answer(form, entry)
+
+    async def _answer(self, form: EditForm, entry: LogEntry) -> Response:
+        if form.stream:
+            events = self._editor.edit_stream(form.request)
+            return await stream.respond(events, form, self._pool, entry, self._on_serialized)
+        start = time.perf_counter()
+        result = await self._editor.edit(form.request)
+        response, serialize_s = await edits.respond(result, form, self._pool, start)
+        self._on_serialized(serialize_s)
+        entry.answered(result.timings, result.batch, serialize_s)
+        return response
+
+    async def _start_job(self, request: Request, form: EditForm) -> Response:
+        if form.stream:
+            raise InvalidInput("stream: an edit is either streamed or, with async=true, a job", param="stream")
+        job = await self._jobs.create(form)
+        headers = {"Location": f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"}
+        return Response(job.body, 202, headers, media_type="application/json")
+
+    async def job(self, request: Request) -> Response:
+        ask = self._jobs.delete if request.method == "DELETE" else self._jobs.get
+        return Response((await ask(request.path_params["id"])).body, media_type="application/json")
+
+    async def models(self, request: Request) -> Response:
+        models: ModelList = {"object": "list", "data": [self._model(name) for name in self._settings.model.all_names]}
+        return _json(models)
+
+    async def model(self, request: Request) -> Response:
+        name: str = request.path_params["id"]
+        if name not in self._settings.model.all_names:
+            raise ModelNotFound(f"The model {name[:80]!r} is not served here", param="model")
+        return _json(self._model(name))
+
+    def _model(self, name: str) -> Model:
+        return {"id": name, "object": "model", "created": self._started, "owned_by": "self-hosted"}
+
+    async def live(self, request: Request) -> Response:
+        return _json(Health(status="live"))
+
+    async def ready(self, request: Request) -> Response:
+        if self._door.closed or not await self._editor.ready():
+            raise NotReady("No replica with a warm model takes edits", retry_after_s=READY_RETRY_S)
+        return _json(Health(status="ready"))
+
+
+def _asynchronous(request: Request) -> bool:
+    """The query parameter `async`. Raises InvalidInput where it is neither true nor false, or not alone."""
+    values = request.query_params.getlist("async")
+    if len(values) > 1 or any(value not in ("true", "false") for value in values):
+        raise InvalidInput("async must be given once, as true or false", param="async")
+    return values == ["true"]
+
+
+def _json(value: Any) -> Response:
+    return Response(orjson.dumps(value), media_type="application/json")

@@ -1,0 +1,440 @@
+"""/openapi.json: the API as programs read it.
+
+Made of what validates and what is sent (EditParams, the rules of fields, the limits, the types of wire, the error
+tree), so that it cannot promise what the server does not keep.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from importlib.metadata import version
+from typing import Any, get_args
+
+from pydantic import TypeAdapter
+
+from serve_app.errors import (
+    DeadlineExceeded,
+    EditError,
+    GenerationError,
+    IdempotencyKeyReused,
+    InvalidInput,
+    ModelNotFound,
+    NotFound,
+    NotReady,
+    Overloaded,
+    PayloadTooLarge,
+    TooManySamples,
+    Unauthorized,
+    UnsupportedMediaType,
+    UploadTooSlow,
+)
+from serve_app.forms import fields, json_body, multipart
+from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KEY_PATTERN, MAX_KEY_CHARS, REPLAYED
+from serve_app.images import READ_FORMATS_TEXT, OutputFormat
+from serve_app.request import EditParams
+from serve_app.responses import schemas
+from serve_app.settings import AppSettings, ModelSettings
+
+Schema = dict[str, Any]
+
+_REF = "#/components/schemas/{model}"
+_BODIES: tuple[Any, ...] = (
+    schemas.Answer,
+    schemas.Job,
+    schemas.DeletedJob,
+    schemas.ModelList,
+    schemas.Model,
+    schemas.Health,
+    schemas.ErrorBody,
+)
+
+_ABOUT = (
+    "Edits pictures by instruction. `images` is a batch: each picture is edited on its own. Every error of every route "
+    "has one body; a method that a path does not have is answered with 405 and `Allow`, a path that is not served with "
+    "404. The answer to HEAD is that to GET without its body."
+)
+
+
+def document(settings: AppSettings, needs_key: bool) -> Schema:
+    """The OpenAPI 3.1 document, without `servers`. `needs_key`: whether the server has API keys."""
+    paths: dict[str, Schema] = {
+        "/v1/images/edits": {"post": _edit(settings)},
+        "/v1/jobs/{id}": {"parameters": [_JOB_ID], "get": _get_job(), "delete": _delete_job()},
+        "/v1/models": {"get": _operation("listModels", "The names of the served model", schemas.ModelList)},
+        "/v1/models/{id}": {"parameters": [_model_id(settings.model)], "get": _get_model()},
+        "/health/live": {"get": _health("isLive", "Whether the process answers")},
+        "/health/ready": {"get": _health("isReady", "Whether a replica has a warm model", NotReady)},
+        "/health": {"get": _health("isHealthy", "As /health/ready", NotReady)},
+    }
+    about = {"title": "Image edits", "version": version("serve-image-edits"), "description": _ABOUT}
+    components: Schema = {"schemas": _schemas(settings)}
+    if needs_key:
+        components["securitySchemes"] = _SECURITY_SCHEMES
+        for operation in (paths[path][method] for path in paths for method in paths[path] if method != "parameters"):
+            _ask_for_key(operation)
+    return {"openapi": "3.1.1", "info": about, "paths": paths, "components": components}
+
+
+def _schemas(settings: AppSettings) -> Schema:
+    adapters: list[TypeAdapter[Any]] = [TypeAdapter(body) for body in (*_BODIES, schemas.StreamEvent)]
+    refs, definitions = TypeAdapter.json_schemas(
+        [(index, "serialization", adapter) for index, adapter in enumerate(adapters)], ref_template=_REF
+    )
+    # Only the events are no type of their own, and so have no name yet.
+    return {
+        **definitions["$defs"],
+        "StreamEvent": refs[len(_BODIES), "serialization"],
+        "EditForm": _edit_form(settings),
+        "EditJson": _edit_json(settings),
+    }
+
+
+def _ref(body: Any) -> Schema:
+    return {"$ref": _REF.format(model=body if isinstance(body, str) else body.__name__)}
+
+
+# --- operations ---------------------------------------------------------------------------------------------------
+
+
+def _edit(settings: AppSettings) -> Schema:
+    answer = {
+        "description": "the outputs; or, with `stream`, what happens, as server-sent events",
+        "headers": {
+            "Server-Timing": {
+                "description": "where the time went, in ms: queue, encode, denoise, decode, serialize; not of a stream",
+                "schema": {"type": "string"},
+            },
+            REPLAYED: _REPLAYED,
+        },
+        "content": {
+            "application/json": {"schema": _ref(schemas.Answer)},
+            # Of one event, since OpenAPI has a place of its own for that only from 3.2 on.
+            "text/event-stream": {"schema": _EVENT},
+        },
+    }
+    job = {
+        "description": "with `async=true`: the job that was begun",
+        "headers": {
+            "Location": {"description": "where to ask for it", "required": True, "schema": {"type": "string"}},
+            REPLAYED: _REPLAYED,
+        },
+        "content": {"application/json": {"schema": _ref(schemas.Job)}},
+        "links": {
+            name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in ("getJob", "deleteJob")
+        },
+    }
+    too_much = (UploadTooSlow, PayloadTooLarge, TooManySamples, Overloaded)
+    refusals = (InvalidInput, ModelNotFound, UnsupportedMediaType, IdempotencyKeyReused, *too_much)
+    return {
+        "operationId": "editImages",
+        "summary": "Edit pictures",
+        "parameters": [_ASYNC, _idempotency_key(settings), _REQUEST_ID],
+        "requestBody": _request_body(settings),
+        "responses": {"200": answer, "202": job, **_error_responses((*refusals, *_ANYWHERE_IN_THE_CLUSTER))},
+    }
+
+
+def _request_body(settings: AppSettings) -> Schema:
+    return {
+        "required": True,
+        "content": {
+            multipart.MEDIA_TYPE: {"schema": _ref("EditForm"), "encoding": {"images": {"contentType": "image/*"}}},
+            json_body.MEDIA_TYPE: {"schema": _ref("EditJson"), "examples": _JSON_EXAMPLES},
+        },
+    }
+
+
+def _operation(id: str, summary: str, body: Any, *errors: type[EditError]) -> Schema:
+    answer = {"description": summary, "content": {"application/json": {"schema": _ref(body)}}}
+    responses = {"200": answer, **_error_responses((*errors, GenerationError))}
+    return {"operationId": id, "summary": summary, "responses": responses}
+
+
+def _get_job() -> Schema:
+    return _operation("getJob", "How far a job is, and its result", schemas.Job, NotFound, *_ANYWHERE_IN_THE_CLUSTER)
+
+
+def _delete_job() -> Schema:
+    summary = "End a job where it runs, and forget it"
+    return _operation("deleteJob", summary, schemas.DeletedJob, NotFound, *_ANYWHERE_IN_THE_CLUSTER)
+
+
+def _get_model() -> Schema:
+    return _operation("getModel", "One name of the served model", schemas.Model, ModelNotFound)
+
+
+def _health(id: str, summary: str, *errors: type[EditError]) -> Schema:
+    return {**_operation(id, summary, schemas.Health, *errors), "security": []}
+
+
+_EVENT = {
+    "description": "one event; `[DONE]` is the last",
+    "type": "object",
+    "required": ["data"],
+    "anyOf": [
+        {"properties": {"data": {"const": "[DONE]"}}},
+        {
+            "required": ["event"],
+            "properties": {
+                "event": {"type": "string", "description": "the `type` in `data`"},
+                "data": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": _ref("StreamEvent"),
+                },
+            },
+        },
+    ],
+}
+
+# What may go wrong wherever another process is asked.
+_ANYWHERE_IN_THE_CLUSTER = (GenerationError, NotReady, DeadlineExceeded)
+
+_ASYNC = {
+    "name": "async",
+    "in": "query",
+    "description": "answer at once, with a job; not together with `stream`",
+    "schema": {"type": "boolean", "default": False},
+}
+_REQUEST_ID = {
+    "name": "x-request-id",
+    "in": "header",
+    "description": "to be found in the log and in the answer, where it is 1 to 128 letters, digits, `.`, `_`, `-`",
+    "schema": {"type": "string"},
+}
+_REPLAYED = {
+    "description": f"`true` where this is the answer to an earlier request with the same {IDEMPOTENCY_KEY}",
+    "schema": {"type": "string", "enum": ["true"]},
+}
+_JOB_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _idempotency_key(settings: AppSettings) -> Schema:
+    return {
+        "name": IDEMPOTENCY_KEY,
+        "in": "header",
+        "description": "your own name for this edit. The same key with the same body joins the edit that runs, or gets "
+        f"its answer for {settings.limits.idempotency_ttl_s:g} s; not together with `stream`",
+        "schema": {"type": "string", "maxLength": MAX_KEY_CHARS, "pattern": f"^{KEY_PATTERN}$"},
+    }
+
+
+def _model_id(model: ModelSettings) -> Schema:
+    return {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}, "example": model.served_name}
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+
+def _error_responses(classes: Iterable[type[EditError]]) -> dict[str, Schema]:
+    by_status: dict[int, list[type[EditError]]] = defaultdict(list)
+    for cls in classes:
+        by_status[cls.status].append(cls)
+    return {str(status): _error_response(by_status[status]) for status in sorted(by_status)}
+
+
+def _error_response(classes: list[type[EditError]]) -> Schema:
+    """What is answered with one status."""
+    of_these = {"properties": {"error": {"properties": {"code": {"enum": [cls.code for cls in classes]}}}}}
+    return {
+        "description": "; ".join(f"{cls.code}: {cls.when}" for cls in classes),
+        "headers": _error_headers(classes[0]),
+        "content": {"application/json": {"schema": {"allOf": [_ref(schemas.ErrorBody), of_these]}}},
+    }
+
+
+def _error_headers(cls: type[EditError]) -> Schema:
+    headers = {
+        "x-should-retry": _header(
+            "whether the same may succeed later; OpenAI's clients read it", enum=["true", "false"]
+        )
+    }
+    if issubclass(cls, (TooManySamples, Overloaded, NotReady)):
+        headers["Retry-After"] = _header("seconds", type="integer", minimum=0)
+    if issubclass(cls, Unauthorized):
+        headers["WWW-Authenticate"] = _header("Bearer and Basic")
+    return headers
+
+
+def _header(description: str, **schema: Any) -> Schema:
+    return {"description": description, "required": True, "schema": {"type": "string", **schema}}
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+_SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+    "basic": {"type": "http", "scheme": "basic", "description": "any user name; the password is an API key"},
+}
+
+
+def _ask_for_key(operation: Schema) -> None:
+    if "security" in operation:
+        return
+    operation["security"] = [{name: []} for name in _SECURITY_SCHEMES]
+    operation["responses"].update(_error_responses([Unauthorized]))
+
+
+# --- the body of an edit ------------------------------------------------------------------------------------------
+
+
+_BATCH = f"a batch: each picture is edited on its own. {READ_FORMATS_TEXT}"
+
+
+def _edit_form(settings: AppSettings) -> Schema:
+    picture = {"type": "string", "format": "binary"}
+    pictures = {
+        "type": "array",
+        "items": picture,
+        "minItems": 1,
+        "maxItems": settings.limits.max_images,
+        # Not a field of its own: Swagger UI would send it empty beside `images`.
+        "description": f"{_BATCH}. `images[]` is the same; `image`, `image[]`: OpenAI's names, for one picture",
+    }
+    texts = _texts(settings)
+    texts["prompt"]["description"] += ". `prompt[]` is the same field"
+    return {**_body({"images": pictures, **texts}), "required": ["images", "prompt"]}
+
+
+def _edit_json(settings: AppSettings) -> Schema:
+    limits = settings.limits
+    texts = _texts(settings)
+    nullable = {name: texts[name] if name == "prompt" else _or_null(texts[name]) for name in texts}
+    mask = {"type": "null", "description": "this model does not inpaint"}
+    pictures = {
+        "images": {**_json_pictures(limits.max_images), "description": _BATCH},
+        "image": {**_json_pictures(1), "description": "OpenAI's name for one picture"},
+    }
+    body = _body({**pictures, **nullable, "mask": mask})
+    return {**body, "required": ["prompt"], "oneOf": [_given("images"), _given("image")]}
+
+
+def _json_pictures(most: int) -> Schema:
+    text = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*"}
+    openai = {
+        "type": "object",
+        "properties": {"image_url": {**text, "description": "a data URL; no URL is fetched"}},
+        "required": ["image_url"],
+        "additionalProperties": False,
+    }
+    several = {"type": "array", "items": text, "minItems": 1, "maxItems": most}
+    one = {"type": "array", "items": openai, "minItems": 1, "maxItems": 1}
+    return {"anyOf": [several, text, one, openai, {"type": "null"}]}
+
+
+def _or_null(schema: Schema) -> Schema:
+    """Typed clients send every field, with null for those that were left out."""
+    about = schema.keys() & {"description", "default", "examples"}
+    rules = {name: schema[name] for name in schema.keys() - about}
+    return {**{name: schema[name] for name in about}, "anyOf": [rules, {"type": "null"}]}
+
+
+def _body(properties: Schema) -> Schema:
+    return {
+        "type": "object",
+        "properties": properties,
+        "allOf": [
+            _where("output_compression", {"type": "integer", "maximum": fields.MAX_COMPRESSION - 1}, _LOSSY),
+            _where("partial_images", {"type": "integer", "minimum": 1}, _STREAMED),
+        ],
+        "additionalProperties": False,
+    }
+
+
+def _given(name: str) -> Schema:
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+def _where(name: str, value: Schema, then: Schema) -> Schema:
+    return {"if": {"required": [name], "properties": {name: value}}, "then": then}
+
+
+_LOSSY = {"required": ["output_format"], "properties": {"output_format": {"enum": ["jpeg", "webp"]}}}
+_STREAMED = {"required": ["stream"], "properties": {"stream": {"const": True}}}
+
+
+def _texts(settings: AppSettings) -> Schema:
+    """Every field but the pictures."""
+    known = EditParams.model_json_schema()["properties"]
+    params = {name: _plain(schema) for name, schema in known.items()}
+    # A form gives one by one what JSON may give as a list.
+    params["prompt"]["anyOf"][1]["maxItems"] = settings.limits.max_images
+    for name, example in _EXAMPLES.items():
+        params[name]["examples"] = [example]
+    params["size"]["default"] = "auto"
+    params["n"]["description"] += f"; pictures × n is at most {settings.limits.max_outputs}"
+    params["true_cfg_scale"] = {
+        **params["guidance_scale"],
+        "description": "diffusers' name of guidance_scale; both, different: 400",
+    }
+    harmless = {
+        name: {"type": "string", "enum": list(values), "description": reason}
+        for name, (values, reason) in fields.HARMLESS.items()
+    }
+    return {**params, **_options(settings.model), **harmless}
+
+
+# Where there is no default, Swagger UI fills its form with these.
+_EXAMPLES = {"prompt": "make the sky blue", "num_inference_steps": 20, "guidance_scale": 4.0, "seed": 7}
+
+
+def _options(model: ModelSettings) -> Schema:
+    return {
+        "output_format": {"type": "string", "enum": list(get_args(OutputFormat)), "default": "png"},
+        "output_compression": {
+            "type": "integer",
+            "minimum": 0,
+            "maximum": fields.MAX_COMPRESSION,
+            "default": fields.MAX_COMPRESSION,
+            "description": "quality of jpeg and webp; webp at 100 is lossless",
+        },
+        "stream": {"type": "boolean", "default": False, "description": "server-sent events"},
+        "model": {"type": "string", "enum": list(model.all_names), "default": model.served_name},
+        "user": {
+            "type": "string",
+            "maxLength": fields.MAX_USER_CHARS,
+            "description": "goes into the log",
+            "examples": ["ann"],
+        },
+    }
+
+
+def _plain(schema: Schema) -> Schema:
+    """Pydantic's schema of a field, without its title, and without None where that only means left out."""
+    schema = {name: value for name, value in schema.items() if name != "title" and (name, value) != ("default", None)}
+    if "anyOf" in schema and {"type": "null"} in schema["anyOf"]:
+        (value,) = (option for option in schema.pop("anyOf") if option != {"type": "null"})
+        return {**value, **schema}
+    return schema
+
+
+# One pixel each, grey and black.
+_PICTURES = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==",
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==",
+)
+_JSON_EXAMPLES = {
+    "batch": {
+        "summary": "Two pictures, two variants each",
+        "value": {"images": list(_PICTURES), "prompt": "make the sky blue", "n": 2, "seed": 7},
+    },
+    "prompts": {
+        "summary": "A prompt for each picture, as JPEG",
+        "value": {
+            "images": list(_PICTURES),
+            "prompt": ["make it winter", "make it night"],
+            "output_format": "jpeg",
+            "output_compression": 90,
+        },
+    },
+    "openai": {
+        "summary": "One picture, as OpenAI's API has it",
+        "value": {
+            "images": [{"image_url": f"data:image/png;base64,{_PICTURES[0]}"}],
+            "prompt": "make the sky blue",
+        },
+    },
+    "stream": {
+        "summary": "As a stream, with previews",
+        "value": {"image": _PICTURES[0], "prompt": "make the sky blue", "stream": True, "partial_images": 2},
+    },
+}

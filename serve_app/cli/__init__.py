@@ -1,0 +1,1 @@
+"""The command `image-edits`: edit, serve, check, key."""

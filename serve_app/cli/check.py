@@ -1,0 +1,216 @@
+"""`image-edits check`: what is wrong with this installation; with --server, with a server instead.
+
+A line for each thing that was looked at: ok, warning or problem, and what to do. Exit status: 0, or 1 with a problem.
+"""
+
+import argparse
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
+
+from packaging.requirements import Requirement
+
+from serve_app.api.keys import load_keys
+from serve_app.cli import configuration
+from serve_app.cli.machine import Disk, Gpu, available_memory
+from serve_app.client.client import DEFAULT_SERVER, KEY_ENV, ImageEdits, Unreachable
+from serve_app.errors import EditError, Unauthorized
+from serve_app.models.footprint import Weights, weights
+from serve_app.settings import BUILTIN_TINY, AppSettings, AuthSettings, ModelSettings
+
+DISTRIBUTION = "serve-image-edits"
+_PATIENCE_S = 15.0
+# Beyond that, Ray stores no more objects on the disk (2.60).
+_RAY_DISK_FULL = 0.95
+_RAY_FOLDER = Path("/tmp")
+_LOOK = "where there is one, `nvidia-smi` shows it and its driver"
+_INSTALL = "install again: `make install`, or pip with constraints.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    level: Literal["ok", "warning", "problem"]
+    what: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:9}{self.what}" + (f"\n{'':9}→ {self.advice}" if self.advice else "")
+
+
+def main(prog: str, words: Sequence[str]) -> int:
+    """Print what is found, as it is found; the exit status."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    configuration.add_arguments(parser)
+    parser.add_argument(
+        "--server", metavar="URL", help=f"look at this server, such as {DEFAULT_SERVER}; the key is in {KEY_ENV}"
+    )
+    arguments = parser.parse_args(words)
+    levels = set()
+    for finding in installation(arguments) if arguments.server is None else server(arguments.server):
+        print(finding, flush=True)
+        levels.add(finding.level)
+    return 1 if "problem" in levels else 0
+
+
+# --- a server -----------------------------------------------------------------------------------------------------
+
+
+def server(url: str) -> Iterator[Finding]:
+    """Whether it is alive and ready, takes the key, and what it serves."""
+    try:
+        with ImageEdits(url, timeout_s=_PATIENCE_S) as edits:
+            yield from _health(edits)
+            yield from _models(edits)
+    except ValueError as error:
+        yield Finding("problem", str(error))
+    except Unreachable as error:
+        yield Finding("problem", error.message, "start it with `image-edits serve`, or look at the address")
+    except EditError as error:
+        yield Finding("problem", f"{url} answers, but not as this server does: {error.message}", "look at the address")
+
+
+def _health(edits: ImageEdits) -> Iterator[Finding]:
+    if edits.ready():
+        yield Finding("ok", f"{edits.server} is alive and ready")
+    else:
+        advice = "a model that loads takes minutes; beyond that, look into the log of the replica"
+        yield Finding("problem", f"{edits.server} is alive, but no replica has a warm model", advice)
+
+
+def _models(edits: ImageEdits) -> Iterator[Finding]:
+    try:
+        with ImageEdits(edits.server, key="", timeout_s=_PATIENCE_S) as stranger:
+            names = stranger.models()
+        yield Finding("ok", "it asks for no key")
+    except Unauthorized:
+        try:
+            names = edits.models()
+        except Unauthorized:
+            is_set = bool(os.environ.get(KEY_ENV))
+            what = f"it refuses the key in {KEY_ENV}" if is_set else f"it asks for a key, and {KEY_ENV} is not set"
+            yield Finding("problem", what, f"put a key of the server into the environment as {KEY_ENV}")
+            return
+        yield Finding("ok", f"it takes the key in {KEY_ENV}")
+    yield Finding("ok", f"it serves {', '.join(names)}")
+
+
+# --- an installation ----------------------------------------------------------------------------------------------
+
+
+def installation(arguments: argparse.Namespace) -> Iterator[Finding]:
+    """What the server would need, from versions to memory."""
+    yield Finding("ok", f"Python {platform.python_version()}")
+    yield from packages(DISTRIBUTION)
+    try:
+        settings: AppSettings = configuration.read(arguments)
+    except ValueError as error:
+        yield Finding("problem", str(error))
+        return
+    yield from keys(settings.auth)
+    yield from _ray_disk()
+    yield from _model(settings.model)
+
+
+def packages(distribution: str) -> Iterator[Finding]:
+    """The installed versions against those that the package asks for."""
+    fitting = []
+    for text in requires(distribution) or []:
+        wanted = Requirement(text)
+        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            yield Finding("problem", f"{wanted.name} is not installed", _INSTALL)
+            continue
+        if wanted.specifier.contains(found, prereleases=True):
+            fitting.append(f"{wanted.name} {found}")
+        else:
+            yield Finding("problem", f"{wanted.name} is {found}, and {wanted.specifier} is needed", _INSTALL)
+    yield Finding("ok", "packages that fit: " + ", ".join(fitting))
+
+
+def keys(auth: AuthSettings) -> Iterator[Finding]:
+    try:
+        count = len(load_keys(auth))
+    except ValueError as error:
+        yield Finding("problem", str(error))
+        return
+    if count:
+        yield Finding("ok", f"API keys: {count}")
+    else:
+        advice = f"before others can reach the port, set auth.keys_file, or {auth.keys_env} in the environment"
+        yield Finding("warning", "no API keys are set: whoever reaches the port may edit", advice)
+
+
+def _ray_disk() -> Iterator[Finding]:
+    disk = Disk.of(_RAY_FOLDER)
+    what = f"disk of {_RAY_FOLDER}, where Ray keeps its files: {_gb(disk.free_bytes)} free"
+    if disk.used_share > _RAY_DISK_FULL:
+        yield Finding("problem", what, f"Ray stores no more objects beyond {_RAY_DISK_FULL:.0%}: make room")
+    else:
+        yield Finding("ok", what)
+
+
+def _model(settings: ModelSettings) -> Iterator[Finding]:
+    try:
+        from serve_app.models.loading import check_source
+    except Exception as error:
+        # A torch of one origin and a torchvision of another end in a RuntimeError.
+        yield Finding("problem", f"PyTorch and diffusers cannot be loaded: {_first_line(error)}", _INSTALL)
+        return
+    gpu, reason = Gpu.found()
+    device = gpu if settings.device != "cpu" else None
+    yield from _device(settings, device, reason)
+    try:
+        size = weights(check_source(settings), settings.revision)
+    except (ValueError, OSError) as error:
+        advice = "a directory with model_index.json, a hub id that can be reached from here, or builtin:tiny"
+        yield Finding("problem", f"model {settings.source}: {_first_line(error)}", advice)
+        return
+    yield from room(settings, size, device, available_memory())
+
+
+def _device(settings: ModelSettings, gpu: Gpu | None, reason: str) -> Iterator[Finding]:
+    if gpu is not None:
+        yield Finding("ok", f"GPU {gpu.name}, {_gb(gpu.free_bytes)} of {_gb(gpu.total_bytes)} free")
+        if settings.dtype in ("auto", "bfloat16") and not gpu.has_bfloat16:
+            yield Finding("problem", f"{gpu.name} has no bfloat16", "set model.dtype: float16")
+    elif settings.device == "cuda":
+        yield Finding("problem", f"model.device is cuda, but PyTorch sees no GPU. {reason}".strip(), _LOOK)
+    elif settings.source == BUILTIN_TINY:
+        yield Finding("ok", f"no GPU; {BUILTIN_TINY} needs none. {reason}".strip())
+    else:
+        yield Finding("warning", f"no GPU: an edit may take hours. {reason}".strip(), _LOOK)
+
+
+def room(settings: ModelSettings, size: Weights, gpu: Gpu | None, memory_bytes: int) -> Iterator[Finding]:
+    """Whether the model's weights fit where they go: the disk, then the GPU or memory."""
+    if size.download_folder is not None:
+        free_bytes = Disk.of(size.download_folder).free_bytes
+        advice = "make room, or set HF_HOME to another disk"
+        yield _fits(f"download into {size.download_folder}", size.download_bytes, free_bytes, advice)
+    is_float32 = settings.dtype == "float32" or (settings.dtype == "auto" and gpu is None)
+    needed_bytes = size.parameters * (4 if is_float32 else 2)
+    if gpu is not None and settings.offload == "none":
+        advice = "set model.offload, free the GPU, or take a larger one"
+        yield _fits("weights on the GPU, without the work beside them", needed_bytes, gpu.free_bytes, advice)
+    else:
+        yield _fits("weights in memory", needed_bytes, memory_bytes, "take a machine with more memory")
+
+
+def _fits(what: str, needed_bytes: int, free_bytes: int, advice: str) -> Finding:
+    words = f"{what}: {_gb(needed_bytes)}, and {_gb(free_bytes)} are free"
+    return Finding("ok", words) if needed_bytes < free_bytes else Finding("problem", words, advice)
+
+
+def _gb(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Decode untrusted picture files into pixels, in processes that can be ended."""

@@ -1,0 +1,137 @@
+"""The editor behind its Serve handle; edits whose replica dies run again."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
+
+from serve_app.deployments.ray_errors import DEADLINE_MARGIN_S, cancel, our_errors
+from serve_app.deployments.retries import Attempts, ReplicaGone
+from serve_app.errors import ReplicaStopping
+from serve_app.events import Completed, Event, Preview, result_of
+from serve_app.request import EditRequest, EditResult
+
+logger = logging.getLogger("ray.serve")
+
+_READY_TIMEOUT_S = 2.0
+
+
+class HandleEditor:
+    """The editor behind its handle. An edit whose replica dies runs again elsewhere, with the seed that it has.
+
+    Deadlines count from here, so that they hold while no replica is there to keep them. `on_retry` hears of each
+    attempt after the first.
+    """
+
+    def __init__(self, handle: DeploymentHandle, timeout_s: float, on_retry: Callable[[], None] = lambda: None) -> None:
+        self._handle = handle
+        self._timeout_s = timeout_s
+        self._on_retry = on_retry
+
+    async def edit(self, request: EditRequest) -> EditResult:
+        """As ImageEditor.edit."""
+        attempts = Attempts(self._timeout_s)
+        while not attempts.alone:
+            try:
+                return await self._edit_once(request, attempts.left_s)
+            except (ReplicaGone, ReplicaStopping) as error:
+                await self._pause(attempts, error)
+        # As a stream, which tells when the edit runs: only then is a death its own.
+        async with aclosing(self._events(request, attempts)) as events:
+            return await result_of(events, request)
+
+    async def _edit_once(self, request: EditRequest, timeout_s: float) -> EditResult:
+        response = self._handle.edit.remote(request, timeout_s=timeout_s)
+        with our_errors(response, self._timeout_s):
+            async with asyncio.timeout(timeout_s + DEADLINE_MARGIN_S):
+                result: EditResult = await response
+                return result
+
+    def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+        """As ImageEditor.edit_stream. Close it where it is not read to its end: that frees the request's samples.
+
+        Where a replica dies, progress begins again; no preview and no output is told twice.
+        """
+        return self._events(request, Attempts(self._timeout_s))
+
+    async def _events(self, request: EditRequest, attempts: Attempts) -> AsyncGenerator[Event, None]:
+        told: set[tuple[int, ...]] = set()
+        while True:
+            try:
+                async with aclosing(self._events_once(request, attempts)) as events:
+                    async for event in events:
+                        attempts.hear(event)
+                        if (picture := _picture(event)) not in told:
+                            yield event
+                        if picture is not None:
+                            told.add(picture)
+                return
+            except (ReplicaGone, ReplicaStopping) as error:
+                await self._pause(attempts, error)
+
+    async def _events_once(self, request: EditRequest, attempts: Attempts) -> AsyncGenerator[Event, None]:
+        timeout_s = attempts.left_s
+        deadline_s = asyncio.get_running_loop().time() + timeout_s + DEADLINE_MARGIN_S
+        stream = self._handle.options(stream=True).edit_stream
+        response = stream.remote(request, timeout_s=timeout_s, alone=attempts.alone)
+        try:
+            while (event := await self._next(response, deadline_s)) is not None:
+                yield event
+        finally:
+            cancel(response)
+
+    async def _next(self, response: DeploymentResponseGenerator, deadline_s: float) -> Event | None:
+        with our_errors(response, self._timeout_s):
+            async with asyncio.timeout_at(deadline_s):
+                event: Event | None = await anext(response, None)
+                return event
+
+    async def _pause(self, attempts: Attempts, error: ReplicaGone | ReplicaStopping) -> None:
+        pause_s = attempts.after(error)
+        logger.warning("An edit is run again%s: %s", ", alone" if attempts.alone else "", error)
+        self._on_retry()
+        await asyncio.sleep(pause_s)
+
+    async def ready(self) -> bool:
+        """Whether a replica with a warm model answers within two seconds, or is there and busy."""
+        response = self._handle.ready.remote()
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                return bool(await response)
+        except (TimeoutError, BackPressureError):
+            # Where replicas have as many requests as they take, the question waits behind those that they do not take.
+            cancel(response)
+            return await self._runs_by_controller()
+        except (RayError, RayServeException):
+            return False
+
+    async def _runs_by_controller(self) -> bool:
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_S):
+                return await asyncio.to_thread(self._runs)
+        except TimeoutError:
+            return False
+
+    def _runs(self) -> bool:
+        """Whether Serve's controller knows a replica that has loaded its model, and is healthy."""
+        try:
+            application = serve.status().applications.get(self._handle.app_name)
+        except (RayError, RayServeException):
+            return False
+        deployment = application.deployments.get(self._handle.deployment_name) if application else None
+        states = deployment.replica_states.items() if deployment else ()
+        return any(count > 0 for state, count in states if state == "RUNNING")
+
+
+def _picture(event: Event) -> tuple[int, ...] | None:
+    """Which picture an event shows; None where it shows none."""
+    if isinstance(event, Completed):
+        return (event.image_index, event.variant_index)
+    if isinstance(event, Preview):
+        return (event.image_index, event.variant_index, event.preview_index)
+    return None

@@ -1,0 +1,191 @@
+"""What the application measures of itself, for Prometheus through Ray: the table METRICS, and who fills it.
+
+Ray's histograms (2.60) have a false sum: the agent makes it of the middles of the buckets. So each histogram here has
+two counters beside it, what was observed and how often, which are exact.
+"""
+
+import asyncio
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ray.serve import metrics as serve_metrics
+
+from serve_app.engine.engine import EngineStats
+from serve_app.engine.scheduler import Sample
+from serve_app.errors import EditError
+from serve_app.images import Size
+from serve_app.request import EditResult
+
+SAMPLE_PERIOD_S = 1.0
+"""Between two looks at what changes by itself: the queue, the memory."""
+
+# Of `area` and `aspect`, so that their values are bounded whatever callers send.
+_AREA_EXPONENTS = (-4, 2)
+_SQUARE = 1.1
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. `labels` are beside those that all have: model, application, deployment, replica."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    meaning: str
+    labels: tuple[str, ...] = ()
+    boundaries: tuple[float, ...] = ()
+
+    @property
+    def exported(self) -> tuple[str, ...]:
+        """Its names at /metrics."""
+        endings = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
+        return tuple(f"ray_image_edits_{self.name}{ending}" for ending in endings[self.kind])
+
+
+_SHAPE = ("area", "aspect")
+_SAMPLES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 64)
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600)
+
+EDITOR_METRICS = (
+    Metric("waiting_samples", "gauge", "samples accepted and not yet encoded"),
+    Metric("preparing_samples", "gauge", "of those that wait, the samples whose pictures are not prepared yet"),
+    Metric("running_samples", "gauge", "samples in the present forward"),
+    Metric("paused_samples", "gauge", "samples encoded, and not in the present forward"),
+    Metric("oldest_waiting_seconds", "gauge", "age of the oldest request with a waiting sample; 0 where none waits"),
+    Metric("work_seconds", "gauge", "seconds that the steps of the open requests still take; autoscaling goes by it"),
+    Metric("knee_tokens", "gauge", "tokens of a forward beyond which more bring nothing: measured, or as set"),
+    Metric(
+        "gpu_memory_bytes", "gauge", "`allocated` by tensors, `reserved` by PyTorch, `total`; only on CUDA", ("kind",)
+    ),
+    Metric("requests", "counter", "requests that left the editor, by how: see below", ("code", "error")),
+    Metric("outputs", "counter", "pictures handed out"),
+    Metric("forwards", "counter", "forwards of the transformer", _SHAPE),
+    Metric("sample_steps", "counter", "steps of samples: the sum of the samples of all forwards", _SHAPE),
+    Metric("forward_tokens", "counter", "tokens of all forwards", _SHAPE),
+    Metric("forward_seconds", "counter", "seconds in forwards", _SHAPE),
+    Metric("forward_samples", "histogram", "samples of a forward", boundaries=_SAMPLES),
+)
+# Each stage is measured where it happens: `serialize` in the ingress, the others in the editor.
+STAGE_METRICS = (
+    Metric("stage_seconds", "counter", "seconds of answered requests in a stage", ("stage",)),
+    Metric("stage_requests", "counter", "requests that went through a stage", ("stage",)),
+    Metric("stage_duration_seconds", "histogram", "seconds of a request in a stage", ("stage",), _SECONDS),
+)
+# Of those who send edits to replicas: the ingress and the keeper of the jobs.
+RETRY_METRICS = (Metric("retries", "counter", "attempts at an edit after the first, since a replica died or stopped"),)
+METRICS = EDITOR_METRICS + STAGE_METRICS + RETRY_METRICS
+
+
+class _Recorder:
+    """The metrics of a table as Ray's objects. Any thread may record. Made in a replica, so that Serve adds labels."""
+
+    def __init__(self, table: Sequence[Metric], model: str) -> None:
+        self._instruments = {metric.name: _instrument(metric, model) for metric in table}
+
+    def set(self, name: str, value: float, **labels: str) -> None:
+        self._instruments[name].set(value, labels)
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        # Ray refuses to add nothing, which is also what no time on a coarse clock looks like.
+        if value > 0:
+            self._instruments[name].inc(value, labels)
+
+    def observe(self, name: str, value: float, **labels: str) -> None:
+        self._instruments[name].observe(value, labels)
+
+    def stage(self, stage: str, seconds: float) -> None:
+        self.add("stage_seconds", seconds, stage=stage)
+        self.add("stage_requests", 1, stage=stage)
+        self.observe("stage_duration_seconds", seconds, stage=stage)
+
+
+def _instrument(metric: Metric, model: str) -> Any:
+    name, keys = f"image_edits_{metric.name}", ("model", *metric.labels)
+    if metric.kind == "histogram":
+        instrument = serve_metrics.Histogram(name, metric.meaning, list(metric.boundaries), keys)
+    elif metric.kind == "counter":
+        instrument = serve_metrics.Counter(name, metric.meaning, keys)
+    else:
+        instrument = serve_metrics.Gauge(name, metric.meaning, keys)
+    instrument.set_default_tags({"model": model})
+    return instrument
+
+
+class EditorMetrics:
+    """What an ImageEditor replica measures. `native_area` is the model's, in pixels."""
+
+    def __init__(self, model: str, native_area: int) -> None:
+        self._recorder = _Recorder(EDITOR_METRICS + STAGE_METRICS, model)
+        self._native_area = native_area
+
+    def forward(self, samples: Sequence[Sample], seconds: float) -> None:
+        """One forward has been done. Called on the engine's thread; all samples have one shape."""
+        shape = shape_labels(samples[0].shape.output, self._native_area)
+        self._recorder.add("forwards", 1, **shape)
+        self._recorder.add("sample_steps", len(samples), **shape)
+        self._recorder.add("forward_tokens", sum(sample.tokens for sample in samples), **shape)
+        self._recorder.add("forward_seconds", seconds, **shape)
+        self._recorder.observe("forward_samples", len(samples))
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Around one request: counts how it leaves."""
+        code, error = "OK", ""
+        try:
+            yield
+        except EditError as raised:
+            code, error = raised.code, type(raised).__name__
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            code = "CANCELLED"
+            raise
+        except Exception as raised:
+            code, error = EditError.code, type(raised).__name__
+            raise
+        finally:
+            self._recorder.add("requests", 1, code=code, error=error)
+
+    def finished(self, result: EditResult) -> None:
+        """A result is ready."""
+        self._recorder.add("outputs", sum(len(variants) for variants in result.pixels))
+        for stage, seconds in asdict(result.timings).items():
+            self._recorder.stage(stage.removesuffix("_s"), seconds)
+
+    def look(self, stats: EngineStats, knee_tokens: int, memory: Mapping[str, int]) -> None:
+        """What is there at this moment; `memory` in bytes by kind."""
+        self._recorder.set("waiting_samples", stats.waiting)
+        self._recorder.set("preparing_samples", stats.preparing)
+        self._recorder.set("running_samples", stats.running)
+        self._recorder.set("paused_samples", stats.paused)
+        self._recorder.set("oldest_waiting_seconds", stats.oldest_waiting_s)
+        self._recorder.set("work_seconds", stats.work_s)
+        self._recorder.set("knee_tokens", knee_tokens)
+        for kind, size in memory.items():
+            self._recorder.set("gpu_memory_bytes", size, kind=kind)
+
+
+class IngressMetrics:
+    """What an EditIngress replica measures, beside Serve's own figures of HTTP; of a JobKeeper, its retries."""
+
+    def __init__(self, model: str) -> None:
+        self._recorder = _Recorder(STAGE_METRICS + RETRY_METRICS, model)
+
+    def retried(self) -> None:
+        """An edit is run again."""
+        self._recorder.add("retries", 1)
+
+    def serialized(self, seconds: float) -> None:
+        """An answer has been made from a result."""
+        self._recorder.stage("serialize", seconds)
+
+
+def shape_labels(size: Size, native_area: int) -> dict[str, str]:
+    """`area`: in native areas, the nearest power of two from 1/16 to 4. `aspect`: portrait, square or landscape."""
+    least, most = _AREA_EXPONENTS
+    exponent = min(max(round(math.log2(size.pixels / native_area)), least), most)
+    area = str(2**exponent) if exponent >= 0 else f"1/{2**-exponent}"
+    if size.aspect_ratio <= _SQUARE:
+        return {"area": area, "aspect": "square"}
+    return {"area": area, "aspect": "landscape" if size.width > size.height else "portrait"}

@@ -1,0 +1,1 @@
+"""Read HTTP bodies, multipart or JSON, into validated edit requests."""

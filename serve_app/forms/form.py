@@ -1,0 +1,111 @@
+"""An HTTP form, of either kind of body, becomes a validated request."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from python_multipart.multipart import parse_options_header
+from starlette.requests import Request
+
+from serve_app.decoding.pool import DECODERS
+from serve_app.errors import DeadlineExceeded, InvalidInput, UnsupportedMediaType
+from serve_app.forms import fields, json_body, multipart
+from serve_app.forms.fingerprint import Fingerprint
+from serve_app.forms.memory import Loan
+from serve_app.forms.upload import ReadPicture, Texts
+from serve_app.images import OutputFormat
+from serve_app.request import EditRequest, check_limits
+from serve_app.settings import AppSettings, LimitSettings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class EditForm:
+    """What one HTTP request asks for: the edit, and how its answer is written.
+
+    `fingerprint`: where it was asked for, of all that was sent, to tell a retry from another edit.
+    """
+
+    request: EditRequest
+    output_format: OutputFormat
+    output_compression: int
+    user: str | None
+    stream: bool
+    fingerprint: str | None = None
+
+
+async def parse(
+    request: Request,
+    settings: AppSettings,
+    executor: Executor | None = None,
+    loan: Loan | None = None,
+    caller: str | None = None,
+    *,
+    fingerprinted: bool = False,
+) -> EditForm:
+    """Read and validate the body of an edit; pictures are decoded one after another, waited for in `executor`.
+
+    `loan` counts the body and takes the pixels of all pictures; unset, as many as there are. `caller`: as in
+    EditRequest; no field can set it.
+
+    Raises UnsupportedMediaType, PayloadTooLarge, UploadTooSlow and Overloaded (while reading), ModelNotFound,
+    InvalidInput, DeadlineExceeded where there is no room for the pixels, and Starlette's ClientDisconnect where the
+    client left during the upload.
+    """
+    limits = settings.limits
+    async with _opened(request, limits, executor) as (texts, pictures):
+        form_options = fields.options(texts, settings)
+        params = fields.params(texts)
+        if not pictures:
+            raise InvalidInput("At least one image is required", param="images")
+        fingerprint = Fingerprint(texts, pictures) if fingerprinted else None
+        reads = pictures if fingerprint is None else fingerprint.pictures
+        sizes = await _each(DECODERS.measure, reads, limits, executor)
+        if loan is not None:
+            await _wait_for_room(loan, sum(size.pixels for size in sizes), limits)
+        images = await _each(DECODERS.decode, reads, limits, executor)
+    if loan is not None:
+        loan.return_bytes()
+    edit = EditRequest(images=images, caller=caller, **params)
+    check_limits(edit, limits)
+    return EditForm(edit, *form_options, fingerprint=None if fingerprint is None else fingerprint.hexdigest())
+
+
+async def _each(
+    ask: Callable[[bytes, int, LimitSettings], T],
+    pictures: list[ReadPicture],
+    limits: LimitSettings,
+    executor: Executor | None,
+) -> list[T]:
+    """The answers for the pictures, one after another, so that a request with many does not take every decoder."""
+    loop = asyncio.get_running_loop()
+
+    def answer(read: ReadPicture, index: int) -> T:
+        return ask(read(), index, limits)
+
+    return [await loop.run_in_executor(executor, answer, read, index) for index, read in enumerate(pictures)]
+
+
+async def _wait_for_room(loan: Loan, pixels: int, limits: LimitSettings) -> None:
+    try:
+        async with asyncio.timeout(limits.request_timeout_s):
+            await loan.take_pixels(pixels)
+    except TimeoutError:
+        seconds = limits.request_timeout_s
+        raise DeadlineExceeded(f"There was no room for the pictures within {seconds:g} s") from None
+
+
+def _opened(
+    request: Request, limits: LimitSettings, executor: Executor | None
+) -> AbstractAsyncContextManager[tuple[Texts, list[ReadPicture]]]:
+    media_type = parse_options_header(request.headers.get("content-type"))[0].decode("latin-1")
+    if media_type == multipart.MEDIA_TYPE:
+        return multipart.opened(request, limits)
+    if media_type == json_body.MEDIA_TYPE:
+        return json_body.opened(request, limits, executor)
+    found = media_type[:80] or "nothing"
+    raise UnsupportedMediaType(f"Content-Type must be {multipart.MEDIA_TYPE} or {json_body.MEDIA_TYPE}, not {found}")

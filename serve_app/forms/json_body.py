@@ -1,0 +1,174 @@
+"""A JSON body: the fields of the form with JSON's types. Pictures are base64 or data URLs; no URL is fetched."""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pybase64
+from starlette.requests import Request
+
+from serve_app.errors import InvalidInput
+from serve_app.forms.fields import KINDS, PICTURE_FIELDS, SYNONYMS, check_name, count
+from serve_app.forms.upload import ReadPicture, Texts, file_too_large, text_too_large, within_limit
+from serve_app.images import undecodable
+from serve_app.settings import LimitSettings
+
+MEDIA_TYPE = "application/json"
+
+# A body of `[[],[],[],…` would take fifty times its size as objects. Sixteen prompts of nothing but commas pass.
+_MAX_MARKS = 100_000
+_MARKS = (b",", b"[", b"{")
+
+_WORDS = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+_URL = re.compile("[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
+
+
+@asynccontextmanager
+async def opened(
+    request: Request, limits: LimitSettings, executor: Executor | None
+) -> AsyncIterator[tuple[Texts, list[ReadPicture]]]:
+    """The texts and the pictures of the body, which is parsed in `executor`."""
+    yield await _read(request, limits, executor)
+
+
+async def _read(request: Request, limits: LimitSettings, executor: Executor | None) -> tuple[Texts, list[ReadPicture]]:
+    body = bytearray()
+    async for chunk in within_limit(request, limits):
+        body += chunk
+    return await asyncio.get_running_loop().run_in_executor(executor, _parse, body, limits)
+
+
+def _parse(body: bytearray, limits: LimitSettings) -> tuple[Texts, list[ReadPicture]]:
+    texts: Texts = {}
+    pictures: list[ReadPicture] = []
+    seen: Counter[str] = Counter()
+    for name, value in _load(body).items():
+        # Typed clients send every field, with null for those that were left out.
+        if (name, value) == ("mask", None):
+            continue
+        check_name(name)
+        if value is None:
+            continue
+        if name in PICTURE_FIELDS:
+            for text in _picture_texts(name, value):
+                count(name, seen, limits)
+                pictures.append(_picture(name, text, len(pictures), limits))
+            continue
+        for item in value if isinstance(value, list) and SYNONYMS.get(name, name) == "prompt" else [value]:
+            count(name, seen, limits)
+            texts.setdefault(SYNONYMS.get(name, name), []).append(_text(name, item, limits))
+    return texts, pictures
+
+
+# --- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def _load(body: bytearray) -> dict[str, Any]:
+    if sum(body.count(mark) for mark in _MARKS) > _MAX_MARKS:
+        raise InvalidInput(f"The JSON body holds more than {_MAX_MARKS} values")
+    try:
+        # Not orjson: of a name that comes twice it takes the last, in silence.
+        value = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_refuse)
+    except json.JSONDecodeError as error:
+        raise InvalidInput(f"The JSON body cannot be read: {error}") from None
+    except (ValueError, RecursionError):
+        raise InvalidInput("The JSON body cannot be read: not UTF-8, nested too deep, or a number too long") from None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"The JSON body must be an object, not {_WORDS[type(value)]}")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = Counter(name for name, _ in pairs)
+    for name, times in names.items():
+        _check_unicode("The name of a field", name, None)
+        if times > 1:
+            raise InvalidInput(f"{name[:64]} is given more than once", param=name[:64])
+    return dict(pairs)
+
+
+def _refuse(constant: str) -> None:
+    raise InvalidInput(f"The JSON body cannot be read: {constant} is no JSON")
+
+
+# --- values -------------------------------------------------------------------------------------------------------
+
+
+def _text(name: str, value: Any, limits: LimitSettings) -> str:
+    """The value as a form would have it."""
+    kind = KINDS.get(name, str)
+    if kind is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not kind and (kind, type(value)) != (float, int):
+        raise InvalidInput(f"{name} must be {_WORDS[kind]}, not {_WORDS[type(value)]}", param=name)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        _check_unicode(name, value, name)
+        if len(value.encode()) > limits.max_field_bytes:
+            raise text_too_large(name, limits)
+    return str(value)
+
+
+def _check_unicode(what: str, text: str, param: str | None) -> None:
+    # JSON can write half a surrogate pair, which no encoding can.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{what} is not UTF-8 text", param=param) from None
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+def _picture_texts(name: str, value: Any) -> Iterator[str]:
+    items = value if isinstance(value, list) else [value]
+    if not items:
+        raise InvalidInput("At least one image is required", param=name)
+    if len(items) > 1 and any(isinstance(item, dict) for item in items):
+        raise InvalidInput(
+            f"{name}: several objects with image_url mean references for one picture, and this model takes one "
+            "picture; to edit each picture on its own, send `images` as a list of base64 texts",
+            param=name,
+        )
+    for item in items:
+        text = item.get("image_url") if isinstance(item, dict) and set(item) == {"image_url"} else item
+        if not isinstance(text, str):
+            raise InvalidInput(f"{name} must be base64 text, or a list of them, not {_WORDS[type(text)]}", param=name)
+        yield text
+
+
+def _picture(name: str, text: str, index: int, limits: LimitSettings) -> ReadPicture:
+    if _URL.match(text):
+        raise InvalidInput(
+            f"{name}: no URL is fetched; send the picture itself, as base64 or as a data URL", param=name
+        )
+    start = text.find(",") + 1 if text[:5].lower() == "data:" else 0
+    if (len(text) - start) // 4 * 3 - text[-2:].count("=") > limits.max_file_bytes:
+        raise file_too_large(name, index, limits)
+    return partial(_decode_base64, text, start, index)
+
+
+def _decode_base64(text: str, start: int, index: int) -> bytes:
+    try:
+        if start and not text[:start].lower().endswith(";base64,"):
+            raise ValueError("percent-encoded")
+        payload = text[start:]
+        # MIME's base64 comes in lines.
+        return pybase64.b64decode("".join(payload.split()) if "\n" in payload else payload, validate=True)
+    except ValueError:
+        raise undecodable(index, "neither base64 nor a data URL of base64") from None

@@ -1,0 +1,114 @@
+"""A multipart body: a part is judged by its name as soon as its headers are read, so that what will be refused is never
+stored.
+"""
+
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from serve_app.errors import InvalidInput
+from serve_app.forms.fields import PICTURE_FIELDS, SYNONYMS, check_name, count
+from serve_app.forms.upload import ReadPicture, Texts, file_too_large, text_too_large, within_limit
+from serve_app.settings import LimitSettings
+
+MEDIA_TYPE = "multipart/form-data"
+
+
+@asynccontextmanager
+async def opened(request: Request, limits: LimitSettings) -> AsyncIterator[tuple[Texts, list[ReadPicture]]]:
+    """The texts and the pictures of the body, whose files are closed on the way out."""
+    if not parse_options_header(request.headers.get("content-type"))[1].get(b"boundary"):
+        raise InvalidInput("The Content-Type header has no boundary: let your HTTP client set this header itself")
+    files: list[UploadFile] = []
+    texts: Texts = {}
+    try:
+        for name, value in await _read(request, limits):
+            if isinstance(value, str):
+                texts.setdefault(SYNONYMS.get(name, name), []).append(value)
+            else:
+                files.append(value)
+        # Not what a browser sends for a file input that was left empty.
+        yield texts, [partial(_contents, file) for file in files if file.filename or file.size]
+    finally:
+        for file in files:
+            file.file.close()  # not UploadFile.close(): an await here would not run once the request is cancelled
+
+
+def _contents(file: UploadFile) -> bytes:
+    file.file.seek(0)
+    return file.file.read()
+
+
+async def _read(request: Request, limits: LimitSettings) -> list[tuple[str, str | UploadFile]]:
+    parser = _Parser(request.headers, within_limit(request, limits), limits)
+    try:
+        return (await parser.parse()).multi_items()
+    except MultiPartException as error:
+        raise InvalidInput(f"The multipart body cannot be read: {error.message}") from None
+
+
+class _Parser(MultiPartParser):
+    """Starlette's parser, which spools files to disk, with our limits and rules applied while the body arrives.
+
+    What the methods raise passes through `parse`, which then closes the files.
+    """
+
+    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], limits: LimitSettings) -> None:
+        # Numbers of parts are bounded by `count`, by name.
+        super().__init__(headers, self._whole(stream), max_files=float("inf"), max_fields=float("inf"))
+        self.max_part_size = limits.max_field_bytes
+        self._limits = limits
+        self._seen: Counter[str] = Counter()
+        self._part_bytes = 0
+        self._complete = False
+
+    async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in stream:
+            yield chunk
+        # python-multipart 0.0.34 does not mind: the part that was cut off would be missing from the form.
+        if not self._complete:
+            raise InvalidInput("The multipart body ends before its closing boundary: the upload was cut off")
+
+    def on_headers_finished(self) -> None:
+        # Whatever charset the Content-Type names: names of fields are ASCII, and codecs such as `undefined` raise.
+        self._charset = "utf-8"
+        super().on_headers_finished()
+        part = self._current_part
+        name, is_file = part.field_name, part.file is not None
+        check_name(name)
+        if name in PICTURE_FIELDS and not is_file:
+            raise InvalidInput(f"{name} must be a file, not text; with curl: -F '{name}=@photo.png'", param=name)
+        if name not in PICTURE_FIELDS and is_file:
+            raise InvalidInput(f"{name} must be text, not a file", param=name)
+        count(name, self._seen, self._limits)
+        self._part_bytes = 0
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self._part_bytes += end - start
+        part = self._current_part
+        if part.file is None and self._part_bytes > self._limits.max_field_bytes:
+            raise text_too_large(part.field_name, self._limits)
+        if part.file is not None and self._part_bytes > self._limits.max_file_bytes:
+            index = self._seen["images"] + self._seen["image"] - 1
+            raise file_too_large(part.field_name, index, self._limits)
+        super().on_part_data(data, start, end)
+
+    def on_part_end(self) -> None:
+        part = self._current_part
+        if part.file is None:
+            # Starlette would fall back to Latin-1, and the model would be asked for gibberish.
+            try:
+                part.data.decode("utf-8")
+            except UnicodeDecodeError:
+                raise InvalidInput(f"{part.field_name} is not UTF-8 text", param=part.field_name) from None
+            self._charset = "utf-8"
+        super().on_part_end()
+
+    def on_end(self) -> None:
+        self._complete = True

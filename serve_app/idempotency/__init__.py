@@ -1,0 +1,1 @@
+"""Edits that run once, however often they are sent under one Idempotency-Key."""

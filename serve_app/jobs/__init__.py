@@ -1,0 +1,1 @@
+"""Edits that outlive their HTTP request."""

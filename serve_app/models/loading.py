@@ -1,0 +1,158 @@
+"""Load the served model from settings: the built-in one, a directory, or a hub id."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.utils import logging as diffusers_logging
+
+from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.settings import BUILTIN_TINY, ModelSettings
+
+DEFAULT_STEPS = 50
+DEFAULT_GUIDANCE = 4.0
+BUILTIN_STEPS = 20
+BUILTIN_GUIDANCE = 2.0
+CPU_MAX_SAMPLES = 8
+# Samples in one forward by GPU memory, as the user's guide has it: (at least so many GB, samples).
+GPU_MAX_SAMPLES = ((25, 10), (12, 5), (0, 2))
+# In the package, with its card: trained by training/.
+_BUILTIN_TINY = Path(__file__).parent / "builtin_tiny"
+_SERVED_CLASSES = ("QwenImageEditPipeline", StepwiseQwenImageEditPipeline.__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded pipeline with what it wants by default."""
+
+    pipeline: StepwiseQwenImageEditPipeline
+    default_steps: int
+    default_guidance: float
+    max_samples: int
+    device: torch.device
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the GPU: `allocated` by tensors, `reserved` by PyTorch, `total`. Empty on a CPU. Any thread."""
+        if self.device.type == "cpu":
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+            "total": torch.cuda.get_device_properties(self.device).total_memory,
+        }
+
+
+def load(settings: ModelSettings) -> Model:
+    """Load, place and tune the model. Raises ValueError or OSError with what is wrong; nothing is cached."""
+    device = _device(settings)
+    if device.type == "cpu":
+        # Ray sets OMP_NUM_THREADS to an actor's num_cpus, mostly 1 (Ray 2.60).
+        torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
+    pipeline = _read(settings, _dtype(settings, device))
+    _check_scheduler(pipeline)
+    for lora in settings.loras:
+        pipeline.load_lora_weights(lora.source, weight_name=lora.weight_name)
+        pipeline.fuse_lora(lora_scale=lora.scale)
+        pipeline.unload_lora_weights()
+    _tune(pipeline, settings)
+    _place(pipeline, settings, device)
+    if settings.source == BUILTIN_TINY:
+        steps, guidance = BUILTIN_STEPS, BUILTIN_GUIDANCE
+    else:
+        steps, guidance = DEFAULT_STEPS, DEFAULT_GUIDANCE
+    return Model(
+        pipeline=pipeline,
+        default_steps=settings.default_steps or steps,
+        default_guidance=settings.default_guidance or guidance,
+        max_samples=_max_samples(device),
+        device=device,
+    )
+
+
+def _device(settings: ModelSettings) -> torch.device:
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("model.device is cuda, but PyTorch sees no CUDA device in this process")
+    return torch.device(settings.device)
+
+
+def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
+    if settings.dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[settings.dtype]
+
+
+def _read(settings: ModelSettings, dtype: torch.dtype) -> StepwiseQwenImageEditPipeline:
+    source = check_source(settings)
+    diffusers_logging.disable_progress_bar()
+    pipeline: StepwiseQwenImageEditPipeline = StepwiseQwenImageEditPipeline.from_pretrained(
+        source, revision=settings.revision, dtype=dtype
+    )
+    if settings.native_area is not None:
+        pipeline.register_to_config(native_area=settings.native_area)
+    return pipeline
+
+
+def check_source(settings: ModelSettings) -> str:
+    """What diffusers loads: a directory or a hub id. Raises ValueError or OSError for what is not served.
+
+    Before gigabytes are read: the 2509 and 2511 checkpoints (…Plus) take references, in another way.
+    """
+    source = _source(settings)
+    served = DiffusionPipeline.load_config(source, revision=settings.revision)["_class_name"]
+    if served not in _SERVED_CLASSES:
+        raise ValueError(f"model.source: {source} is a {served}; this server runs {_SERVED_CLASSES[0]}")
+    return source
+
+
+def _source(settings: ModelSettings) -> str:
+    if settings.source == BUILTIN_TINY:
+        return str(_BUILTIN_TINY)
+    if settings.source.startswith("builtin:"):
+        raise ValueError(f"model.source: {settings.source} is unknown; the built-in model is {BUILTIN_TINY}")
+    return settings.source
+
+
+def _check_scheduler(pipeline: StepwiseQwenImageEditPipeline) -> None:
+    """The stepwise pipeline takes plain Euler steps itself, each sample with its own sigmas."""
+    scheduler = pipeline.scheduler
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        raise ValueError(
+            f"the model's scheduler is {type(scheduler).__name__}; only FlowMatchEulerDiscreteScheduler is served"
+        )
+    for option in ("stochastic_sampling", "invert_sigmas"):
+        if scheduler.config.get(option):
+            raise ValueError(f"the model's scheduler sets {option}, which is not served")
+
+
+def _tune(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings) -> None:
+    if settings.attention_backend:
+        pipeline.transformer.set_attention_backend(settings.attention_backend)
+    if settings.vae_tiling:
+        pipeline.vae.enable_tiling()
+    if settings.compile:
+        pipeline.transformer.compile_repeated_blocks(dynamic=True)
+        # Every combination of text lengths would be compiled anew.
+        pipeline.masks_texts = True
+
+
+def _place(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings, device: torch.device) -> None:
+    if settings.offload == "none":
+        pipeline.to(device)
+    elif device.type == "cpu":
+        raise ValueError(f"model.offload: {settings.offload} needs a GPU, and this process has none")
+    elif settings.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.enable_sequential_cpu_offload(device=device)
+
+
+def _max_samples(device: torch.device) -> int:
+    if device.type == "cpu":
+        return CPU_MAX_SAMPLES
+    # Rounded, since a card sold as 24 GB reports 23.6 GiB.
+    gigabytes = round(torch.cuda.get_device_properties(device).total_memory / 2**30)
+    return next(samples for at_least, samples in GPU_MAX_SAMPLES if gigabytes >= at_least)

@@ -1,0 +1,52 @@
+"""A warm model with its engine in this process: what a replica runs, and a batch job that needs no server."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from serve_app.engine.calibration import calibrate
+from serve_app.engine.engine import EditEngine
+from serve_app.engine.scheduler import Sample
+from serve_app.models import loading
+from serve_app.models.loading import Model
+from serve_app.settings import AppSettings
+
+logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEditor:
+    """`engine` runs; stop it where the process outlives it. It takes what `settings.limits` would refuse, too."""
+
+    model: Model
+    engine: EditEngine
+
+
+def start(
+    settings: AppSettings, on_forward: Callable[[Sequence[Sample], float], None] = lambda samples, seconds: None
+) -> LocalEditor:
+    """Load the model, measure the knee where it is `auto`, start the engine. Raises as `loading.load`.
+
+    `on_forward`: as in EditEngine.
+    """
+    model = loading.load(settings.model)
+    limit = model.max_samples if settings.engine.max_samples == "auto" else settings.engine.max_samples
+    calibration = calibrate(
+        model.pipeline,
+        max_samples=limit,
+        default_guidance=model.default_guidance,
+        find_knee=settings.engine.batch_tokens == "auto",
+    )
+    logger.info("Loaded %s; measured %s", settings.model.source, asdict(calibration))
+    engine = EditEngine(
+        model.pipeline,
+        settings.engine,
+        calibration,
+        max_samples=limit,
+        default_steps=model.default_steps,
+        default_guidance=model.default_guidance,
+        timeout_s=settings.limits.request_timeout_s,
+        on_forward=on_forward,
+    )
+    engine.start()
+    return LocalEditor(model, engine)

@@ -1,0 +1,76 @@
+"""A finished edit as JSON: its pictures become text on the picture pool, in the order of the contract."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import asdict
+
+import orjson
+import pybase64
+from starlette.responses import Response
+
+from serve_app.forms.form import EditForm
+from serve_app.images import encode
+from serve_app.request import EditResult, Pixels
+from serve_app.responses.schemas import Answer, Output, Usage
+
+
+async def respond(result: EditResult, form: EditForm, executor: Executor, started: float) -> tuple[Response, float]:
+    """The answer, and the seconds that it took to make. `started`: when the edit was, by `time.perf_counter`."""
+    start = time.perf_counter()
+    loop = asyncio.get_running_loop()
+    items = await asyncio.gather(*(loop.run_in_executor(executor, item, *output, form) for output in _in_order(result)))
+    end = time.perf_counter()
+    content = await loop.run_in_executor(executor, orjson.dumps, body(form, items, end - started))
+    timings = {**asdict(result.timings), "serialize_s": end - start}
+    headers = {"Server-Timing": _server_timing(timings)}
+    return Response(content, headers=headers, media_type="application/json"), end - start
+
+
+def _in_order(result: EditResult) -> Iterator[tuple[int, int, int, Pixels]]:
+    """Picture, variant, seed and pixels: all variants of the first picture, then all of the second, and so on."""
+    for i, (variants, seeds) in enumerate(zip(result.pixels, result.seeds, strict=True)):
+        for j, (pixels, seed) in enumerate(zip(variants, seeds, strict=True)):
+            yield i, j, seed, pixels
+
+
+def _server_timing(timings: dict[str, float]) -> str:
+    return ", ".join(f"{name.removesuffix('_s')};dur={seconds * 1000:.1f}" for name, seconds in timings.items())
+
+
+# --- what streams and jobs say too --------------------------------------------------------------------------------
+
+
+def body(form: EditForm, items: list[Output], seconds: float) -> Answer:
+    """The answer, of `items` in the order of the contract."""
+    return {
+        "created": int(time.time()),
+        "data": items,
+        "output_format": form.output_format,
+        "usage": usage(seconds, len(form.request.images), len(items)),
+    }
+
+
+def item(image_index: int, variant_index: int, seed: int, pixels: Pixels, form: EditForm) -> Output:
+    """One output. Takes as long as its picture takes to encode: not for an event loop."""
+    return {
+        "b64_json": to_base64(pixels, form),
+        "size": size_text(pixels),
+        "seed": seed,
+        "input_index": image_index,
+        "variant_index": variant_index,
+    }
+
+
+def to_base64(pixels: Pixels, form: EditForm) -> str:
+    """The picture file that the form asks for, as text."""
+    return pybase64.b64encode_as_string(encode(pixels, form.output_format, form.output_compression))
+
+
+def size_text(pixels: Pixels) -> str:
+    return f"{pixels.shape[1]}x{pixels.shape[0]}"
+
+
+def usage(seconds: float, inputs: int, outputs: int) -> Usage:
+    return {"processing_time_seconds": round(seconds, 3), "input_images": inputs, "generated_images": outputs}

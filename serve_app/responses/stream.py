@@ -1,0 +1,107 @@
+"""A streamed edit as server-sent events, in the shapes of OpenAI's Images API, with fields and events of our own."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor
+from contextlib import aclosing
+
+import orjson
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from serve_app.events import Completed, Done, Event, Preview, Progress
+from serve_app.forms.form import EditForm
+from serve_app.responses.edits import item, usage
+from serve_app.responses.errors import error_body, for_the_caller
+from serve_app.responses.log import LogEntry
+from serve_app.responses.schemas import Picture, StageSeconds, StreamEvent, Usage
+
+_LINE_END = "\n"
+_END = ServerSentEvent("[DONE]", sep=_LINE_END).encode()
+
+
+async def respond(
+    events: AsyncGenerator[Event, None],
+    form: EditForm,
+    executor: Executor,
+    entry: LogEntry,
+    on_serialized: Callable[[float], None],
+) -> EventSourceResponse:
+    """The response that streams `events`, once there is a first: what is raised until then has a status of its own."""
+    first = await anext(events)
+    stream = _Stream(form, executor, entry, on_serialized)
+    return EventSourceResponse(stream.frames(first, events), sep=_LINE_END)
+
+
+class _Stream:
+    def __init__(
+        self, form: EditForm, executor: Executor, entry: LogEntry, on_serialized: Callable[[float], None]
+    ) -> None:
+        self._form = form
+        self._executor = executor
+        self._entry = entry
+        self._on_serialized = on_serialized
+        self._start = time.perf_counter()
+        self._serialize_s = 0.0
+
+    async def frames(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+        self._entry.left()
+        try:
+            async with aclosing(events):
+                yield await self._frame(first)
+                async for event in events:
+                    yield await self._frame(event)
+            yield _END
+            self._entry.status = 200
+        except Exception as error:
+            seen = for_the_caller(error, self._entry.request_id)
+            self._entry.failed(seen)
+            yield _encode({"type": "error", **error_body(seen)})
+
+    async def _frame(self, event: Event) -> bytes:
+        if isinstance(event, Progress):
+            steps_done, steps, place = event.steps_done, event.steps, event.place
+            return _encode({"type": "image_edit.progress", "steps_done": steps_done, "steps": steps, "place": place})
+        if isinstance(event, Done):
+            return self._done(event)
+        start = time.perf_counter()
+        frame = await asyncio.get_running_loop().run_in_executor(self._executor, self._picture, event)
+        self._serialize_s += time.perf_counter() - start
+        return frame
+
+    def _picture(self, event: Preview | Completed) -> bytes:
+        """On the picture pool."""
+        form = self._form
+        place = (event.image_index, event.variant_index)
+        picture: Picture = {
+            **item(*place, form.request.output_seed(*place), event.pixels, form),
+            "created_at": int(time.time()),
+            "output_format": form.output_format,
+            "background": "opaque",
+            "quality": "auto",
+        }
+        if isinstance(event, Preview):
+            preview_index = event.preview_index
+            return _encode({"type": "image_edit.partial_image", "partial_image_index": preview_index, **picture})
+        return _encode({"type": "image_edit.completed", "usage": self._usage(1, 1), **picture})
+
+    def _done(self, event: Done) -> bytes:
+        self._on_serialized(self._serialize_s)
+        self._entry.answered(event.timings, event.batch, self._serialize_s)
+        request = self._form.request
+        usage = self._usage(len(request.images), request.outputs)
+        timings: StageSeconds = {
+            "queue_s": event.timings.queue_s,
+            "encode_s": event.timings.encode_s,
+            "denoise_s": event.timings.denoise_s,
+            "decode_s": event.timings.decode_s,
+            "serialize_s": self._serialize_s,
+        }
+        return _encode({"type": "image_edit.done", "usage": usage, "timings": timings})
+
+    def _usage(self, inputs: int, outputs: int) -> Usage:
+        return usage(time.perf_counter() - self._start, inputs, outputs)
+
+
+def _encode(event: StreamEvent) -> bytes:
+    return ServerSentEvent(orjson.dumps(event).decode(), event=event["type"], sep=_LINE_END).encode()
