@@ -14,7 +14,7 @@ from typing import Protocol
 
 from benchmarks.sharing import View, Work, ranked
 from serve_app.deployments.autoscaling import Load
-from serve_app.engine.scheduler import Entry, Policy, Sample, Shape, plan, work_s
+from serve_app.engine.scheduler import Policy, QueuedRequest, Sample, Shape, plan, work_s
 
 # How often a replica reports, and how far back Serve averages (`metrics_interval_s` 10 and `look_back_period_s` 30).
 _REPORT_S = 5.0
@@ -52,13 +52,13 @@ class Replica:
     def __init__(self, speed: Speed) -> None:
         self.speed = speed
         self._policy = Policy(_MAX_SAMPLES, speed.knee_tokens, 8, "step", "shortest", 0.1, speed.seconds_per_token)
-        self.entries: list[Entry] = []
+        self.entries: list[QueuedRequest] = []
         self.forwards = self.sample_steps = 0
         self.next_s = math.inf
         self._batch: list[Sample] = []
         self._since_s = self._step_s = 0.0
 
-    def take(self, entry: Entry, now_s: float) -> None:
+    def take(self, entry: QueuedRequest, now_s: float) -> None:
         """It joins at the end of the present step."""
         self.entries.append(entry)
         if self._batch:
@@ -67,12 +67,12 @@ class Replica:
         else:
             self._start_batch(now_s)
 
-    def turn(self, now_s: float) -> list[Entry]:
+    def turn(self, now_s: float) -> list[QueuedRequest]:
         """Plan anew at a step's end; the requests that are done."""
         self._credit(now_s)
         for sample in self._batch:
             if sample.steps_left == 0:
-                sample.entry.samples.remove(sample)
+                sample.request.samples.remove(sample)
         done = [entry for entry in self.entries if not entry.samples]
         self.entries = [entry for entry in self.entries if entry.samples]
         self._start_batch(now_s)
@@ -114,25 +114,25 @@ class Replica:
         self.next_s = now_s + steps * self._step_s
 
 
-Router = Callable[[Sequence[Replica], Entry, float, random.Random], Replica]
+Router = Callable[[Sequence[Replica], QueuedRequest, float, random.Random], Replica]
 """Chooses for a new request, at a time, among the replicas that may take it."""
 
 
-def two_choices(replicas: Sequence[Replica], entry: Entry, now_s: float, rng: random.Random) -> Replica:
+def two_choices(replicas: Sequence[Replica], entry: QueuedRequest, now_s: float, rng: random.Random) -> Replica:
     """Serve's default: of two replicas at random, that with fewer requests."""
     return fewest_requests(rng.sample(replicas, min(2, len(replicas))), entry, now_s, rng)
 
 
-def fewest_requests(replicas: Sequence[Replica], entry: Entry, now_s: float, rng: random.Random) -> Replica:
+def fewest_requests(replicas: Sequence[Replica], entry: QueuedRequest, now_s: float, rng: random.Random) -> Replica:
     return min(replicas, key=lambda replica: (len(replica.entries), rng.random()))
 
 
-def least_work(replicas: Sequence[Replica], entry: Entry, now_s: float, rng: random.Random) -> Replica:
+def least_work(replicas: Sequence[Replica], entry: QueuedRequest, now_s: float, rng: random.Random) -> Replica:
     """The replica with the fewest seconds of open work."""
     return min(replicas, key=lambda replica: (replica.open_work_s(now_s), rng.random()))
 
 
-def sharing(replicas: Sequence[Replica], entry: Entry, now_s: float, rng: random.Random) -> Replica:
+def sharing(replicas: Sequence[Replica], entry: QueuedRequest, now_s: float, rng: random.Random) -> Replica:
     """The fullest replica whose forwards take the request for nothing, below the knee; else the one with least work."""
     shape, tokens = entry.samples[0].shape, sum(sample.tokens for sample in entry.samples)
     free = [
@@ -153,9 +153,9 @@ class Ingresses:
     """
 
     def __init__(self, count: int) -> None:
-        self._sent: list[dict[Replica, list[tuple[Entry, Work]]]] = [{} for _ in range(count)]
+        self._sent: list[dict[Replica, list[tuple[QueuedRequest, Work]]]] = [{} for _ in range(count)]
 
-    def __call__(self, replicas: Sequence[Replica], entry: Entry, now_s: float, rng: random.Random) -> Replica:
+    def __call__(self, replicas: Sequence[Replica], entry: QueuedRequest, now_s: float, rng: random.Random) -> Replica:
         sent, new = rng.choice(self._sent), Work.of(entry)
         shuffled = rng.sample(replicas, len(replicas))
         for replica in shuffled:
@@ -272,7 +272,7 @@ class Fleet:
                 return
             edit = self._queue.popleft()
             self._sequence += 1
-            entry = Entry(self._sequence, arrived_s=now_s, deadline_s=math.inf, conditions=())
+            entry = QueuedRequest(self._sequence, arrived_s=now_s, deadline_s=math.inf, conditions=())
             entry.samples = samples_of(entry, edit)
             self._due_s[self._sequence] = edit.at_s
             self._router(able, entry, now_s, self._rng).take(entry, now_s)
@@ -318,7 +318,7 @@ class Fleet:
             self._retire(replica)
 
 
-def samples_of(entry: Entry, edit: Edit) -> list[Sample]:
+def samples_of(entry: QueuedRequest, edit: Edit) -> list[Sample]:
     return [
         Sample(entry, 0, variant, edit.shape, edit.tokens, seed=0, steps=edit.steps, guidance=4.0)
         for variant in range(edit.samples)

@@ -7,6 +7,7 @@ from benchmarks.gpu_prompts import equal_prompts
 from benchmarks.gpu_report import Rows, yes_no
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.engine import EditEngine
+from serve_app.engine.model import ServedModel
 from serve_app.errors import EditError
 from serve_app.settings import EngineSettings
 
@@ -55,22 +56,24 @@ def _computed_s(bench: Bench, case: Case, guided: bool, steps: int, callers: int
 def _measured(bench: Bench, case: Case, guided: bool, steps: int, callers: int) -> tuple[float, float]:
     """Seconds until the last caller has its picture, and the mean batch."""
     engine = EditEngine(
-        bench.pipeline,
+        ServedModel(
+            bench.pipeline,
+            Calibration({}, _BATCH_TOKENS, 0.0),
+            max_samples=max(callers, bench.max_samples),
+            default_steps=steps,
+            default_guidance=GUIDANCE,
+        ),
         EngineSettings(batch_tokens=_BATCH_TOKENS),
-        Calibration({}, _BATCH_TOKENS, 0.0),
-        max_samples=max(callers, bench.max_samples),
-        default_steps=steps,
-        default_guidance=GUIDANCE,
         timeout_s=_PATIENCE_S,
     )
     requests = [edit_request(case, equal_prompts(1), guided=guided, steps=steps, seed=seed) for seed in range(callers)]
     engine.start()
     try:
         start_s = time.perf_counter()
-        for ticket in engine.submit(requests):
-            if isinstance(ticket, EditError):
-                raise ticket
-            ticket.result(_PATIENCE_S)
+        for future in engine.submit(requests):
+            if isinstance(future, EditError):
+                raise future
+            future.result(_PATIENCE_S)
         elapsed_s = time.perf_counter() - start_s
     finally:
         engine.stop()

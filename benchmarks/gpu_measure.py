@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu_floor import TransformerCost, floor_s
 from benchmarks.gpu_model import ModelSize
 from benchmarks.gpu_prompts import BLANK
-from serve_app.engine.scheduler import Entry, expand
+from serve_app.engine.scheduler import QueuedRequest, expand
 from serve_app.images import Size
 from serve_app.models.pipeline import SampleState, StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, Pixels
@@ -120,12 +120,12 @@ class Bench:
         finally:
             self.pipeline.register_to_config(native_area=before)
 
-    def entry(self, case: Case, prompts: Sequence[str], *, guided: bool, negative: str = BLANK) -> Entry:
+    def entry(self, case: Case, prompts: Sequence[str], *, guided: bool, negative: str = BLANK) -> QueuedRequest:
         """One sample for each prompt, each with a picture of its own. Call it inside `native(case)`."""
         request = edit_request(case, prompts, guided=guided, negative=negative, steps=_STEPS)
         return expand(request, self.pipeline.geometry, default_steps=_STEPS, default_guidance=GUIDANCE)
 
-    def states(self, entry: Entry) -> list[SampleState]:
+    def states(self, entry: QueuedRequest) -> list[SampleState]:
         """The entry's samples, encoded together and started."""
         encodings = self.pipeline.encode([self.pipeline.prepare(condition) for condition in entry.conditions])
         return [self.pipeline.start(*pair) for pair in zip(encodings, entry.samples, strict=True)]

@@ -1,6 +1,6 @@
 """`python -m benchmarks.joining`: when newcomers join, on one simulated replica whose stages have fixed prices.
 
-Prints a table. The rules are the product's own, `batching.plan_or_hold`; a stage of k samples takes
+Prints a table. The rules are the product's own, `scheduler.plan_joins`; a stage of k samples takes
 `fixed + k × each` seconds; nothing else takes time.
 """
 
@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 
 from benchmarks.markdown import table
-from serve_app.engine.scheduler import Entry, Policy, Sample, Shape, plan_or_hold
+from serve_app.engine.scheduler import Policy, QueuedRequest, Sample, Shape, plan_joins
 from serve_app.images import Size
 
 _SHAPE = Shape(Size(64, 64), Size(64, 64))
@@ -59,13 +59,13 @@ STEPS = ((4,), (20,), (8, 50, 50))
 RULES = ("at the next step", "step", "batch")
 
 
-def entries(rate_per_s: float, steps: Sequence[int], seed: int) -> list[Entry]:
+def entries(rate_per_s: float, steps: Sequence[int], seed: int) -> list[QueuedRequest]:
     """Poisson arrivals."""
     rng = random.Random(seed)
     found, at_s = [], 0.0
     for number in range(_EDITS):
         at_s += rng.expovariate(rate_per_s)
-        entry = Entry(number, at_s, deadline_s=float("inf"), conditions=())
+        entry = QueuedRequest(number, at_s, deadline_s=float("inf"), conditions=())
         entry.samples = [Sample(entry, 0, 0, _SHAPE, tokens=1, seed=0, steps=rng.choice(steps), guidance=1.0)]
         found.append(entry)
     return found
@@ -84,18 +84,18 @@ def policy(machine: Machine, rule: str) -> Policy:
     )
 
 
-def latencies(machine: Machine, rule: str, arriving: Sequence[Entry]) -> list[tuple[float, float]]:
+def latencies(machine: Machine, rule: str, arriving: Sequence[QueuedRequest]) -> list[tuple[float, float]]:
     """Seconds, and over the seconds alone, of every edit."""
     rules, now_s, waited_s = policy(machine, rule), 0.0, 0.0
     coming = list(reversed(arriving))
-    here: list[Entry] = []
+    here: list[QueuedRequest] = []
     found: list[tuple[float, float]] = []
     while coming or here:
         if not here:
             now_s = max(now_s, coming[-1].arrived_s)
         while coming and coming[-1].arrived_s <= now_s:
             here.append(coming.pop())
-        (batch, held), start_s = plan_or_hold(here, rules, waited_s), now_s
+        (batch, held), start_s = plan_joins(here, rules, waited_s), now_s
         done = [sample for sample in batch if sample.steps_left == 1]
         now_s += machine.encode.seconds(sum(not sample.encoded for sample in batch))
         now_s += machine.step.seconds(len(batch)) + machine.decode.seconds(len(done))
@@ -103,8 +103,8 @@ def latencies(machine: Machine, rule: str, arriving: Sequence[Entry]) -> list[tu
         for sample in batch:
             sample.encoded, sample.steps_done = True, sample.steps_done + 1
         for sample in done:
-            here.remove(sample.entry)
-            latency_s = now_s - sample.entry.arrived_s
+            here.remove(sample.request)
+            latency_s = now_s - sample.request.arrived_s
             found.append((latency_s, latency_s / machine.seconds(1, sample.steps)))
     return found
 

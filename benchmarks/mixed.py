@@ -19,10 +19,11 @@ import numpy as np
 from benchmarks.edits import Edit, Effort, mixed
 from benchmarks.markdown import table
 from benchmarks.traces import Trace, at_once, poisson
-from serve_app.engine.backend import Pipeline
+from serve_app.engine.backend import Backend
 from serve_app.engine.calibration import Calibration, calibrate
 from serve_app.engine.engine import EditEngine
-from serve_app.engine.requests import Ticket
+from serve_app.engine.model import ServedModel
+from serve_app.engine.requests import EditFuture
 from serve_app.errors import EditError
 from serve_app.models import loading
 from serve_app.settings import EngineSettings, ModelSettings
@@ -40,7 +41,7 @@ _LOAD = 0.9
 class Engines:
     """Of any rule on one pipeline, whose calibration is known. `max_samples` and `guidance` as a model has them."""
 
-    pipeline: Pipeline
+    pipeline: Backend
     calibration: Calibration
     max_samples: int
     guidance: float
@@ -49,12 +50,14 @@ class Engines:
     def running(self, rule: Rule) -> Iterator[EditEngine]:
         order, join = rule
         engine = EditEngine(
-            self.pipeline,
+            ServedModel(
+                self.pipeline,
+                self.calibration,
+                max_samples=self.max_samples,
+                default_steps=1,
+                default_guidance=self.guidance,
+            ),
             EngineSettings(order=order, join=join),
-            self.calibration,
-            max_samples=self.max_samples,
-            default_steps=1,
-            default_guidance=self.guidance,
             timeout_s=3600,
         )
         engine.start()
@@ -72,14 +75,14 @@ def latencies(running: EditEngine, edits: Sequence[Edit], trace: Trace) -> list[
     for number, arrival in enumerate(trace.arrivals):
         due_s = start_s + arrival.at_s
         time.sleep(max(0.0, due_s - time.monotonic()))
-        [ticket] = running.submit([requests[arrival.kind]])
-        if isinstance(ticket, EditError):
-            raise ticket
-        ticket.add_done_callback(partial(_done, found, number, due_s))
+        [future] = running.submit([requests[arrival.kind]])
+        if isinstance(future, EditError):
+            raise future
+        future.add_done_callback(partial(_done, found, number, due_s))
     return [latency_s for _, latency_s in sorted(found.get() for _ in trace.arrivals)]
 
 
-def _done(found: SimpleQueue[tuple[int, float]], number: int, due_s: float, ticket: Ticket) -> None:
+def _done(found: SimpleQueue[tuple[int, float]], number: int, due_s: float, future: EditFuture) -> None:
     found.put((number, time.monotonic() - due_s))
 
 

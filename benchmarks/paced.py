@@ -36,7 +36,7 @@ MACHINES = (*joining.MACHINES, FULL)
 
 @dataclass(frozen=True, slots=True)
 class PacedPipeline:
-    """Implements protocol.Pipeline; pictures are black. Smaller samples take less of a step, by their tokens."""
+    """Implements protocol.Backend; pictures are black. Smaller samples take less of a step, by their tokens."""
 
     machine: Machine
     geometry: Geometry = _GEOMETRY

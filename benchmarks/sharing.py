@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from serve_app.engine.scheduler import Entry, Shape
+from serve_app.engine.scheduler import QueuedRequest, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Work:
     all_tokens: int
 
     @classmethod
-    def of(cls, entry: Entry) -> "Work":
+    def of(cls, entry: QueuedRequest) -> "Work":
         shapes = {sample.shape for sample in entry.samples}
         shape = None if entry.alone or len(shapes) > 1 else shapes.pop()
         return cls(shape, sum(sample.tokens for sample in entry.samples), entry.work_tokens)

@@ -10,7 +10,7 @@ from benchmarks.edits import Effort, plain
 from benchmarks.markdown import table
 from serve_app.engine.scheduler import expand
 from serve_app.models import loading
-from serve_app.models.loading import Model
+from serve_app.models.loading import LoadedModel
 from serve_app.settings import BUILTIN_TINY, ModelSettings
 
 _ROUNDS = 7
@@ -31,7 +31,7 @@ class Stages:
         return self.encode_ms + steps * self.step_ms + self.decode_ms
 
 
-def measure(model: Model, side: int, batches: Sequence[int], rounds: int = _ROUNDS) -> dict[int, Stages]:
+def measure(model: LoadedModel, side: int, batches: Sequence[int], rounds: int = _ROUNDS) -> dict[int, Stages]:
     """By number of samples, of `side` × `side` pixels and with texts of several lengths.
 
     Sizes take turns, the fastest of all rounds counting.
@@ -44,7 +44,7 @@ def measure(model: Model, side: int, batches: Sequence[int], rounds: int = _ROUN
     return {batch: Stages(*(ms / batch for ms in best[batch])) for batch in batches}
 
 
-def _works(model: Model, side: int, batch: int) -> Iterator[Callable[[], object]]:
+def _works(model: LoadedModel, side: int, batch: int) -> Iterator[Callable[[], object]]:
     """Encode, step and decode so many samples, each of a caller of its own."""
     pipeline, kinds = model.pipeline, plain(Effort(plain=_STEPS, side=side))
     entries = [

@@ -13,6 +13,7 @@ from benchmarks.sharing_router import ReplicaFacts
 from serve_app.deployments.replica import ImageEditor
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.engine import EditEngine
+from serve_app.engine.model import ServedModel
 from serve_app.engine.scheduler import Sample
 from serve_app.settings import AppSettings, EngineSettings
 from tests.fakes import ArithmeticLocal, ArithmeticModel, ArithmeticPipeline, State
@@ -57,12 +58,14 @@ class WaitingEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,mis
 
     def _start(self, settings: AppSettings) -> Any:
         engine = EditEngine(
-            self._pipeline,
+            ServedModel(
+                self._pipeline,
+                Calibration({}, self._knee_tokens, self._pipeline.seconds_per_token),
+                max_samples=_MAX_SAMPLES,
+                default_steps=_STEPS,
+                default_guidance=_GUIDANCE,
+            ),
             EngineSettings(),
-            Calibration({}, self._knee_tokens, self._pipeline.seconds_per_token),
-            max_samples=_MAX_SAMPLES,
-            default_steps=_STEPS,
-            default_guidance=_GUIDANCE,
             timeout_s=math.inf,
             on_forward=self._forward_done,
         )

@@ -49,10 +49,10 @@ def own_engine(settings: AppSettings) -> Submit:
     engine = runtime.start(settings).engine
 
     def submit(request: EditRequest) -> Any:
-        (ticket,) = engine.submit([request])
-        if isinstance(ticket, EditError):
-            raise ticket
-        return ticket
+        (future,) = engine.submit([request])
+        if isinstance(future, EditError):
+            raise future
+        return future
 
     return submit
 

@@ -25,6 +25,9 @@ An error crosses Ray by pickle, so constructor arguments other than the message 
 original error only those attributes that its bases lack.
 """
 
+RETRY_AFTER_S = 5
+"""What `Retry-After` says where nothing better is known, in seconds."""
+
 
 class EditError(Exception):
     """Base of all errors. `message` is written for the caller and never holds a path, a host or a traceback."""

@@ -40,6 +40,12 @@ _UPRIGHT = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 
+PICTURE_THREADS = 4
+"""Threads of one process that prepare, decode or encode pictures.
+
+Pillow, zlib and torch release the GIL; more threads only compete with the event loop for the cores.
+"""
+
 SIZE_PATTERN = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
 

@@ -1,4 +1,4 @@
-"""A small real implementation of the Pipeline protocol: arithmetic instead of a model; and a clock.
+"""A small real implementation of the Backend protocol: arithmetic instead of a model; and a clock.
 
 A sample's picture is a function of its picture, prompt, seed, steps and guidance alone, so that any mix-up shows.
 """

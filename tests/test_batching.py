@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 
 from serve_app.engine.scheduler import (
-    Entry,
     Policy,
+    QueuedRequest,
     Sample,
     drain_s,
     expand,
-    holds,
     in_order,
     knee,
     plan,
     preview_steps,
+    should_defer_joins,
 )
 from serve_app.images import Geometry, Size
 from serve_app.request import EditRequest, arrange
@@ -39,7 +39,7 @@ POLICY = Policy(
 
 def entry(
     sequence=0, *, arrived_s=0.0, steps=10, images=(SQUARE,), n=1, guidance=1.0, seed=0, size=None, alone=False
-) -> Entry:
+) -> QueuedRequest:
     request = EditRequest(
         images=list(images),
         prompt="x",
@@ -63,10 +63,10 @@ def entry(
 
 def advance(batch: list[Sample]) -> None:
     for sample in batch:
-        sample.encoded = sample.entry.joined = True
+        sample.encoded = sample.request.joined = True
         sample.steps_done += 1
         if sample.steps_left == 0:
-            sample.entry.samples.remove(sample)
+            sample.request.samples.remove(sample)
 
 
 class TestExpand:
@@ -100,12 +100,12 @@ class TestExpand:
 class TestPlan:
     def test_samples_of_different_requests_share_a_forward(self):
         entries = [entry(k, steps=10 + k) for k in range(3)]
-        assert [s.entry.sequence for s in plan(entries, POLICY)] == [0, 1, 2]
+        assert [s.request.sequence for s in plan(entries, POLICY)] == [0, 1, 2]
 
     def test_only_one_shape_a_forward_and_it_is_that_of_the_first_in_order(self):
         entries = [entry(0, images=[WIDE], steps=20), entry(1, steps=5), entry(2, images=[WIDE], steps=3), entry(3)]
         batch = plan(entries, POLICY)
-        assert [s.entry.sequence for s in batch] == [2, 0]
+        assert [s.request.sequence for s in batch] == [2, 0]
 
     def test_never_more_than_max_samples(self):
         assert len(plan([entry(n=10)], replace(POLICY, batch_tokens=10**9))) == 4
@@ -117,7 +117,7 @@ class TestPlan:
 
     def test_a_sample_that_fits_beside_the_first_is_taken_though_a_larger_one_before_it_does_not(self):
         entries = [entry(0, steps=1), entry(1, steps=1, guidance=4.0), entry(2, steps=9)]
-        assert [s.entry.sequence for s in plan(entries, replace(POLICY, batch_tokens=2 * TOKENS))] == [0, 2]
+        assert [s.request.sequence for s in plan(entries, replace(POLICY, batch_tokens=2 * TOKENS))] == [0, 2]
 
     def test_a_shape_that_ran_out_of_memory_keeps_its_cap(self):
         entries = [entry(n=4)]
@@ -127,21 +127,21 @@ class TestPlan:
         long = entry(0, n=4, steps=50)
         advance(plan([long], POLICY))
         short = entry(1, n=4, steps=4, arrived_s=1.0)
-        assert {s.entry.sequence for s in plan([long, short], POLICY)} == {1}
+        assert {s.request.sequence for s in plan([long, short], POLICY)} == {1}
 
     def test_fifo_never_lets_anyone_pass(self):
         long, short = entry(0, n=4, steps=50), entry(1, n=4, steps=4)
-        assert {s.entry.sequence for s in plan([long, short], replace(POLICY, order="fifo"))} == {0}
+        assert {s.request.sequence for s in plan([long, short], replace(POLICY, order="fifo"))} == {0}
 
     def test_join_batch_lets_nobody_join_what_is_in_flight(self):
         policy = replace(POLICY, join="batch")
         first = entry(0, steps=5)
         advance(plan([first], policy))
         second = entry(1, steps=1)
-        assert {s.entry.sequence for s in plan([first, second], policy)} == {0}
+        assert {s.request.sequence for s in plan([first, second], policy)} == {0}
         for _ in range(4):
             advance(plan([first, second], policy))
-        assert {s.entry.sequence for s in plan([first, second], policy)} == {1}
+        assert {s.request.sequence for s in plan([first, second], policy)} == {1}
 
     @pytest.mark.parametrize("join", ["step", "batch"])
     def test_who_must_be_alone_is_never_in_flight_with_others_and_takes_its_turn(self, join):
@@ -151,7 +151,7 @@ class TestPlan:
         while entries:
             batch = plan(entries, policy)
             advance(batch)
-            seen.append({sample.entry.sequence for sample in batch})
+            seen.append({sample.request.sequence for sample in batch})
             in_flight = {e.sequence for e in entries if e.joined and e.samples}
             assert 1 not in in_flight or in_flight == {1}
             entries = [e for e in entries if e.samples]
@@ -160,16 +160,16 @@ class TestPlan:
 
     def test_who_comes_before_the_lonely_one_in_order_does_not_wait_for_it(self):
         lonely, short = entry(0, steps=50, alone=True), entry(1, steps=2, arrived_s=1.0)
-        assert {s.entry.sequence for s in plan([lonely, short], POLICY)} == {1}
+        assert {s.request.sequence for s in plan([lonely, short], POLICY)} == {1}
         advance(plan([lonely], POLICY))
-        assert {s.entry.sequence for s in plan([lonely, short], POLICY)} == {0}
+        assert {s.request.sequence for s in plan([lonely, short], POLICY)} == {0}
 
     def test_the_lonely_one_waits_for_what_is_in_flight_though_it_comes_first_in_order(self):
         long = entry(0, steps=50)
         advance(plan([long], POLICY))
         lonely = entry(1, steps=2, alone=True)
         assert in_order([long, lonely], POLICY)[0] is lonely
-        assert {s.entry.sequence for s in plan([long, lonely], POLICY)} == {0}
+        assert {s.request.sequence for s in plan([long, lonely], POLICY)} == {0}
 
     def test_no_samples_no_batch(self):
         assert plan([], POLICY) == []
@@ -185,37 +185,37 @@ class TestHolds:
         batch = plan([old, entry(1, steps=20)], self.PRICED)
         assert [sample.encoded for sample in batch] == [True, True, False]
         # Nine steps of two: 1.8 s. Two joins for three: 3 s.
-        assert holds(batch, self.PRICED, 0.0)
-        assert holds(batch, self.PRICED, 1.19)
-        assert not holds(batch, self.PRICED, 1.21)
+        assert should_defer_joins(batch, self.PRICED, 0.0)
+        assert should_defer_joins(batch, self.PRICED, 1.19)
+        assert not should_defer_joins(batch, self.PRICED, 1.21)
 
     def test_each_of_several_newcomers_waits(self):
         advance(plan([old := entry(0, steps=18)], self.PRICED))
         # Seventeen steps of one: 1.7 s for each. Two joins for two: 2 s, for three: 3 s.
-        assert holds(plan([old, entry(1, steps=50)], self.PRICED), self.PRICED, 0.0)
-        assert not holds(plan([old, entry(1, n=2, steps=50)], self.PRICED), self.PRICED, 0.0)
+        assert should_defer_joins(plan([old, entry(1, steps=50)], self.PRICED), self.PRICED, 0.0)
+        assert not should_defer_joins(plan([old, entry(1, n=2, steps=50)], self.PRICED), self.PRICED, 0.0)
 
     def test_nobody_waits_for_what_is_far_from_done(self):
         advance(plan([old := entry(0, n=2, steps=17)], self.PRICED))
-        assert not holds(plan([old, entry(1, steps=50)], self.PRICED), self.PRICED, 0.0)
+        assert not should_defer_joins(plan([old, entry(1, steps=50)], self.PRICED), self.PRICED, 0.0)
 
     def test_a_join_that_costs_nothing_is_not_waited_for(self):
         advance(plan([old := entry(0)], POLICY))
-        assert not holds(plan([old, entry(1, steps=20)], POLICY), POLICY, 0.0)
+        assert not should_defer_joins(plan([old, entry(1, steps=20)], POLICY), POLICY, 0.0)
 
     def test_nobody_waits_where_nothing_is_in_flight(self):
-        assert not holds(plan([entry(0), entry(1)], self.PRICED), self.PRICED, 0.0)
+        assert not should_defer_joins(plan([entry(0), entry(1)], self.PRICED), self.PRICED, 0.0)
 
     def test_the_first_in_order_does_not_wait(self):
         advance(plan([old := entry(0, steps=5)], self.PRICED))
         batch = plan([old, entry(1, steps=2)], self.PRICED)
         assert [sample.encoded for sample in batch] == [False, True]
-        assert not holds(batch, self.PRICED, 0.0)
+        assert not should_defer_joins(batch, self.PRICED, 0.0)
 
     def test_where_nobody_joins_nothing_is_held(self):
         advance(plan([old := entry(0)], self.PRICED))
-        assert not holds(plan([old], self.PRICED), self.PRICED, 0.0)
-        assert not holds([], self.PRICED, 0.0)
+        assert not should_defer_joins(plan([old], self.PRICED), self.PRICED, 0.0)
+        assert not should_defer_joins([], self.PRICED, 0.0)
 
 
 class TestOrder:
@@ -256,7 +256,7 @@ def test_drain_is_the_remaining_work_in_whole_seconds_and_at_least_one():
 
 @dataclass
 class Finished:
-    entry: Entry
+    entry: QueuedRequest
     work_s: float
     done_s: float
 
@@ -265,10 +265,10 @@ class Finished:
         return (self.done_s - self.entry.arrived_s) / self.work_s
 
 
-def simulate(policy: Policy, arrivals: list[Entry], watch=lambda now_s, batch, present: None) -> list[Finished]:
+def simulate(policy: Policy, arrivals: list[QueuedRequest], watch=lambda now_s, batch, present: None) -> list[Finished]:
     """Run the policy over a trace; a forward takes as long as its tokens, so merging saves nothing."""
     now_s = 0.0
-    present: list[Entry] = []
+    present: list[QueuedRequest] = []
     finished: list[Finished] = []
     work_s = {e.sequence: e.work_tokens * policy.seconds_per_token for e in arrivals}
     coming = sorted(arrivals, key=lambda e: e.arrived_s)
@@ -287,7 +287,7 @@ def simulate(policy: Policy, arrivals: list[Entry], watch=lambda now_s, batch, p
     return finished
 
 
-def poisson_trace(load: float, requests: int = 250, seed: int = 1) -> list[Entry]:
+def poisson_trace(load: float, requests: int = 250, seed: int = 1) -> list[QueuedRequest]:
     """40 % of 8 steps and 60 % of 50, of 1, 2 or 4 samples; `load` of what one GPU can serve."""
     rng = random.Random(seed)
     kinds = [

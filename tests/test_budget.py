@@ -7,7 +7,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from serve_app.errors import Overloaded
-from serve_app.forms.memory import Budget, Lend, Loan
+from serve_app.forms.memory import MemoryLimiter, MemoryLimitMiddleware, Reservation
 from serve_app.settings import LimitSettings
 
 LIMITS = LimitSettings(max_decoding_pixels=100, max_uploading_bytes=1000)
@@ -20,10 +20,10 @@ async def settle() -> None:
 
 def test_pixels_beyond_the_bound_wait_in_turn() -> None:
     async def steps() -> None:
-        budget, order = Budget(LIMITS), list[str]()
+        limiter, order = MemoryLimiter(LIMITS), list[str]()
 
         async def take(name: str, pixels: int) -> None:
-            await budget.take_pixels(pixels)
+            await limiter.reserve_pixels(pixels)
             order.append(name)
 
         await take("first", 60)
@@ -31,7 +31,7 @@ def test_pixels_beyond_the_bound_wait_in_turn() -> None:
         await settle()
         # There is room for the small one, which came later.
         assert order == ["first"]
-        budget.return_pixels(60)
+        limiter.release_pixels(60)
         await asyncio.gather(*waiting)
         assert order == ["first", "large", "small"]
 
@@ -40,12 +40,12 @@ def test_pixels_beyond_the_bound_wait_in_turn() -> None:
 
 def test_more_pixels_than_the_bound_are_held_alone() -> None:
     async def steps() -> None:
-        budget = Budget(LIMITS)
-        await budget.take_pixels(1000)
-        small = asyncio.create_task(budget.take_pixels(1))
+        limiter = MemoryLimiter(LIMITS)
+        await limiter.reserve_pixels(1000)
+        small = asyncio.create_task(limiter.reserve_pixels(1))
         await settle()
         assert not small.done()
-        budget.return_pixels(1000)
+        limiter.release_pixels(1000)
         await small
 
     asyncio.run(asyncio.wait_for(steps(), 60))
@@ -53,16 +53,16 @@ def test_more_pixels_than_the_bound_are_held_alone() -> None:
 
 def test_who_leaves_while_waiting_holds_nothing_and_lets_others_pass() -> None:
     async def steps() -> None:
-        budget = Budget(LIMITS)
-        await budget.take_pixels(60)
-        gone = asyncio.create_task(budget.take_pixels(90))
-        following = asyncio.create_task(budget.take_pixels(40))
+        limiter = MemoryLimiter(LIMITS)
+        await limiter.reserve_pixels(60)
+        gone = asyncio.create_task(limiter.reserve_pixels(90))
+        following = asyncio.create_task(limiter.reserve_pixels(40))
         await settle()
         gone.cancel()
         await following
         assert gone.cancelled()
-        budget.return_pixels(100)
-        await budget.take_pixels(100)
+        limiter.release_pixels(100)
+        await limiter.reserve_pixels(100)
 
     asyncio.run(asyncio.wait_for(steps(), 60))
 
@@ -70,16 +70,18 @@ def test_who_leaves_while_waiting_holds_nothing_and_lets_others_pass() -> None:
 @pytest.mark.parametrize("error", [None, RuntimeError, asyncio.CancelledError])
 def test_a_request_gives_back_what_it_held_however_it_ends(error: type[BaseException] | None) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        loan: Loan = scope["loan"]
+        reservation: Reservation = scope["reservation"]
         await receive()
-        await loan.take_pixels(100)
+        await reservation.reserve_pixels(100)
         if error is not None:
             raise error
 
     async def steps() -> None:
-        budget = Budget(LIMITS)
+        limiter = MemoryLimiter(LIMITS)
         for _ in range(2):
-            task = asyncio.create_task(Lend(app, budget)({"type": "http"}, lambda: body(1000), no_send))
+            task = asyncio.create_task(
+                MemoryLimitMiddleware(app, limiter)({"type": "http"}, lambda: body(1000), no_send)
+            )
             await asyncio.wait([task], timeout=5)
             assert task.done()
             assert (
@@ -93,25 +95,25 @@ def test_a_request_gives_back_what_it_held_however_it_ends(error: type[BaseExcep
 
 def test_bytes_beyond_the_bound_are_refused_until_others_have_been_read() -> None:
     async def steps() -> None:
-        budget = Budget(LIMITS)
+        limiter = MemoryLimiter(LIMITS)
         reading, read = asyncio.Event(), asyncio.Event()
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             await receive()
             reading.set()
             await read.wait()
-            scope["loan"].return_bytes()
+            scope["reservation"].release_bytes()
             await asyncio.Event().wait()
 
-        first = asyncio.create_task(Lend(app, budget)({"type": "http"}, lambda: body(600), no_send))
+        first = asyncio.create_task(MemoryLimitMiddleware(app, limiter)({"type": "http"}, lambda: body(600), no_send))
         await reading.wait()
         with pytest.raises(Overloaded) as caught:
-            await Lend(app, budget)({"type": "http"}, lambda: body(401), no_send)
+            await MemoryLimitMiddleware(app, limiter)({"type": "http"}, lambda: body(401), no_send)
         assert caught.value.retry_after_s == 5
         read.set()
         await settle()
         # The first still waits for its edit, and no longer holds its body.
-        second = asyncio.create_task(Lend(app, budget)({"type": "http"}, lambda: body(1000), no_send))
+        second = asyncio.create_task(MemoryLimitMiddleware(app, limiter)({"type": "http"}, lambda: body(1000), no_send))
         await settle()
         assert not first.done()
         assert not second.done()

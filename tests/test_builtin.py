@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from serve_app.engine.requests import Terms
+from serve_app.engine.requests import RunOptions
 from serve_app.events import Event, Preview
 from serve_app.models import loading
 from serve_app.request import EditRequest, Pixels
@@ -24,11 +24,11 @@ SIZE = (128, 128)
 
 
 @pytest.fixture(scope="module")
-def model() -> loading.Model:
+def model() -> loading.LoadedModel:
     return loading.load(ModelSettings())
 
 
-def request(model: loading.Model, picture: Pixels, prompt: str, **fields) -> EditRequest:
+def request(model: loading.LoadedModel, picture: Pixels, prompt: str, **fields) -> EditRequest:
     defaults = {"num_inference_steps": model.default_steps, "guidance_scale": model.default_guidance, "seed": 1}
     return EditRequest(**{"images": [picture], "prompt": prompt, **defaults, **fields})
 
@@ -43,7 +43,7 @@ def test_four_callers_in_one_batch_each_get_their_own_instruction(model):
     pictures = [held.pixels for held in evaluation_pictures(SIZE, len(prompts))]
     requests = [request(model, *pair) for pair in zip(pictures, prompts.values(), strict=True)]
     with engine(model.pipeline) as running:
-        answers = [outcome(ticket) for ticket in running.submit(requests)]
+        answers = [outcome(future) for future in running.submit(requests)]
         stats = running.stats()
     # A busy machine may prepare one picture after the first step; all but a few steps are shared by all.
     assert stats.sample_steps > len(prompts) / 2 * stats.forwards
@@ -117,7 +117,7 @@ def test_previews_come_nearer_to_the_final_picture(model):
     events: list[Event] = []
     with engine(model.pipeline) as running:
         edit = request(model, held.pixels, "paint it red", partial_images=3)
-        [final] = [outcome(ticket) for ticket in running.submit([edit], [Terms(events.append)])]
+        [final] = [outcome(future) for future in running.submit([edit], [RunOptions(events.append)])]
     previews = [event.pixels for event in events if isinstance(event, Preview)]
     assert isinstance(final, np.ndarray)
     # The original first: already the first preview shows more of the edit than of the noise it began with.

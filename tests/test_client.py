@@ -19,16 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import errors
 from serve_app.api.app import create_app
-from serve_app.client.client import (
-    AsyncImageEdits,
-    BrokenOff,
-    Completed,
-    ImageEdits,
-    Preview,
-    Rows,
-    StreamEvent,
-    Unreachable,
-)
+from serve_app.client.asynchronous import AsyncImageEdits
+from serve_app.client.blocking import ImageEdits
+from serve_app.client.connection import BrokenOff, Unreachable
+from serve_app.client.messages import Rows, StreamedEvent, StreamedOutput, StreamedPreview
 from serve_app.errors import (
     EditError,
     GenerationError,
@@ -267,13 +261,13 @@ def test_an_answer_that_breaks_off_is_asked_for_again_by_the_same_key(ask: Ask) 
             ask(url, "edit", png(10), "invert")
 
 
-def streamed(url: str, *arguments: Any, **options: Any) -> list[StreamEvent]:
+def streamed(url: str, *arguments: Any, **options: Any) -> list[StreamedEvent]:
     with ImageEdits(url, retries=0) as edits:
         return list(edits.edit_stream(*arguments, **options))
 
 
-def streamed_in_a_loop(url: str, *arguments: Any, **options: Any) -> list[StreamEvent]:
-    async def go() -> list[StreamEvent]:
+def streamed_in_a_loop(url: str, *arguments: Any, **options: Any) -> list[StreamedEvent]:
+    async def go() -> list[StreamedEvent]:
         async with AsyncImageEdits(url, retries=0) as edits:
             return [event async for event in edits.edit_stream(*arguments, **options)]
 
@@ -287,11 +281,11 @@ both_streams = pytest.mark.parametrize("stream", [streamed, streamed_in_a_loop])
 def test_a_stream_tells_progress_previews_and_every_output(stream: Ask, server: str) -> None:
     events = stream(server, [png(10), png(20)], "invert", n=2, seed=7, partial_images=1)
     assert [events[0], events[-1]] == [Progress(0, 4, place=1), Progress(4, 4, place=0)]
-    rows = {(e.image_index, e.variant_index): e.output for e in events if isinstance(e, Completed)}
+    rows = {(e.image_index, e.variant_index): e.output for e in events if isinstance(e, StreamedOutput)}
     assert {place: (output.seed, values([[output]])) for place, output in rows.items()} == {
         (0, 0): (7, [[245]]), (0, 1): (8, [[245]]), (1, 0): (9, [[235]]), (1, 1): (10, [[235]]),
     }  # fmt: skip
-    previews = [event for event in events if isinstance(event, Preview)]
+    previews = [event for event in events if isinstance(event, StreamedPreview)]
     assert [(p.image_index, p.variant_index, p.preview_index) for p in previews] == [
         (1, 1, 0), (1, 0, 0), (0, 1, 0), (0, 0, 0),
     ]  # fmt: skip

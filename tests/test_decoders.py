@@ -13,7 +13,7 @@ import PIL.Image
 import psutil
 import pytest
 
-from serve_app.decoding.pool import Decoders
+from serve_app.decoding.pool import DecoderPool
 from serve_app.errors import InvalidInput
 from serve_app.images import Size, decode
 from serve_app.settings import LimitSettings
@@ -37,8 +37,8 @@ def started() -> Started:
 
 
 @pytest.fixture
-def decoders() -> Iterator[Decoders]:
-    decoders = Decoders()
+def decoders() -> Iterator[DecoderPool]:
+    decoders = DecoderPool()
     yield decoders
     decoders.close()
 
@@ -61,7 +61,7 @@ def is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def refusal(decoders: Decoders, data: bytes, index: int = 0, limits: LimitSettings = LIMITS) -> str:
+def refusal(decoders: DecoderPool, data: bytes, index: int = 0, limits: LimitSettings = LIMITS) -> str:
     with pytest.raises(InvalidInput) as caught:
         decoders.decode(data, index, limits)
     assert caught.value.param == "images"
@@ -69,7 +69,7 @@ def refusal(decoders: Decoders, data: bytes, index: int = 0, limits: LimitSettin
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "BMP", "PPM"])
-def test_pixels_are_the_same_as_in_one_process(decoders: Decoders, file_format: str) -> None:
+def test_pixels_are_the_same_as_in_one_process(decoders: DecoderPool, file_format: str) -> None:
     data = file_of(PIL.Image.fromarray(photo()), file_format)
     pixels = decoders.decode(data, 0, LIMITS)
     np.testing.assert_array_equal(pixels, decode(data, 0, LIMITS))
@@ -78,20 +78,20 @@ def test_pixels_are_the_same_as_in_one_process(decoders: Decoders, file_format: 
 
 
 @pytest.mark.parametrize("data", [b"", b"text", PNG[:100], one_bit_png(7000, 7000)])
-def test_a_refusal_has_the_same_words(decoders: Decoders, data: bytes) -> None:
+def test_a_refusal_has_the_same_words(decoders: DecoderPool, data: bytes) -> None:
     with pytest.raises(InvalidInput) as caught:
         decode(data, 3, LIMITS)
     assert refusal(decoders, data, 3) == caught.value.message
 
 
-def test_one_process_serves_one_caller_after_the_other(decoders: Decoders, started: Started) -> None:
+def test_one_process_serves_one_caller_after_the_other(decoders: DecoderPool, started: Started) -> None:
     for _ in range(3):
         decoders.decode(PNG, 0, LIMITS)
         refusal(decoders, b"text")
     assert len(started()) == 1
 
 
-def test_what_takes_too_long_is_refused_and_its_process_ends(decoders: Decoders, started: Started) -> None:
+def test_what_takes_too_long_is_refused_and_its_process_ends(decoders: DecoderPool, started: Started) -> None:
     decoders.warm()
     [process] = started()
     said = refusal(decoders, LARGE, 2, LimitSettings(decode_timeout_s=0.02))
@@ -100,14 +100,14 @@ def test_what_takes_too_long_is_refused_and_its_process_ends(decoders: Decoders,
     assert decoders.decode(PNG, 0, LIMITS).shape == (48, 64, 3)
 
 
-def test_what_takes_too_much_memory_is_refused(decoders: Decoders) -> None:
+def test_what_takes_too_much_memory_is_refused(decoders: DecoderPool) -> None:
     small = LimitSettings(max_decoder_bytes=2**26)
     assert refusal(decoders, LARGE, 1, small).endswith("there is not enough memory to decode it")
     assert decoders.decode(PNG, 0, small).shape == (48, 64, 3)
     assert decoders.decode(LARGE, 0, LIMITS).shape == (6000, 6000, 3)
 
 
-def test_a_process_that_dies_fails_its_own_picture_only(decoders: Decoders, started: Started) -> None:
+def test_a_process_that_dies_fails_its_own_picture_only(decoders: DecoderPool, started: Started) -> None:
     decoders.warm()
     [other] = started()
     decoders.warm()
@@ -120,7 +120,7 @@ def test_a_process_that_dies_fails_its_own_picture_only(decoders: Decoders, star
     assert started() == {other}
 
 
-def test_a_process_that_died_while_idle_is_no_pictures_fault(decoders: Decoders, started: Started) -> None:
+def test_a_process_that_died_while_idle_is_no_pictures_fault(decoders: DecoderPool, started: Started) -> None:
     decoders.warm()
     [victim] = started()
     victim.kill()
@@ -128,7 +128,7 @@ def test_a_process_that_died_while_idle_is_no_pictures_fault(decoders: Decoders,
     assert decoders.decode(PNG, 0, LIMITS).shape == (48, 64, 3)
 
 
-def test_a_jpeg_with_thousands_of_scans_is_refused(decoders: Decoders) -> None:
+def test_a_jpeg_with_thousands_of_scans_is_refused(decoders: DecoderPool) -> None:
     data = file_of(PIL.Image.fromarray(photo()), "JPEG", progressive=True)
     head, last_scan = data.rsplit(b"\xff\xda", 1)
     assert decoders.decode(data, 0, LIMITS).shape == (48, 64, 3)
@@ -136,14 +136,14 @@ def test_a_jpeg_with_thousands_of_scans_is_refused(decoders: Decoders) -> None:
     assert refusal(decoders, bomb).endswith("it has more than 100 scans")
 
 
-def test_a_decoder_knows_no_secrets(decoders: Decoders, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_knows_no_secrets(decoders: DecoderPool, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGE_EDITS_API_KEYS", "a-secret")
     decoders.warm()
     [process] = started()
     assert "a-secret" not in "".join(process.environ().values())
 
 
-def test_no_descriptor_is_left_open(decoders: Decoders) -> None:
+def test_no_descriptor_is_left_open(decoders: DecoderPool) -> None:
     decoders.decode(PNG, 0, LIMITS)
     before = len(os.listdir("/proc/self/fd"))
     for data in (PNG, b"text"):

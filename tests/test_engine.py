@@ -14,7 +14,8 @@ import pytest
 
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.engine import EditEngine
-from serve_app.engine.requests import Terms, Ticket
+from serve_app.engine.model import ServedModel
+from serve_app.engine.requests import EditFuture, RunOptions
 from serve_app.engine.scheduler import Condition
 from serve_app.errors import (
     DeadlineExceeded,
@@ -49,12 +50,14 @@ def engine(
 ) -> Iterator[EditEngine]:
     """An engine; one not started yet takes requests, which then begin in one step whatever the machine is at."""
     running = EditEngine(
-        pipeline,
+        ServedModel(
+            pipeline,
+            calibration,
+            max_samples=max_samples,
+            default_steps=4,
+            default_guidance=4.0,
+        ),
         EngineSettings(**{"batch_tokens": 10**9, **settings}),
-        calibration,
-        max_samples=max_samples,
-        default_steps=4,
-        default_guidance=4.0,
         timeout_s=timeout_s,
         clock=clock,
     )
@@ -67,12 +70,12 @@ def engine(
         running.stop()
 
 
-def submit(running: EditEngine, *requests: EditRequest) -> list[Ticket]:
-    """Tickets of requests whose pictures are prepared, so that they join with the next step."""
-    tickets = [answer for answer in running.submit(requests) if not isinstance(answer, EditError)]
-    assert len(tickets) == len(requests)
+def submit(running: EditEngine, *requests: EditRequest) -> list[EditFuture]:
+    """Futures of requests whose pictures are prepared, so that they join with the next step."""
+    futures = [answer for answer in running.submit(requests) if not isinstance(answer, EditError)]
+    assert len(futures) == len(requests)
     wait_until_prepared(running)
-    return tickets
+    return futures
 
 
 def wait_until_prepared(running: EditEngine) -> None:
@@ -115,8 +118,8 @@ def test_every_request_gets_what_it_gets_alone_in_order(join, order):
     requests = mixed_requests()
     references = [alone(request) for request in requests]
     with engine(ArithmeticPipeline(), max_samples=3, join=join, order=order) as running:
-        tickets = submit(running, *requests)
-        results = [ticket.result(TIMEOUT_S) for ticket in tickets]
+        futures = submit(running, *requests)
+        results = [future.result(TIMEOUT_S) for future in futures]
         stats = running.stats()
     for request, result, reference in zip(requests, results, references, strict=True):
         assert len(result.pixels) == len(request.images)
@@ -160,8 +163,8 @@ def test_join_batch_accumulates_while_busy():
         assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
         others = [submit(running, edit_request(k))[0] for k in range(2, 5)]
         pipeline.gate.set()
-        for ticket in [*first, *others]:
-            ticket.result(TIMEOUT_S)
+        for future in [*first, *others]:
+            future.result(TIMEOUT_S)
     assert [len(batch) for batch in pipeline.batches] == [1] * 4 + [3] * 4
 
 
@@ -171,22 +174,22 @@ class TestCompany:
     @staticmethod
     def joined_at(join_s: float, first: list[EditRequest], later: dict[int, EditRequest]) -> dict[int, int]:
         """In which step each took part first, by its seed. `later`: what arrives while the step of that number runs."""
-        clock, pipeline, tickets = Clock(), ArithmeticPipeline(), []
+        clock, pipeline, futures = Clock(), ArithmeticPipeline(), []
 
         def arrive(states: Sequence[State]) -> None:
             clock.now_s += len(states)
             if newcomer := later.get(len(pipeline.batches) + 1):
-                tickets.extend(submit(running, newcomer))
+                futures.extend(submit(running, newcomer))
 
         pipeline.on_step = arrive
         priced = replace(CALIBRATION, seconds_per_token=1 / 64, join_s=join_s)
         with engine(pipeline, calibration=priced, clock=clock, start=False) as running:
-            tickets += submit(running, *first)
+            futures += submit(running, *first)
             running.start()
-            for ticket in tickets:
-                ticket.result(TIMEOUT_S)
-        for ticket, request in zip(tickets, [*first, *later.values()], strict=True):
-            assert_same(ticket.result(), alone(request))
+            for future in futures:
+                future.result(TIMEOUT_S)
+        for future, request in zip(futures, [*first, *later.values()], strict=True):
+            assert_same(future.result(), alone(request))
         steps = [[state.seed for state in states] for states in pipeline.batches]
         seeds = {seed for seeds in steps for seed in seeds}
         return {seed: 1 + next(k for k, found in enumerate(steps) if seed in found) for seed in seeds}
@@ -222,8 +225,8 @@ class TestPreparation:
             assert condition.prompt != "prompt 2" or hold.wait(20)
 
         with engine(ArithmeticPipeline(on_prepare=on_prepare)) as running:
-            [slow] = [ticket for ticket in running.submit([edit_request(2)]) if not isinstance(ticket, EditError)]
-            [quick] = [ticket for ticket in running.submit([edit_request(1)]) if not isinstance(ticket, EditError)]
+            [slow] = [future for future in running.submit([edit_request(2)]) if not isinstance(future, EditError)]
+            [quick] = [future for future in running.submit([edit_request(1)]) if not isinstance(future, EditError)]
             quick.result(TIMEOUT_S)
             assert (running.stats().preparing, running.stats().waiting, slow.done()) == (1, 1, False)
             hold.set()
@@ -231,12 +234,12 @@ class TestPreparation:
 
     def test_what_came_together_starts_together_though_one_is_prepared_later(self, monkeypatch):
         # The others wait for it for some hundredths of a second, which a busy machine may take for itself.
-        monkeypatch.setattr("serve_app.engine.engine._TOGETHER_S", TIMEOUT_S)
+        monkeypatch.setattr("serve_app.engine.admission._GATHER_PREPARED_S", TIMEOUT_S)
         pipeline = ArithmeticPipeline(on_prepare=lambda condition: time.sleep(0.02 * (condition.prompt == "prompt 2")))
         with engine(pipeline, join="batch") as running:
-            for ticket in running.submit([edit_request(k) for k in range(4)]):
-                assert not isinstance(ticket, EditError)
-                ticket.result(TIMEOUT_S)
+            for future in running.submit([edit_request(k) for k in range(4)]):
+                assert not isinstance(future, EditError)
+                future.result(TIMEOUT_S)
         assert [len(batch) for batch in pipeline.batches] == [4] * 4
 
     def test_a_picture_that_cannot_be_prepared_fails_its_own_request(self):
@@ -245,11 +248,11 @@ class TestPreparation:
                 raise ValueError("secret /path")
 
         with engine(ArithmeticPipeline(on_prepare=poison)) as running:
-            tickets = submit(running, *(edit_request(k) for k in range(3)))
+            futures = submit(running, *(edit_request(k) for k in range(3)))
             with pytest.raises(GenerationError, match=r"^Image generation failed: internal error$"):
-                tickets[1].result(TIMEOUT_S)
+                futures[1].result(TIMEOUT_S)
             for index in (0, 2):
-                assert_same(tickets[index].result(TIMEOUT_S), alone(edit_request(index)))
+                assert_same(futures[index].result(TIMEOUT_S), alone(edit_request(index)))
             assert (running.stats().failed, running.stats().finished) == (1, 2)
 
     def test_a_request_cancelled_meanwhile_is_prepared_no_further(self):
@@ -260,9 +263,9 @@ class TestPreparation:
             assert hold.wait(20)
 
         with engine(ArithmeticPipeline(on_prepare=on_prepare)) as running:
-            [ticket] = running.submit([edit_request(1, images=[picture(1), picture(2)], prompt=["a", "b"])])
-            assert not isinstance(ticket, EditError)
-            ticket.cancel()
+            [future] = running.submit([edit_request(1, images=[picture(1), picture(2)], prompt=["a", "b"])])
+            assert not isinstance(future, EditError)
+            future.cancel()
             hold.set()
             submit(running, edit_request(3))[0].result(TIMEOUT_S)
             assert running.stats().cancelled == 1
@@ -277,11 +280,11 @@ class TestIsolation:
 
         requests = [edit_request(k) for k in range(4)]
         with engine(ArithmeticPipeline(on_step=poison)) as running:
-            tickets = submit(running, *requests)
+            futures = submit(running, *requests)
             with pytest.raises(GenerationError, match=r"^Image generation failed: internal error$"):
-                tickets[2].result(TIMEOUT_S)
+                futures[2].result(TIMEOUT_S)
             for index in (0, 1, 3):
-                assert_same(tickets[index].result(TIMEOUT_S), alone(requests[index]))
+                assert_same(futures[index].result(TIMEOUT_S), alone(requests[index]))
             stats = running.stats()
         assert (stats.failed, stats.finished) == (1, 3)
 
@@ -291,10 +294,10 @@ class TestIsolation:
                 raise ValueError("no")
 
         with engine(ArithmeticPipeline(on_encode=poison)) as running:
-            tickets = submit(running, *(edit_request(k) for k in range(3)))
+            futures = submit(running, *(edit_request(k) for k in range(3)))
             with pytest.raises(GenerationError):
-                tickets[1].result(TIMEOUT_S)
-            assert_same(tickets[2].result(TIMEOUT_S), alone(edit_request(2)))
+                futures[1].result(TIMEOUT_S)
+            assert_same(futures[2].result(TIMEOUT_S), alone(edit_request(2)))
 
     def test_one_bad_sample_of_a_request_frees_the_others(self):
         def poison(states):
@@ -303,11 +306,11 @@ class TestIsolation:
 
         pipeline = ArithmeticPipeline(on_step=poison)
         with engine(pipeline, start=False) as running:
-            tickets = submit(running, edit_request(10, n=3), edit_request(5))
+            futures = submit(running, edit_request(10, n=3), edit_request(5))
             running.start()
             with pytest.raises(GenerationError):
-                tickets[0].result(TIMEOUT_S)
-            tickets[1].result(TIMEOUT_S)
+                futures[0].result(TIMEOUT_S)
+            futures[1].result(TIMEOUT_S)
             assert running.stats().finished == 1
         assert {state.seed for batch in pipeline.batches[1:] for state in batch} == {5}
 
@@ -317,11 +320,11 @@ class TestIsolation:
                 state.poisoned = state.seed == 3
 
         with engine(ArithmeticPipeline(on_step=poison)) as running:
-            tickets = submit(running, *(edit_request(k) for k in range(6)))
+            futures = submit(running, *(edit_request(k) for k in range(6)))
             with pytest.raises(GenerationError, match="not numbers"):
-                tickets[3].result(TIMEOUT_S)
+                futures[3].result(TIMEOUT_S)
             for index in (0, 1, 2, 4, 5):
-                assert_same(tickets[index].result(TIMEOUT_S), alone(edit_request(index)))
+                assert_same(futures[index].result(TIMEOUT_S), alone(edit_request(index)))
 
     def test_out_of_memory_halves_the_batch_and_nobody_fails(self):
         too_many = []
@@ -333,10 +336,10 @@ class TestIsolation:
 
         pipeline = ArithmeticPipeline(on_step=limited)
         with engine(pipeline, start=False) as running:
-            tickets = submit(running, *(edit_request(k) for k in range(6)))
+            futures = submit(running, *(edit_request(k) for k in range(6)))
             running.start()
-            for ticket in tickets:
-                ticket.result(TIMEOUT_S)
+            for future in futures:
+                future.result(TIMEOUT_S)
             assert running.stats().failed == 0
         assert max(len(batch) for batch in pipeline.batches) <= 2
         # Learnt in the first step: six, then both halves. Later steps do not try again.
@@ -348,10 +351,10 @@ class TestIsolation:
                 raise OutOfMemory("CUDA out of memory")
 
         with engine(ArithmeticPipeline(on_step=limited)) as running:
-            tickets = submit(running, edit_request(0), edit_request(1))
+            futures = submit(running, edit_request(0), edit_request(1))
             with pytest.raises(OutOfMemory, match=r"^Image generation failed: CUDA out of memory$"):
-                tickets[1].result(TIMEOUT_S)
-            tickets[0].result(TIMEOUT_S)
+                futures[1].result(TIMEOUT_S)
+            futures[0].result(TIMEOUT_S)
 
 
 class TestLeaving:
@@ -397,7 +400,7 @@ class TestLeaving:
             # 150 steps of 2 rows of 32 tokens take 0.096 s at the rate that was measured, 1e-5 s a token.
             hopeless, possible = running.submit(
                 [edit_request(1, num_inference_steps=150), edit_request(2)],
-                [Terms(timeout_s=0.04), Terms(timeout_s=TIMEOUT_S)],
+                [RunOptions(timeout_s=0.04), RunOptions(timeout_s=TIMEOUT_S)],
             )
             assert not isinstance(hopeless, EditError)
             assert not isinstance(possible, EditError)
@@ -410,13 +413,13 @@ class TestLeaving:
         pipeline, now_s = ArithmeticPipeline(), [0.0]
         pipeline.gate.clear()
         with engine(pipeline, clock=lambda: now_s[0]) as running:
-            [ticket] = running.submit([edit_request(1, num_inference_steps=150)], [Terms(timeout_s=0.26)])
-            assert not isinstance(ticket, EditError)
+            [future] = running.submit([edit_request(1, num_inference_steps=150)], [RunOptions(timeout_s=0.26)])
+            assert not isinstance(future, EditError)
             assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
             # Much less is left than the other 149 steps should take; they may be faster than ever before.
             now_s[0] = 0.25
             pipeline.gate.set()
-            ticket.result(TIMEOUT_S)
+            future.result(TIMEOUT_S)
 
 
 class TestAlone:
@@ -433,11 +436,11 @@ class TestAlone:
         pipeline.gate.clear()
         requests = [edit_request(1, n=2), edit_request(2, n=2), edit_request(3)]
         with engine(pipeline, order="fifo", start=False) as running:
-            terms = [Terms(), Terms(heard.append, alone=True), Terms()]
-            tickets = [ticket for ticket in running.submit(requests, terms) if not isinstance(ticket, EditError)]
+            terms = [RunOptions(), RunOptions(heard.append, alone=True), RunOptions()]
+            futures = [future for future in running.submit(requests, terms) if not isinstance(future, EditError)]
             start(running)
             pipeline.gate.set()
-            results = [ticket.result(TIMEOUT_S) for ticket in tickets]
+            results = [future.result(TIMEOUT_S) for future in futures]
         assert known == [True]
         sharers = [{state.prompt for state in batch} for batch in pipeline.batches]
         assert sharers == [{"prompt 1"}] * 4 + [{"prompt 2"}] * 4 + [{"prompt 3"}] * 4
@@ -477,9 +480,9 @@ class TestBounds:
             assert (refused.retry_after_s, refused.param) == (1, None)
             assert (running.stats().refused, running.stats().requests) == (1, 4)
             pipeline.gate.set()
-            for ticket in (first, second, other, nobody):
-                assert not isinstance(ticket, EditError)
-                ticket.result(TIMEOUT_S)
+            for future in (first, second, other, nobody):
+                assert not isinstance(future, EditError)
+                future.result(TIMEOUT_S)
             # What is done is given back.
             submit(running, edit_request(6, n=4, caller="ann"))[0].result(TIMEOUT_S)
 
@@ -499,9 +502,9 @@ class TestBounds:
         pipeline = ArithmeticPipeline()
         pipeline.gate.clear()
         with engine(pipeline, max_caller_samples=2) as running:
-            [ticket] = submit(running, edit_request(1, n=2, caller="ann"))
+            [future] = submit(running, edit_request(1, n=2, caller="ann"))
             assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
-            ticket.cancel()
+            future.cancel()
             pipeline.gate.set()
             deadline_s = time.monotonic() + TIMEOUT_S
             while running.stats().cancelled == 0:
@@ -513,14 +516,14 @@ class TestBounds:
         pipeline = ArithmeticPipeline()
         pipeline.gate.clear()
         with engine(pipeline) as running:
-            tickets = submit(running, edit_request(1, n=3), edit_request(2, guidance_scale=1.0))
+            futures = submit(running, edit_request(1, n=3), edit_request(2, guidance_scale=1.0))
             stats = running.stats()
             # 3 samples of 4 steps of 2 rows, one of 4 steps of 1 row; 32 tokens a row, 1e-5 s a token.
             assert stats.work_s == pytest.approx((3 * 4 * 2 + 4) * 32e-5)
             assert stats.open_requests == 2
             pipeline.gate.set()
-            for ticket in tickets:
-                ticket.result(TIMEOUT_S)
+            for future in futures:
+                future.result(TIMEOUT_S)
             assert (running.stats().work_s, running.stats().open_requests) == (0, 0)
 
     def test_what_the_model_cannot_take_is_refused_before_it_waits(self):
@@ -553,7 +556,7 @@ class TestBounds:
             assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
             short = submit(running, requests[1])
             pipeline.gate.set()
-            results = [ticket.result(TIMEOUT_S) for ticket in [*long, *short]]
+            results = [future.result(TIMEOUT_S) for future in [*long, *short]]
         assert [len({s.prompt for s in batch}) for batch in pipeline.batches] == [1] * 32
         assert [batch[0].prompt for batch in pipeline.batches[:4]] == ["prompt 1", "prompt 2", "prompt 2", "prompt 1"]
         for request, result in zip(requests, results, strict=True):
@@ -567,9 +570,9 @@ class TestHealth:
 
         with engine(ArithmeticPipeline(on_step=lose)) as running:
             running.check_health()
-            for ticket in submit(running, edit_request(1), edit_request(2)):
+            for future in submit(running, edit_request(1), edit_request(2)):
                 with pytest.raises(DeviceLost):
-                    ticket.result(TIMEOUT_S)
+                    future.result(TIMEOUT_S)
             with pytest.raises(DeviceLost, match="the GPU failed"):
                 running.check_health()
             assert isinstance(running.submit([edit_request(3)])[0], ReplicaStopping)
@@ -578,26 +581,26 @@ class TestHealth:
         pipeline = ArithmeticPipeline()
         pipeline.gate.clear()
         with engine(pipeline, stall_s=0.05) as running:
-            [ticket] = submit(running, edit_request(1))
+            [future] = submit(running, edit_request(1))
             assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
             time.sleep(0.1)
             with pytest.raises(DeviceLost, match="one stage"):
                 running.check_health()
             pipeline.gate.set()
-            ticket.result(TIMEOUT_S)
+            future.result(TIMEOUT_S)
             running.check_health()
 
     def test_stopping_answers_everyone(self):
         pipeline = ArithmeticPipeline()
         pipeline.gate.clear()
         with engine(pipeline, max_samples=1) as running:
-            tickets = submit(running, edit_request(1), edit_request(2))
+            futures = submit(running, edit_request(1), edit_request(2))
             assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
             running.stop(timeout_s=0)
             pipeline.gate.set()
-            for ticket in tickets:
+            for future in futures:
                 with pytest.raises(DeviceLost, match="shutting down"):
-                    ticket.result(TIMEOUT_S)
+                    future.result(TIMEOUT_S)
 
 
 def test_timings_add_up_to_the_time_in_the_engine():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from serve_app.engine.engine import EditEngine
-from serve_app.engine.requests import Terms, Ticket
+from serve_app.engine.requests import EditFuture, RunOptions
 from serve_app.engine.scheduler import preview_steps
 from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Preview, Progress
@@ -17,12 +17,12 @@ from tests.fakes import ArithmeticPipeline, State, edit_request, picture
 from tests.test_engine import TIMEOUT_S, alone, assert_same, engine, start, submit, wait_until_prepared
 
 
-def listen(running: EditEngine, *requests: EditRequest) -> list[tuple[Ticket, list[Event]]]:
-    """Submit them together; their tickets, and their events as they come."""
+def listen(running: EditEngine, *requests: EditRequest) -> list[tuple[EditFuture, list[Event]]]:
+    """Submit them together; their futures, and their events as they come."""
     heard: list[list[Event]] = [[] for _ in requests]
-    tickets = running.submit(requests, [Terms(events.append) for events in heard])
-    assert not any(isinstance(ticket, EditError) for ticket in tickets)
-    return list(zip(tickets, heard, strict=True))  # type: ignore[arg-type]
+    futures = running.submit(requests, [RunOptions(events.append) for events in heard])
+    assert not any(isinstance(future, EditError) for future in futures)
+    return list(zip(futures, heard, strict=True))  # type: ignore[arg-type]
 
 
 E = TypeVar("E", bound=Event)
@@ -36,10 +36,10 @@ def test_a_listener_hears_every_step_every_preview_and_every_output_before_the_r
     pictures = [picture(1), picture(2)]
     request = edit_request(1, images=pictures, n=2, num_inference_steps=6, size="50x40", partial_images=2)
     with engine(ArithmeticPipeline()) as running:
-        [(ticket, events)] = listen(running, request)
+        [(future, events)] = listen(running, request)
         at_the_end: list[int] = []
-        ticket.add_done_callback(lambda _: at_the_end.append(len(events)))
-        result = ticket.result(TIMEOUT_S)
+        future.add_done_callback(lambda _: at_the_end.append(len(events)))
+        result = future.result(TIMEOUT_S)
     assert at_the_end == [len(events)]
     assert_same(result, alone(edit_request(1, images=pictures, n=2, num_inference_steps=6, size="50x40")))
 
@@ -67,8 +67,8 @@ def test_the_place_in_the_queue_is_told_while_a_request_waits():
         waiting = listen(running, edit_request(2), edit_request(3))
         wait_until_prepared(running)
         pipeline.gate.set()
-        for ticket, _ in waiting:
-            ticket.result(TIMEOUT_S)
+        for future, _ in waiting:
+            future.result(TIMEOUT_S)
     second, third = ([event.place for event in of(Progress, events)] for _, events in waiting)
     assert second == [1, 0, 0, 0, 0]
     assert third == [2, 1, 0, 0, 0, 0]
@@ -82,11 +82,12 @@ def test_an_output_is_completed_while_the_others_of_its_request_still_run():
             assert first_is_out.wait(TIMEOUT_S)
 
     with engine(ArithmeticPipeline(on_step=wait_for_the_first), max_samples=1) as running:
-        [ticket] = running.submit(
-            [edit_request(7, n=2)], [Terms(lambda event: first_is_out.set() if isinstance(event, Completed) else None)]
+        [future] = running.submit(
+            [edit_request(7, n=2)],
+            [RunOptions(lambda event: first_is_out.set() if isinstance(event, Completed) else None)],
         )
-        assert not isinstance(ticket, EditError)
-        ticket.result(TIMEOUT_S)
+        assert not isinstance(future, EditError)
+        future.result(TIMEOUT_S)
 
 
 def test_previews_of_one_step_are_one_call_and_only_of_who_asked():
@@ -94,8 +95,8 @@ def test_previews_of_one_step_are_one_call_and_only_of_who_asked():
     with engine(pipeline, start=False) as running:
         heard = listen(running, *(edit_request(k, partial_images=k) for k in range(3)))
         start(running)
-        for ticket, _ in heard:
-            ticket.result(TIMEOUT_S)
+        for future, _ in heard:
+            future.result(TIMEOUT_S)
     assert [len(of(Preview, events)) for _, events in heard] == [0, 1, 2]
     assert [[state.seed for state in states] for states in pipeline.previewed] == [[2], [1, 2]]
 
@@ -115,8 +116,8 @@ def test_a_preview_that_fails_is_left_out_and_the_edit_goes_on(caplog: pytest.Lo
     with engine(ArithmeticPipeline(on_preview=poison)) as running, caplog.at_level("WARNING", "ray.serve"):
         requests = [edit_request(k, num_inference_steps=6, partial_images=2) for k in range(3)]
         heard = listen(running, *requests)
-        for (ticket, _), request in zip(heard, requests, strict=True):
-            assert_same(ticket.result(TIMEOUT_S), alone(request))
+        for (future, _), request in zip(heard, requests, strict=True):
+            assert_same(future.result(TIMEOUT_S), alone(request))
         assert running.stats().failed == 0
     assert [[event.preview_index for event in of(Preview, events)] for _, events in heard] == [[0, 1], [1], [0, 1]]
     assert "The preview after step 2 of 6 failed" in caplog.text

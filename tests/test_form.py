@@ -24,7 +24,7 @@ from serve_app.errors import (
     UploadTooSlow,
 )
 from serve_app.forms.form import EditForm, parse
-from serve_app.forms.memory import Budget, Loan
+from serve_app.forms.memory import MemoryLimiter, Reservation
 from serve_app.images import Size
 from serve_app.settings import AppSettings, LimitSettings, ModelSettings
 
@@ -542,14 +542,16 @@ def test_a_request_waits_until_there_is_room_for_its_pixels() -> None:
     limits = LimitSettings(request_timeout_s=0.3)
 
     async def steps() -> None:
-        budget = Budget(LimitSettings(max_decoding_pixels=3 * 64))
-        await budget.take_pixels(64 + 1)
+        limiter = MemoryLimiter(LimitSettings(max_decoding_pixels=3 * 64))
+        await limiter.reserve_pixels(64 + 1)
         upload = Upload([body], content_type)
         with pytest.raises(DeadlineExceeded, match="no room"):
-            await parse(Request(upload.scope, upload.receive), AppSettings(limits=limits), loan=Loan(budget))
-        budget.return_pixels(1)
+            await parse(
+                Request(upload.scope, upload.receive), AppSettings(limits=limits), reservation=Reservation(limiter)
+            )
+        limiter.release_pixels(1)
         upload = Upload([body], content_type)
-        form = await parse(Request(upload.scope, upload.receive), SETTINGS, loan=Loan(budget))
+        form = await parse(Request(upload.scope, upload.receive), SETTINGS, reservation=Reservation(limiter))
         assert len(form.request.images) == 2
 
     asyncio.run(steps())

@@ -26,7 +26,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Scope
 
 from serve_app.api.app import create_app
-from serve_app.decoding.pool import Decoders
+from serve_app.decoding.pool import DecoderPool
 from serve_app.errors import EditError, InvalidInput
 from serve_app.forms.fields import FIELDS
 from serve_app.settings import AppSettings, CorsSettings, LimitSettings
@@ -286,20 +286,20 @@ def peak_bytes(processes: Iterable[psutil.Process]) -> int:
 
 
 @pytest.fixture
-def decoders() -> Iterator[Decoders]:
-    decoders = Decoders()
+def decoders() -> Iterator[DecoderPool]:
+    decoders = DecoderPool()
     yield decoders
     decoders.close()
 
 
-def test_there_is_a_seed_of_every_format(decoders: Decoders) -> None:
+def test_there_is_a_seed_of_every_format(decoders: DecoderPool) -> None:
     formats = {str(PIL.Image.open(io.BytesIO(data)).format) for data in seeds()}
     assert formats == {*MODES, "MPO"}
     for data in seeds():
         assert decoders.decode(data, 0, SMALL).size > 0
 
 
-def test_any_picture_is_decoded_or_refused_within_its_memory(decoders: Decoders) -> None:
+def test_any_picture_is_decoded_or_refused_within_its_memory(decoders: DecoderPool) -> None:
     draw, files = random.Random(SEED), list(seeds())
     others = decoder_processes()
     decoders.warm()

@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.types import Message, Receive
 
 from serve_app.api.app import create_app
-from serve_app.api.load_shedding import Door
+from serve_app.api.load_shedding import LoadShedder
 from serve_app.errors import DeadlineExceeded, InvalidInput, OutOfMemory, Overloaded, TooManySamples
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings
@@ -317,10 +317,10 @@ def test_health_follows_the_editor(app: Starlette, editor: Inverter) -> None:
 
 
 def test_a_closed_door_refuses_edits_unread_and_turns_readiness_red(editor: Inverter) -> None:
-    door = Door()
-    app = create_app(editor, AppSettings(), door=door)
+    shedder = LoadShedder()
+    app = create_app(editor, AppSettings(), shedder=shedder)
     assert edit(app).status_code == 200
-    door.close()
+    shedder.drain()
     # Not even a body that could not be read.
     for response in (edit(app, n="0"), call(app, "GET", "/health/ready")):
         assert (response.status_code, error_of(response)["code"]) == (503, "NOT_READY")
@@ -329,10 +329,10 @@ def test_a_closed_door_refuses_edits_unread_and_turns_readiness_red(editor: Inve
 
 
 def test_a_closed_door_lets_through_who_asks_again_for_what_is_done(editor: Inverter) -> None:
-    door = Door()
-    app = create_app(editor, AppSettings(), door=door)
+    shedder = LoadShedder()
+    app = create_app(editor, AppSettings(), shedder=shedder)
     first = edit(app, headers={"Idempotency-Key": "done before"})
-    door.close()
+    shedder.drain()
     again = edit(app, headers={"Idempotency-Key": "done before"})
     assert (again.status_code, again.content) == (200, first.content)
     new = edit(app, headers={"Idempotency-Key": "new"})

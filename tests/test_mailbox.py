@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from serve_app.deployments.event_queue import Mailbox
+from serve_app.deployments.event_queue import EventQueue
 from serve_app.events import Completed, Event, Preview, Progress
 
 BLACK = np.zeros((1, 1, 3), np.uint8)
 
 
-async def read(mailbox: Mailbox) -> list[Event]:
+async def read(queue: EventQueue) -> list[Event]:
     events = []
-    while (event := await mailbox.get()) is not None:
+    while (event := await queue.get()) is not None:
         events.append(event)
     return events
 
@@ -23,15 +23,15 @@ def test_a_slow_reader_misses_old_progress_and_no_picture():
     pictures: list[Event] = [Preview(0, 0, 0, BLACK), Preview(0, 0, 1, BLACK), Completed(0, 0, 7, BLACK)]
 
     async def run() -> list[Event]:
-        mailbox = Mailbox()
+        queue = EventQueue()
         for step, event in enumerate(pictures):
-            mailbox.put(Progress(10 * step, 30, 0))
-            mailbox.put(Progress(10 * step + 1, 30, 0))
-            mailbox.put(event)
-        mailbox.close()
+            queue.put(Progress(10 * step, 30, 0))
+            queue.put(Progress(10 * step + 1, 30, 0))
+            queue.put(event)
+        queue.close()
         # Nothing was read until here.
         await asyncio.sleep(0)
-        return await read(mailbox)
+        return await read(queue)
 
     events = asyncio.run(run())
     assert [event for event in events if not isinstance(event, Progress)] == pictures
@@ -41,18 +41,18 @@ def test_a_slow_reader_misses_old_progress_and_no_picture():
 
 def test_a_reader_that_waits_is_woken_from_another_thread():
     async def run() -> list[Event]:
-        mailbox = Mailbox()
+        queue = EventQueue()
 
         def put_and_close() -> None:
             # The loop is idle by then, and sleeps until it is woken.
             time.sleep(0.2)
-            mailbox.put(Progress(1, 2, 0))
-            mailbox.close()
+            queue.put(Progress(1, 2, 0))
+            queue.close()
 
         asyncio.get_running_loop().call_later(10, woken_late.append, True)
         with ThreadPoolExecutor(1) as thread:
             thread.submit(put_and_close)
-            return await read(mailbox)
+            return await read(queue)
 
     woken_late: list[bool] = []
     assert asyncio.run(run()) == [Progress(1, 2, 0)]
@@ -60,9 +60,9 @@ def test_a_reader_that_waits_is_woken_from_another_thread():
 
 
 def test_a_mailbox_whose_loop_is_gone_swallows_what_is_put():
-    async def make() -> Mailbox:
-        return Mailbox()
+    async def make() -> EventQueue:
+        return EventQueue()
 
-    mailbox = asyncio.run(make())
-    mailbox.put(Progress(1, 2, 0))
-    mailbox.close()
+    queue = asyncio.run(make())
+    queue.put(Progress(1, 2, 0))
+    queue.close()

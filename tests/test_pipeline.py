@@ -48,7 +48,7 @@ def samples_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[E
     )
     samples = [sample for entry in entries for sample in entry.samples]
     for sample in samples:
-        sample.state = random_model.start(encodings[id(sample.entry.conditions[sample.image_index])], sample)
+        sample.state = random_model.start(encodings[id(sample.request.conditions[sample.image_index])], sample)
     return samples
 
 
@@ -305,7 +305,7 @@ def test_what_ran_out_of_memory_is_let_go_while_its_error_is_kept():
 
 def test_the_text_encoder_has_a_pictures_tokens_on_their_grid(random_model):
     """As transformers' own processor and model have it where nobody is in between."""
-    condition = samples_of(random_model, [request()])[0].entry.conditions[0]
+    condition = samples_of(random_model, [request()])[0].request.conditions[0]
     [encoding] = random_model.encode([random_model.prepare(condition)])
     size = condition.reference
     picture = random_model.image_processor.resize(PIL.Image.fromarray(condition.picture), size.height, size.width)
@@ -329,7 +329,7 @@ def test_the_autoencoder_keeps_nothing_of_a_pass_that_ran_out_of_memory(half: st
 
     model = build_random_model()
     [sample] = samples_of(model, [request(num_inference_steps=2)])
-    prepared = [model.prepare(sample.entry.conditions[0])]
+    prepared = [model.prepare(sample.request.conditions[0])]
 
     def fail(module, args):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.engine.backend import Pipeline
+from serve_app.engine.backend import Backend
 from serve_app.engine.calibration import calibrate
-from serve_app.engine.engine import EditEngine, EngineStats
-from serve_app.engine.requests import Terms, Ticket
+from serve_app.engine.engine import EditEngine
+from serve_app.engine.model import ServedModel
+from serve_app.engine.requests import EditFuture, RunOptions
 from serve_app.engine.scheduler import Condition, Sample
+from serve_app.engine.stats import EngineStats
 from serve_app.errors import EditError, GenerationError, NotFinite, OutOfMemory
 from serve_app.events import Event, Preview
 from serve_app.images import Geometry
@@ -74,14 +76,16 @@ class Poisoned:
 
 
 @contextmanager
-def engine(pipeline: Pipeline, *, start: bool = True) -> Iterator[EditEngine]:
+def engine(pipeline: Backend, *, start: bool = True) -> Iterator[EditEngine]:
     running = EditEngine(
-        pipeline,
+        ServedModel(
+            pipeline,
+            calibrate(pipeline, max_samples=1, default_guidance=4.0),
+            max_samples=8,
+            default_steps=3,
+            default_guidance=4.0,
+        ),
         EngineSettings(batch_tokens=10**9),
-        calibrate(pipeline, max_samples=1, default_guidance=4.0),
-        max_samples=8,
-        default_steps=3,
-        default_guidance=4.0,
         timeout_s=TIMEOUT_S,
     )
     if start:
@@ -98,16 +102,16 @@ def requests() -> list[EditRequest]:
     return [EditRequest(images=[scene(seed)], prompt=f"prompt {seed}", seed=seed, size="64x64") for seed in seeds]
 
 
-def run(pipeline: Pipeline) -> tuple[list[Pixels | EditError], EngineStats]:
+def run(pipeline: Backend) -> tuple[list[Pixels | EditError], EngineStats]:
     with engine(pipeline) as running:
-        answers = [outcome(ticket) for ticket in running.submit(requests())]
+        answers = [outcome(future) for future in running.submit(requests())]
         return answers, running.stats()
 
 
-def outcome(ticket: Ticket | EditError) -> Pixels | EditError:
-    assert not isinstance(ticket, EditError)
+def outcome(future: EditFuture | EditError) -> Pixels | EditError:
+    assert not isinstance(future, EditError)
     try:
-        return ticket.result(TIMEOUT_S).pixels[0][0]
+        return future.result(TIMEOUT_S).pixels[0][0]
     except EditError as error:
         return error
 
@@ -117,8 +121,8 @@ def alone(random_model) -> list[Pixels]:
     pictures = []
     for request in requests():
         with engine(random_model) as running:
-            [ticket] = running.submit([request])
-            picture = outcome(ticket)
+            [future] = running.submit([request])
+            picture = outcome(future)
             assert not isinstance(picture, EditError)
             pictures.append(picture)
     return pictures
@@ -155,12 +159,12 @@ def test_merged_neighbours_get_the_same_bits_whether_somebody_looks_or_not(rando
     """Somebody: the third. All three are in every forward, so that even the float noise is the same."""
     looked_at: list[Event] = []
     results = []
-    for terms in ([Terms(), Terms(), Terms(looked_at.append)], None):
+    for terms in ([RunOptions(), RunOptions(), RunOptions(looked_at.append)], None):
         with engine(random_model, start=False) as running:
             some = [EditRequest(**{**dict(each), "partial_images": 3}) for each in requests()[:3]]
-            tickets = running.submit(some, terms)
+            futures = running.submit(some, terms)
             start(running)
-            results.append([outcome(ticket) for ticket in tickets])
+            results.append([outcome(future) for future in futures])
     assert sum(isinstance(event, Preview) for event in looked_at) == 2
     for watched, unwatched in zip(*results, strict=True):
         np.testing.assert_array_equal(watched, unwatched)

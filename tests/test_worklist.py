@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli.inputs import JOURNAL, Journal, Picture, pictures
+from serve_app.cli.inputs import JOURNAL, EditTask, Journal, pictures
 
 ASKED = {"prompt": "make the sky blue", "n": 2}
 
@@ -63,7 +63,7 @@ def test_no_two_pictures_share_an_output() -> None:
         found("in/b.png", "other/b.png")
 
 
-def one() -> Picture:
+def one() -> EditTask:
     (picture,) = pictures(["photo.jpg"], Path("out"), n=2, suffix=".png")
     return picture
 
@@ -97,7 +97,7 @@ def test_what_was_cut_off_is_done_again() -> None:
 
 @pytest.mark.parametrize("odd", ["line\u2028separator", "next\x85line", "latin-\udce9"])
 def test_names_and_words_may_hold_anything(odd: str) -> None:
-    picture = Picture(Path(f"{odd}.jpg"), (Path("out") / f"{odd}-1.png",))
+    picture = EditTask(Path(f"{odd}.jpg"), (Path("out") / f"{odd}-1.png",))
     asked = {"prompt": odd.replace("\udce9", ""), "n": 1}
     Path("out").mkdir()
     for _ in range(2):

@@ -17,10 +17,10 @@ def saturate(engine: EditEngine, edits: Sequence[Edit], count: int) -> float:
     requests = [edits[arrival.kind].request() for arrival in at_once([edit.weight for edit in edits], count).arrivals]
     start = time.perf_counter()
     pictures = 0
-    for ticket in engine.submit(requests):
-        if isinstance(ticket, EditError):
-            raise ticket
-        pictures += len(ticket.result().images)
+    for future in engine.submit(requests):
+        if isinstance(future, EditError):
+            raise future
+        pictures += len(future.result().images)
     return pictures / (time.perf_counter() - start)
 
 

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 from benchmarks.measures import Counts
-from serve_app.engine.scheduler import Condition, Entry, Sample, expand
+from serve_app.engine.scheduler import Condition, QueuedRequest, Sample, expand
 from serve_app.models import loading
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, EditResult, Pixels, Timings, arrange
@@ -70,7 +70,7 @@ class StockEditor:
         """One call of the pipeline, a row for each sample: diffusers 0.42 pairs `num_images_per_prompt` wrongly."""
         first = samples[0]
         guided = negative_prompt(first) is not None
-        conditions = [sample.entry.conditions[sample.image_index] for sample in samples]
+        conditions = [sample.request.conditions[sample.image_index] for sample in samples]
         images = self._pipeline(
             image=[self._resize(condition) for condition in conditions],
             prompt=[condition.prompt for condition in conditions],
@@ -91,10 +91,10 @@ class StockEditor:
 
 def negative_prompt(sample: Sample) -> str | None:
     """None where guidance is off."""
-    return sample.entry.conditions[sample.image_index].negative_prompt
+    return sample.request.conditions[sample.image_index].negative_prompt
 
 
-def _result(request: EditRequest, entry: Entry, pictures: dict[int, Pixels]) -> EditResult:
+def _result(request: EditRequest, entry: QueuedRequest, pictures: dict[int, Pixels]) -> EditResult:
     images, variants = len(request.images), request.n
     places = {(sample.image_index, sample.variant_index): sample for sample in entry.samples}
     return EditResult(

@@ -15,28 +15,25 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve_app.api import openapi
-from serve_app.api.auth import RequireKey
+from serve_app.api.auth import AuthMiddleware
 from serve_app.api.cors import cross_origin
 from serve_app.api.keys import KeyRing
-from serve_app.api.load_shedding import Door
+from serve_app.api.load_shedding import LoadShedder
 from serve_app.api.pages import docs_routes, page_routes
 from serve_app.api.proxy_headers import check_proxy_headers
 from serve_app.editor import Editor
-from serve_app.errors import InvalidInput, ModelNotFound, NotReady
+from serve_app.errors import RETRY_AFTER_S, InvalidInput, ModelNotFound, NotReady
 from serve_app.forms.form import EditForm, parse
-from serve_app.forms.memory import Budget, Lend
+from serve_app.forms.memory import MemoryLimiter, MemoryLimitMiddleware
 from serve_app.idempotency.ledger import Key, Ledger, MemoryLedger
 from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KeyedEdits, idempotency_key
+from serve_app.images import PICTURE_THREADS
 from serve_app.jobs.store import Jobs, JobStore
 from serve_app.responses import edits, stream
-from serve_app.responses.errors import ErrorBodies, routing_error
-from serve_app.responses.log import LogEdits, LogEntry
-from serve_app.responses.schemas import Health, Model, ModelList
+from serve_app.responses.errors import ErrorMiddleware, routing_error
+from serve_app.responses.log import EditLogMiddleware, LogEntry
+from serve_app.responses.schemas import HealthBody, ModelBody, ModelListBody
 from serve_app.settings import AppSettings
-
-# Pillow and zlib let go of the GIL; more threads than this only compete with the event loop for the replica's cores.
-PICTURE_THREADS = 4
-READY_RETRY_S = 5
 
 
 def create_app(
@@ -44,20 +41,20 @@ def create_app(
     settings: AppSettings,
     on_serialized: Callable[[float], None] = lambda seconds: None,
     jobs: Jobs | None = None,
-    door: Door | None = None,
+    shedder: LoadShedder | None = None,
     ledger: Ledger | None = None,
 ) -> Starlette:
     """The application. Raises ValueError where the API keys that the settings name cannot be had.
 
     `on_serialized` hears how many seconds it took to make an answer of a result. `jobs`, `ledger`: unset, they are
-    kept here. `door`: unset, nobody can close it.
+    kept here. `shedder`: unset, a new one.
     """
     jobs = jobs or JobStore(editor, settings.jobs, settings.log)
-    api = _Api(editor, settings, on_serialized, jobs, door or Door(), ledger or MemoryLedger(settings.limits))
+    api = _Api(editor, settings, on_serialized, jobs, shedder or LoadShedder(), ledger or MemoryLedger(settings.limits))
     keys = KeyRing(settings.auth)
     around_edits = [
-        Middleware(LogEdits, settings=settings.log),
-        Middleware(Lend, budget=Budget(settings.limits)),
+        Middleware(EditLogMiddleware, settings=settings.log),
+        Middleware(MemoryLimitMiddleware, limiter=MemoryLimiter(settings.limits)),
     ]
     routes = [
         Route("/v1/images/edits", api.edit, methods=["POST"], middleware=around_edits),
@@ -73,8 +70,8 @@ def create_app(
     ]
     middleware = [
         *cross_origin(settings.cors),
-        Middleware(ErrorBodies),
-        Middleware(RequireKey, keys=keys),
+        Middleware(ErrorMiddleware),
+        Middleware(AuthMiddleware, keys=keys),
     ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: routing_error})
     # A redirect would make the client upload its pictures twice.
@@ -89,12 +86,12 @@ class _Api:
         settings: AppSettings,
         on_serialized: Callable[[float], None],
         jobs: Jobs,
-        door: Door,
+        shedder: LoadShedder,
         ledger: Ledger,
     ) -> None:
         self._editor = editor
         self._jobs = jobs
-        self._door = door
+        self._shedder = shedder
         self._keyed = KeyedEdits(ledger)
         self._settings = settings
         self._on_serialized = on_serialized
@@ -108,10 +105,10 @@ class _Api:
         check_proxy_headers(request.headers)
         entry.is_job, key = _asynchronous(request), idempotency_key(request)
         if key is None:
-            self._door.check()
-        loan, caller = request.scope["loan"], request.scope["key_name"]
+            self._shedder.check()
+        reservation, caller = request.scope["reservation"], request.scope["key_name"]
         form = entry.form = await parse(
-            request, self._settings, self._decoding, loan, caller, fingerprinted=key is not None
+            request, self._settings, self._decoding, reservation, caller, fingerprinted=key is not None
         )
         if key is not None:
             return await self._once(key, request, form, entry)
@@ -126,7 +123,7 @@ class _Api:
 
         async def edit() -> Response:
             # Only here: what has been done already is told again also where nothing new is let in.
-            self._door.check()
+            self._shedder.check()
             return await (self._start_job(request, form) if entry.is_job else self._watched(form, entry))
 
         fingerprint = f"{form.fingerprint} async={entry.is_job}"
@@ -135,7 +132,7 @@ class _Api:
         return await self._keyed.respond(key, fingerprint, edit, entry.request_id, context)
 
     async def _watched(self, form: EditForm, entry: LogEntry) -> Response:
-        with self._door.watching(form.request.outputs):
+        with self._shedder.watch(form.request.outputs):
             return await self._answer(form, entry)
 
     async def _answer(self, form: EditForm, entry: LogEntry) -> Response:
@@ -161,7 +158,10 @@ class _Api:
         return Response((await ask(request.path_params["id"])).body, media_type="application/json")
 
     async def models(self, request: Request) -> Response:
-        models: ModelList = {"object": "list", "data": [self._model(name) for name in self._settings.model.all_names]}
+        models: ModelListBody = {
+            "object": "list",
+            "data": [self._model(name) for name in self._settings.model.all_names],
+        }
         return _json(models)
 
     async def model(self, request: Request) -> Response:
@@ -170,16 +170,16 @@ class _Api:
             raise ModelNotFound(f"The model {name[:80]!r} is not served here", param="model")
         return _json(self._model(name))
 
-    def _model(self, name: str) -> Model:
+    def _model(self, name: str) -> ModelBody:
         return {"id": name, "object": "model", "created": self._started, "owned_by": "self-hosted"}
 
     async def live(self, request: Request) -> Response:
-        return _json(Health(status="live"))
+        return _json(HealthBody(status="live"))
 
     async def ready(self, request: Request) -> Response:
-        if self._door.closed or not await self._editor.ready():
-            raise NotReady("No replica with a warm model takes edits", retry_after_s=READY_RETRY_S)
-        return _json(Health(status="ready"))
+        if self._shedder.is_draining or not await self._editor.ready():
+            raise NotReady("No replica with a warm model takes edits", retry_after_s=RETRY_AFTER_S)
+        return _json(HealthBody(status="ready"))
 
 
 def _asynchronous(request: Request) -> bool:

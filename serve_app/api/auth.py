@@ -20,7 +20,7 @@ _OPEN_PATHS = re.compile(r"/health(/live|/ready)?|/?|/static/[^/]+|/openapi\.jso
 _LOGGED_PATH_CHARS = 200
 
 
-class RequireKey:
+class AuthMiddleware:
     """Pure ASGI, so that a request without a key is answered before its body is read. No keys: everybody may pass.
 
     The name of the key that fits is `scope["key_name"]` for what is inside; None where none is asked for. Raises

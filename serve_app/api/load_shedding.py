@@ -1,41 +1,40 @@
-"""The door: whether edits are let in at all, decided before their upload and not after it."""
+"""Load shedding: refuse edits before their upload where there is no room, or while the server drains."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from serve_app.errors import NotReady, Overloaded
+from serve_app.errors import RETRY_AFTER_S, NotReady, Overloaded
 
-_SHOWN_S = 1.0
-"""How long a refusal speaks for the next callers: short, since nobody tells when there is room again."""
+_REPEATED_S = 1.0
+"""How long a refusal is repeated for later callers: short, since nothing reports when there is room again."""
 _SMALL = 4
-"""Outputs. That there was no room for more says nothing about the next caller, who may want fewer."""
-_RETRY_AFTER_S = 5
+"""Outputs. A larger edit that found no room says nothing about the next one, which may be smaller."""
 
 
-class Door:
-    """Of one ingress process: what it learnt from its last refusals, and whether it takes new edits at all."""
+class LoadShedder:
+    """Sheds load for one ingress process, by its last refusal and by whether it drains."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._refused_at_s = 0.0
         self._refusal: Overloaded | None = None
-        self.closed = False
+        self.is_draining = False
 
-    def close(self) -> None:
-        """Let no new edit in, for good."""
-        self.closed = True
+    def drain(self) -> None:
+        """Refuse every new edit from now on."""
+        self.is_draining = True
 
     def check(self) -> None:
-        """Raise NotReady where the door is closed, Overloaded where the queue was full a moment ago."""
-        if self.closed:
-            raise NotReady("This server is stopping", retry_after_s=_RETRY_AFTER_S)
-        if self._refusal is not None and self._clock() < self._refused_at_s + _SHOWN_S:
+        """Raise NotReady while draining, Overloaded where the queue was full a moment ago."""
+        if self.is_draining:
+            raise NotReady("This server is stopping", retry_after_s=RETRY_AFTER_S)
+        if self._refusal is not None and self._clock() < self._refused_at_s + _REPEATED_S:
             raise Overloaded(self._refusal.message, retry_after_s=self._refusal.retry_after_s)
 
     @contextmanager
-    def watching(self, outputs: int) -> Iterator[None]:
-        """Around an edit of so many outputs: where it is refused for want of room, so are the next."""
+    def watch(self, outputs: int) -> Iterator[None]:
+        """Run an edit of that many outputs. Where it is refused for want of room, `check` repeats the refusal."""
         try:
             yield
         except Overloaded as refusal:

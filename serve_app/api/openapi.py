@@ -38,12 +38,12 @@ Schema = dict[str, Any]
 
 _REF = "#/components/schemas/{model}"
 _BODIES: tuple[Any, ...] = (
-    schemas.Answer,
-    schemas.Job,
-    schemas.DeletedJob,
-    schemas.ModelList,
-    schemas.Model,
-    schemas.Health,
+    schemas.EditResponse,
+    schemas.JobBody,
+    schemas.DeletedJobBody,
+    schemas.ModelListBody,
+    schemas.ModelBody,
+    schemas.HealthBody,
     schemas.ErrorBody,
 )
 
@@ -59,7 +59,7 @@ def document(settings: AppSettings, needs_key: bool) -> Schema:
     paths: dict[str, Schema] = {
         "/v1/images/edits": {"post": _edit(settings)},
         "/v1/jobs/{id}": {"parameters": [_JOB_ID], "get": _get_job(), "delete": _delete_job()},
-        "/v1/models": {"get": _operation("listModels", "The names of the served model", schemas.ModelList)},
+        "/v1/models": {"get": _operation("listModels", "The names of the served model", schemas.ModelListBody)},
         "/v1/models/{id}": {"parameters": [_model_id(settings.model)], "get": _get_model()},
         "/health/live": {"get": _health("isLive", "Whether the process answers")},
         "/health/ready": {"get": _health("isReady", "Whether a replica has a warm model", NotReady)},
@@ -106,7 +106,7 @@ def _edit(settings: AppSettings) -> Schema:
             REPLAYED: _REPLAYED,
         },
         "content": {
-            "application/json": {"schema": _ref(schemas.Answer)},
+            "application/json": {"schema": _ref(schemas.EditResponse)},
             # Of one event, since OpenAPI has a place of its own for that only from 3.2 on.
             "text/event-stream": {"schema": _EVENT},
         },
@@ -117,7 +117,7 @@ def _edit(settings: AppSettings) -> Schema:
             "Location": {"description": "where to ask for it", "required": True, "schema": {"type": "string"}},
             REPLAYED: _REPLAYED,
         },
-        "content": {"application/json": {"schema": _ref(schemas.Job)}},
+        "content": {"application/json": {"schema": _ref(schemas.JobBody)}},
         "links": {
             name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in ("getJob", "deleteJob")
         },
@@ -150,20 +150,22 @@ def _operation(id: str, summary: str, body: Any, *errors: type[EditError]) -> Sc
 
 
 def _get_job() -> Schema:
-    return _operation("getJob", "How far a job is, and its result", schemas.Job, NotFound, *_ANYWHERE_IN_THE_CLUSTER)
+    return _operation(
+        "getJob", "How far a job is, and its result", schemas.JobBody, NotFound, *_ANYWHERE_IN_THE_CLUSTER
+    )
 
 
 def _delete_job() -> Schema:
     summary = "End a job where it runs, and forget it"
-    return _operation("deleteJob", summary, schemas.DeletedJob, NotFound, *_ANYWHERE_IN_THE_CLUSTER)
+    return _operation("deleteJob", summary, schemas.DeletedJobBody, NotFound, *_ANYWHERE_IN_THE_CLUSTER)
 
 
 def _get_model() -> Schema:
-    return _operation("getModel", "One name of the served model", schemas.Model, ModelNotFound)
+    return _operation("getModel", "One name of the served model", schemas.ModelBody, ModelNotFound)
 
 
 def _health(id: str, summary: str, *errors: type[EditError]) -> Schema:
-    return {**_operation(id, summary, schemas.Health, *errors), "security": []}
+    return {**_operation(id, summary, schemas.HealthBody, *errors), "security": []}
 
 
 _EVENT = {

@@ -14,13 +14,12 @@ from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serve_app.errors import Overloaded
+from serve_app.errors import RETRY_AFTER_S, Overloaded
 from serve_app.responses.errors import error_response
 
 # Ray reads it where it starts a proxy: it must stand in the environment of each node's Ray.
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 VALUE = "serve_app.api.proxy_connection.bound"
-_RETRY_AFTER_S = 5
 
 
 class BoundedConnection(H11Protocol):
@@ -55,7 +54,7 @@ class BoundedConnection(H11Protocol):
         super().connection_lost(exc)
 
     def _refuse(self) -> None:
-        error = Overloaded(f"{self.most} connections are open, and no more are taken", retry_after_s=_RETRY_AFTER_S)
+        error = Overloaded(f"{self.most} connections are open, and no more are taken", retry_after_s=RETRY_AFTER_S)
         response = error_response(error)
         response.headers["Connection"] = "close"
         for event in (

@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from serve_app.api.keys import load_keys
 from serve_app.cli import configuration
 from serve_app.cli.machine import Disk, Gpu, available_memory
-from serve_app.client.client import DEFAULT_SERVER, KEY_ENV, ImageEdits, Unreachable
+from serve_app.client.blocking import ImageEdits
+from serve_app.client.connection import DEFAULT_SERVER, KEY_ENV, Unreachable
 from serve_app.errors import EditError, Unauthorized
 from serve_app.models.footprint import Weights, weights
 from serve_app.settings import BUILTIN_TINY, AppSettings, AuthSettings, ModelSettings

@@ -13,18 +13,11 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import cast
 
-from serve_app.cli.inputs import Journal, Picture, pictures
-from serve_app.cli.progress import Outcome, Report
-from serve_app.client.client import (
-    DEFAULT_SERVER,
-    KEY_ENV,
-    SERVER_ENV,
-    AsyncImageEdits,
-    BrokenOff,
-    Completed,
-    EditOptions,
-    Output,
-)
+from serve_app.cli.inputs import EditTask, Journal, pictures
+from serve_app.cli.progress import Report, TaskOutcome
+from serve_app.client.asynchronous import AsyncImageEdits
+from serve_app.client.connection import DEFAULT_SERVER, KEY_ENV, SERVER_ENV, BrokenOff
+from serve_app.client.messages import EditOptions, Output, StreamedOutput
 from serve_app.errors import (
     DeadlineExceeded,
     EditError,
@@ -89,7 +82,7 @@ class _Run:
         self._options = options
         self._overwrite = overwrite
 
-    async def edit_all(self, found: Sequence[Picture], jobs: int) -> None:
+    async def edit_all(self, found: Sequence[EditTask], jobs: int) -> None:
         """Sets `stopped_by` where it gave up before the last picture."""
         todo = iter(found)
         async with self._client:
@@ -102,27 +95,27 @@ class _Run:
                 return
             await self._share(todo, min(jobs, len(found)))
 
-    async def _share(self, todo: Iterator[Picture], jobs: int) -> None:
+    async def _share(self, todo: Iterator[EditTask], jobs: int) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(jobs):
                 group.create_task(self._work(todo))
 
-    async def _work(self, todo: Iterator[Picture]) -> None:
+    async def _work(self, todo: Iterator[EditTask]) -> None:
         """One of several, which share `todo`."""
         for picture in todo:
             self._report.end(await self._edit(picture))
             if self.stopped_by is not None:
                 return
 
-    async def _edit(self, picture: Picture) -> Outcome:
+    async def _edit(self, picture: EditTask) -> TaskOutcome:
         asked = {"prompt": self._prompt, **self._options}
         try:
             content = await asyncio.to_thread(picture.source.read_bytes)
             seeds = None if self._overwrite else self._journal.seeds(picture, content, asked)
         except OSError as error:
-            return Outcome(picture, "failed", error=error)
+            return TaskOutcome(picture, "failed", error=error)
         if seeds is not None:
-            return Outcome(picture, "skipped", tuple(seeds))
+            return TaskOutcome(picture, "skipped", tuple(seeds))
         self._report.begin(picture)
         try:
             row = await self._row(picture, content)
@@ -131,10 +124,10 @@ class _Run:
         except (EditError, OSError) as error:
             if not _concerns_one_picture(error):
                 self.stopped_by = error
-            return Outcome(picture, "failed", error=error)
-        return Outcome(picture, "edited", tuple(seeds))
+            return TaskOutcome(picture, "failed", error=error)
+        return TaskOutcome(picture, "edited", tuple(seeds))
 
-    async def _row(self, picture: Picture, content: bytes) -> list[Output]:
+    async def _row(self, picture: EditTask, content: bytes) -> list[Output]:
         """The picture's variants, in order."""
         row: dict[int, Output] = {}
         async with aclosing(self._client.edit_stream(content, self._prompt, **self._options)) as events:
@@ -142,7 +135,7 @@ class _Run:
                 match event:
                     case Progress():
                         self._report.progress(picture, event)
-                    case Completed(_, variant, output):
+                    case StreamedOutput(_, variant, output):
                         row[variant] = output
                         self._report.completed(picture, variant)
         return [output for _, output in sorted(row.items())]

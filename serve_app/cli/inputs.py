@@ -23,14 +23,14 @@ SUFFIXES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class EditTask:
     """One picture to edit, and the files that its variants become, in order."""
 
     source: Path
     outputs: tuple[Path, ...]
 
 
-def pictures(named: Sequence[str], out: Path, *, n: int, suffix: str) -> list[Picture]:
+def pictures(named: Sequence[str], out: Path, *, n: int, suffix: str) -> list[EditTask]:
     """The pictures that files, folders and patterns name, each once, in that order.
 
     A name that nothing answers to stays in the list, and fails when it is read. Raises ValueError where two pictures
@@ -42,7 +42,7 @@ def pictures(named: Sequence[str], out: Path, *, n: int, suffix: str) -> list[Pi
             found.setdefault(source.resolve(), (source, relative))
     sources, relatives = [source for source, _ in found.values()], [relative for _, relative in found.values()]
     return [
-        Picture(source, tuple(out / f"{stem}-{variant}{suffix}" for variant in range(1, n + 1)))
+        EditTask(source, tuple(out / f"{stem}-{variant}{suffix}" for variant in range(1, n + 1)))
         for source, stem in zip(sources, _stems(sources, relatives), strict=True)
     ]
 
@@ -107,7 +107,7 @@ class Journal:
             # Cut off when the machine went down; its outputs were not written yet.
             return
 
-    def seeds(self, picture: Picture, content: bytes, asked: Mapping[str, Any]) -> list[int] | None:
+    def seeds(self, picture: EditTask, content: bytes, asked: Mapping[str, Any]) -> list[int] | None:
         """Those of the outputs, where they are there and made of this content by these words; None where they are not.
 
         Raises FileExistsError where one is there that was made otherwise.
@@ -119,7 +119,7 @@ class Journal:
         return entry["seeds"] if len(there) == len(picture.outputs) else None
 
     def save(
-        self, picture: Picture, content: bytes, asked: Mapping[str, Any], seeds: Sequence[int], files: Sequence[bytes]
+        self, picture: EditTask, content: bytes, asked: Mapping[str, Any], seeds: Sequence[int], files: Sequence[bytes]
     ) -> None:
         """Write the outputs, each whole or not at all. Raises OSError.
 
@@ -139,7 +139,7 @@ class Journal:
         with self._path.open("a", encoding="utf-8", errors="surrogateescape") as journal:
             journal.write(text)
 
-    def _names(self, picture: Picture) -> tuple[str, ...]:
+    def _names(self, picture: EditTask) -> tuple[str, ...]:
         return tuple(path.relative_to(self._out).as_posix() for path in picture.outputs)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from serve_app.cli.inputs import Picture
+from serve_app.cli.inputs import EditTask
 from serve_app.errors import EditError
 from serve_app.events import Progress as Steps
 
@@ -17,10 +17,10 @@ Status = Literal["edited", "skipped", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TaskOutcome:
     """What became of one picture. `seeds`: one for each output of an edited one."""
 
-    picture: Picture
+    picture: EditTask
     status: Status
     seeds: tuple[int, ...] = ()
     error: Exception | None = None
@@ -77,7 +77,7 @@ class Report:
             transient=True,
         )
         self._all = self._bars.add_task("all pictures", total=pictures, note="", visible=pictures > 1)
-        self._tasks: dict[Picture, list[TaskID]] = {}
+        self._tasks: dict[EditTask, list[TaskID]] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -86,10 +86,10 @@ class Report:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def begin(self, picture: Picture) -> None:
+    def begin(self, picture: EditTask) -> None:
         self._tasks[picture] = [self._bars.add_task(str(output), total=None, note="sent") for output in picture.outputs]
 
-    def progress(self, picture: Picture, event: Steps) -> None:
+    def progress(self, picture: EditTask, event: Steps) -> None:
         """Of a request as a whole, whose outputs take their steps side by side."""
         tasks = self._tasks[picture]
         note = f"{event.place} in the queue" if event.place else "steps"
@@ -98,11 +98,11 @@ class Report:
                 task, total=event.steps // len(tasks), completed=event.steps_done // len(tasks), note=note
             )
 
-    def completed(self, picture: Picture, variant: int) -> None:
+    def completed(self, picture: EditTask, variant: int) -> None:
         """`variant`: 0-based."""
         self._bars.update(self._tasks[picture][variant], note="done")
 
-    def end(self, outcome: Outcome) -> None:
+    def end(self, outcome: TaskOutcome) -> None:
         self.counts[outcome.status] += 1
         for task in self._tasks.pop(outcome.picture, []):
             self._bars.remove_task(task)

@@ -20,7 +20,7 @@ from serve_app.app import APP_NAME, build
 from serve_app.cli import configuration
 from serve_app.settings import AppSettings
 
-_CLOSE_S = 10.0
+_DRAIN_S = 10.0
 # Writes the pictures of an answer to output_0.png, output_1.png …
 _SAVE = """python3 -c 'import base64, json, sys
 for k, item in enumerate(json.load(sys.stdin)["data"]):
@@ -56,7 +56,7 @@ def main(prog: str, words: Sequence[str]) -> None:
 def _finish() -> None:
     """Take no new edits and wait for those that run; Serve ends what outlasts the replicas' graceful shutdown.
 
-    The door is closed first, and the application stays until its edits are done: an application that is being deleted
+    The ingress drains first, and the application stays until its edits are done: an application that is being deleted
     answers 404 (Ray 2.60).
 
     Not serve.shutdown, which prints an alarm over Serve's own controller that has ended as it should, and not the
@@ -64,9 +64,9 @@ def _finish() -> None:
     """
     # Where nothing answers, nothing runs that could be waited for.
     with suppress(RayError, RayServeException, TimeoutError):
-        serve.get_deployment_handle("EditIngress", APP_NAME).close.remote().result(timeout_s=_CLOSE_S)
+        serve.get_deployment_handle("EditIngress", APP_NAME).drain.remote().result(timeout_s=_DRAIN_S)
         editor = serve.get_deployment_handle("ImageEditor", APP_NAME)
-        while editor.stats.remote().result(timeout_s=_CLOSE_S).open_requests:
+        while editor.stats.remote().result(timeout_s=_DRAIN_S).open_requests:
             time.sleep(0.2)
     serve.delete(APP_NAME, _blocking=False)
     while APP_NAME in serve.status().applications:

@@ -25,15 +25,15 @@ from serve_app.settings import LimitSettings
 _START_S = 120.0
 
 
-class Decoders:
+class DecoderPool:
     """Decoder processes, as many as threads call at once. The calls block."""
 
     def __init__(self) -> None:
-        self._idle: deque[_Decoder] = deque()
+        self._idle: deque[_DecoderProcess] = deque()
 
     def warm(self) -> None:
         """Start a process, so that the first picture need not wait for it."""
-        self._idle.append(_Decoder())
+        self._idle.append(_DecoderProcess())
 
     def close(self) -> None:
         """End the processes that have nothing to do."""
@@ -72,17 +72,17 @@ class Decoders:
         self._idle.append(process)
         return answer
 
-    def _take(self) -> "_Decoder":
+    def _take(self) -> "_DecoderProcess":
         """The one that was used last, or a new one. To have died with nothing to do is no picture's fault."""
         while self._idle:
             process = self._idle.pop()
             if process.is_alive():
                 return process
             process.end()
-        return _Decoder()
+        return _DecoderProcess()
 
 
-DECODERS = Decoders()
+DECODERS = DecoderPool()
 """Those of this process: however many applications are made in it, they share them."""
 atexit.register(DECODERS.close)
 
@@ -96,7 +96,7 @@ def _environment() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1", **_KEEP}
 
 
-class _Decoder:
+class _DecoderProcess:
     """One process and the socket to it. Raises RuntimeError where it does not start."""
 
     def __init__(self) -> None:

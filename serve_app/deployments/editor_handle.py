@@ -21,7 +21,7 @@ logger = logging.getLogger("ray.serve")
 _READY_TIMEOUT_S = 2.0
 
 
-class HandleEditor:
+class EditorHandle:
     """The editor behind its handle. An edit whose replica dies runs again elsewhere, with the seed that it has.
 
     Deadlines count from here, so that they hold while no replica is there to keep them. `on_retry` hears of each

@@ -1,4 +1,4 @@
-"""A mailbox: the events of one request, from the engine's threads to a reader on an event loop."""
+"""A events: the events of one request, from the engine's threads to a reader on an event loop."""
 
 import asyncio
 from collections import deque
@@ -9,7 +9,7 @@ from typing import Any
 from serve_app.events import Event, Progress
 
 
-class Mailbox:
+class EventQueue:
     """Made on the reader's loop. A slow reader holds nobody up and loses no picture: only unread progress is replaced
     by newer, so that no more waits than the request has previews and outputs.
     """
@@ -29,7 +29,7 @@ class Mailbox:
         self._on_loop(self._end)
 
     async def get(self) -> Event | None:
-        """The next event; None where the mailbox is closed and read to its end."""
+        """The next event; None where the events is closed and read to its end."""
         while not self._unread:
             if self._closed:
                 return None

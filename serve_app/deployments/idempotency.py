@@ -54,7 +54,7 @@ _LEDGER_S = 2.0
 _LEDGER_SETTLE_S = 30.0
 
 
-class HandleLedger:
+class LedgerHandle:
     """Implements Ledger. Where the keeper does not answer soon, it is unreachable."""
 
     def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:

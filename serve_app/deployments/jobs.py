@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ray import serve
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from serve_app.deployments.editor_handle import HandleEditor
+from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.deployments.logging import log_in_one_line
 from serve_app.deployments.metrics import IngressMetrics
 from serve_app.deployments.ray_errors import DEADLINE_MARGIN_S, our_errors
@@ -29,7 +29,7 @@ class JobKeeper:
     def __init__(self, editor: DeploymentHandle, settings: AppSettings) -> None:
         log_in_one_line()
         metrics = IngressMetrics(settings.model.served_name)
-        handle = HandleEditor(editor, settings.limits.request_timeout_s, metrics.retried)
+        handle = EditorHandle(editor, settings.limits.request_timeout_s, metrics.retried)
         vault = ActorVault(serve.get_replica_context().app_name, max(settings.jobs.ttl_s, _LEAST_IDLE_S))
         self._store = JobStore(handle, settings.jobs, settings.log, vault)
         # Serve runs constructors on the loop that serves the requests (Ray 2.60).
@@ -49,7 +49,7 @@ class JobKeeper:
         return await self._store.delete(id)
 
 
-class HandleJobs:
+class JobsHandle:
     """One process keeps them for all ingress replicas; implements Jobs."""
 
     def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from ray.serve import metrics as serve_metrics
 
-from serve_app.engine.engine import EngineStats
 from serve_app.engine.scheduler import Sample
+from serve_app.engine.stats import EngineStats
 from serve_app.errors import EditError
 from serve_app.images import Size
 from serve_app.request import EditResult

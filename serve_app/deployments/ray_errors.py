@@ -9,9 +9,8 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 
 from serve_app.deployments.retries import ReplicaGone
-from serve_app.errors import DeadlineExceeded, DeviceLost, EditError, NotReady, Overloaded
+from serve_app.errors import RETRY_AFTER_S, DeadlineExceeded, DeviceLost, EditError, NotReady, Overloaded
 
-_RETRY_AFTER_S = 5
 DEADLINE_MARGIN_S = 2.0
 """A replica keeps the deadline itself, and counts it. Its caller waits this much longer, for one that is not there."""
 
@@ -39,9 +38,9 @@ def our_errors(response: DeploymentResponse | DeploymentResponseGenerator, timeo
         raise error.cause if isinstance(error.cause, EditError) else error from None
     except BackPressureError as error:
         message = "Too many requests wait for a GPU"
-        raise Overloaded(message, retry_after_s=round(error.retry_after_s or _RETRY_AFTER_S)) from None
+        raise Overloaded(message, retry_after_s=round(error.retry_after_s or RETRY_AFTER_S)) from None
     except DeploymentUnavailableError:
-        raise NotReady("No replica has a warm model", retry_after_s=_RETRY_AFTER_S) from None
+        raise NotReady("No replica has a warm model", retry_after_s=RETRY_AFTER_S) from None
     except (RayActorError, WorkerCrashedError, ObjectLostError) as error:
         raise ReplicaGone(type(error).__name__) from error
     except asyncio.CancelledError:

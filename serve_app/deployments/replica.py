@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from serve_app.deployments.autoscaling import OPEN_REQUESTS, WORK_S
-from serve_app.deployments.event_queue import Mailbox
+from serve_app.deployments.event_queue import EventQueue
 from serve_app.deployments.logging import log_in_one_line
 from serve_app.deployments.metrics import SAMPLE_PERIOD_S, EditorMetrics
-from serve_app.engine.engine import EngineStats
-from serve_app.engine.requests import Terms, Ticket
+from serve_app.engine.requests import EditFuture, RunOptions
+from serve_app.engine.stats import EngineStats
 from serve_app.errors import DeviceLost, EditError, InvalidInput
 from serve_app.events import Done, Event
 from serve_app.request import EditRequest, EditResult, check_limits, check_output_size
@@ -60,7 +60,7 @@ class ImageEditor:
             if request.partial_images:
                 message = "partial_images: only a stream has previews; call edit_stream"
                 raise InvalidInput(message, param="partial_images")
-            result: EditResult = await asyncio.wrap_future(await self._claim(request, Terms(timeout_s=timeout_s)))
+            result: EditResult = await asyncio.wrap_future(await self._admit(request, RunOptions(timeout_s=timeout_s)))
             self._metrics.finished(result)
             return result
 
@@ -72,39 +72,39 @@ class ImageEditor:
         Raises as `edit`, between any two events. Closing or cancelling the stream frees the request's samples. With
         `alone`, no other request is in flight on this replica while it is.
         """
-        mailbox = Mailbox()
+        queue = EventQueue()
         with self._metrics.request():
-            ticket = await self._claim(request, Terms(mailbox.put, timeout_s, alone))
-            # The engine tells of every output before it resolves the ticket.
-            ticket.add_done_callback(lambda _: mailbox.close())
+            future = await self._admit(request, RunOptions(queue.put, timeout_s, alone))
+            # The engine tells of every output before it resolves the future.
+            future.add_done_callback(lambda _: queue.close())
             try:
-                while (event := await mailbox.get()) is not None:
+                while (event := await queue.get()) is not None:
                     yield event
-                result = ticket.result()
+                result = future.result()
                 self._metrics.finished(result)
                 yield Done(result.timings, result.batch)
             finally:
-                ticket.cancel()
+                future.cancel()
 
-    async def _claim(self, request: EditRequest, terms: Terms) -> Ticket:
-        """The request's ticket. Where the caller leaves before it has one, the ticket is cancelled when it is made."""
+    async def _admit(self, request: EditRequest, options: RunOptions) -> EditFuture:
+        """The request's future. Where the caller leaves before it has one, the future is cancelled when it is made."""
         check_limits(request, self._limits)
         check_output_size(request, self._geometry, self._limits)
-        submission = asyncio.ensure_future(self._submit(request, terms))
+        submission = asyncio.ensure_future(self._submit(request, options))
         try:
-            ticket: Ticket | EditError = await asyncio.shield(submission)
+            future: EditFuture | EditError = await asyncio.shield(submission)
         except asyncio.CancelledError:
-            submission.add_done_callback(_cancel_ticket)
+            submission.add_done_callback(_cancel_future)
             raise
-        if isinstance(ticket, EditError):
-            raise ticket
-        return ticket
+        if isinstance(future, EditError):
+            raise future
+        return future
 
     # Only merges and returns at once: @serve.batch itself closes batches while the GPU is busy, one request each
     # (Ray 2.60). The engine owns the queue.
     @serve.batch(max_batch_size=_MAX_SUBMISSION, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
-    async def _submit(self, requests: list[EditRequest], terms: list[Terms]) -> list[Ticket | EditError]:
-        return self._engine.submit(requests, terms)
+    async def _submit(self, requests: list[EditRequest], options: list[RunOptions]) -> list[EditFuture | EditError]:
+        return self._engine.submit(requests, options)
 
     async def _watch(self) -> None:
         while True:
@@ -146,7 +146,7 @@ class ImageEditor:
             self._engine.stop()
 
 
-def _cancel_ticket(submission: "asyncio.Future[Ticket | EditError]") -> None:
+def _cancel_future(submission: "asyncio.Future[EditFuture | EditError]") -> None:
     if submission.cancelled() or submission.exception() is not None:
         return
     answer = submission.result()

@@ -8,7 +8,7 @@ from serve_app.images import Geometry
 from serve_app.request import Pixels
 
 
-class Pipeline(Protocol):
+class Backend(Protocol):
     """Stages over any number of samples of one shape. What is prepared, encodings
     and states are the pipeline's own, opaque elsewhere.
 

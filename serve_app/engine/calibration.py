@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.engine.backend import Pipeline
-from serve_app.engine.scheduler import Entry, Sample, expand, knee
+from serve_app.engine.backend import Backend
+from serve_app.engine.scheduler import QueuedRequest, Sample, expand, knee
 from serve_app.errors import OutOfMemory
 from serve_app.request import EditRequest
 
@@ -35,7 +35,7 @@ class Calibration:
 
 
 def calibrate(
-    pipeline: Pipeline,
+    backend: Backend,
     *,
     max_samples: int,
     default_guidance: float,
@@ -47,21 +47,21 @@ def calibrate(
     Without `find_knee`, of one sample alone. Where memory ends first, the sizes that fit are used. Raises OutOfMemory
     where not even one sample fits.
     """
-    entry, prepared, states = _blank(pipeline, max_samples, default_guidance)
+    queued, prepared, states = _blank(backend, max_samples, default_guidance)
     sizes = sizes_to_measure(max_samples) if find_knee else [1]
-    seconds = _fastest_steps(pipeline, states, sizes, clock)
-    sample, best = entry.samples[0], knee(seconds)
-    join_s, tokens = _join_s(pipeline, sample, prepared, max_samples, clock), sample.tokens
+    seconds = _fastest_steps(backend, states, sizes, clock)
+    sample, best = queued.samples[0], knee(seconds)
+    join_s, tokens = _join_s(backend, sample, prepared, max_samples, clock), sample.tokens
     return Calibration(seconds, best * tokens, seconds[best] / (best * tokens), join_s)
 
 
-def _join_s(pipeline: Pipeline, sample: Sample, prepared: Any, max_samples: int, clock: Callable[[], float]) -> float:
+def _join_s(backend: Backend, sample: Sample, prepared: Any, max_samples: int, clock: Callable[[], float]) -> float:
     """What encoding and decoding cost whether it is one sample or two; 0 where two do not fit."""
 
     def measure(samples: int) -> float:
         start_s = clock()
         # Decoded pictures are on the CPU: whatever runs on a device has ended by then.
-        pipeline.decode([pipeline.start(encoding, sample) for encoding in pipeline.encode([prepared] * samples)])
+        backend.decode([backend.start(encoding, sample) for encoding in backend.encode([prepared] * samples)])
         return clock() - start_s
 
     alone_s = min(measure(1) for _ in range(_LEAST_ROUNDS))
@@ -74,7 +74,7 @@ def _join_s(pipeline: Pipeline, sample: Sample, prepared: Any, max_samples: int,
 
 
 def _fastest_steps(
-    pipeline: Pipeline, states: Sequence[Any], sizes: list[int], clock: Callable[[], float]
+    backend: Backend, states: Sequence[Any], sizes: list[int], clock: Callable[[], float]
 ) -> dict[int, float]:
     """Seconds by size, of those sizes that fit."""
     seconds: dict[int, float] = {}
@@ -84,7 +84,7 @@ def _fastest_steps(
             break
         for size in sizes:
             try:
-                measured_s = _time_step(pipeline, states[:size], clock)
+                measured_s = _time_step(backend, states[:size], clock)
             except OutOfMemory:
                 sizes = [smaller for smaller in sizes if smaller < size]
                 if not sizes:
@@ -99,18 +99,18 @@ def sizes_to_measure(max_samples: int) -> list[int]:
     return sorted({2**power for power in range(max_samples.bit_length())} | {max_samples})
 
 
-def _blank(pipeline: Pipeline, samples: int, guidance: float) -> tuple[Entry, Any, list[Any]]:
-    """That many samples of one grey square at the native size: their entry, the prepared picture, their states."""
-    side = math.isqrt(pipeline.geometry.native_area)
+def _blank(backend: Backend, samples: int, guidance: float) -> tuple[QueuedRequest, Any, list[Any]]:
+    """That many samples of one grey square at the native size: their queued, the prepared picture, their states."""
+    side = math.isqrt(backend.geometry.native_area)
     grey = np.full((side, side, 3), 128, np.uint8)
     request = EditRequest(images=[grey], prompt="warm up", seed=0)
-    entry = expand(request, pipeline.geometry, default_steps=_STEPS, default_guidance=guidance)
-    prepared = pipeline.prepare(entry.conditions[0])
-    [encoding] = pipeline.encode([prepared])
-    return entry, prepared, [pipeline.start(encoding, entry.samples[0]) for _ in range(samples)]
+    queued = expand(request, backend.geometry, default_steps=_STEPS, default_guidance=guidance)
+    prepared = backend.prepare(queued.conditions[0])
+    [encoding] = backend.encode([prepared])
+    return queued, prepared, [backend.start(encoding, queued.samples[0]) for _ in range(samples)]
 
 
-def _time_step(pipeline: Pipeline, states: Sequence[Any], clock: Callable[[], float]) -> float:
+def _time_step(backend: Backend, states: Sequence[Any], clock: Callable[[], float]) -> float:
     start_s = clock()
-    pipeline.step(states)
+    backend.step(states)
     return clock() - start_s

@@ -1,6 +1,6 @@
-"""The policy: which samples exist, who joins, which samples take the next step, whose result is whose.
+"""The scheduler policy: which samples exist, which join, and which take the next step.
 
-Pure: no torch, no Ray, no thread, and no clock of its own. The engine asks `plan` before every step and obeys.
+Pure: no torch, no Ray, no thread, no clock. The engine calls `plan_joins` before every step and does what it returns.
 """
 
 import math
@@ -13,25 +13,25 @@ from serve_app.request import EditRequest, Pixels
 
 # A batch may be at most this much slower, per sample, than the best one measured and still count as the knee.
 KNEE_TOLERANCE = 0.05
-# How many joins' price newcomers wait at most: by benchmarks/joining.py, 1 is dearer, and 3 is no better.
+# Newcomers wait at most for the price of so many joins: in simulations 1 was dearer, and 3 no better.
 JOINS_WAITED = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the samples of one forward must share: RoPE is computed once for the whole batch (diffusers 0.42)."""
+    """The sizes that the samples of one forward share: diffusers 0.42 computes RoPE once for the whole batch."""
 
     output: Size
     reference: Size
 
     def tokens(self, multiple: int) -> int:
-        """Image tokens of one transformer row; `multiple` is the side of a token in pixels."""
+        """Return the image tokens of one transformer row; `multiple` is the side of a token in pixels."""
         return (self.output.pixels + self.reference.pixels) // multiple**2
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What variants of one picture share, and what is encoded once for all of them."""
+    """The inputs that variants of one picture share, and that are encoded once for all of them."""
 
     picture: Pixels
     prompt: str
@@ -44,7 +44,7 @@ class Condition:
 class Sample:
     """One output picture in the making. `tokens` are those of one step: both rows where guidance is on."""
 
-    entry: "Entry"
+    request: "QueuedRequest"
     image_index: int
     variant_index: int
     shape: Shape
@@ -53,11 +53,11 @@ class Sample:
     steps: int
     guidance: float
     preview_steps: tuple[int, ...] = ()
-    """After how many steps a preview is wanted."""
+    """The numbers of steps after which a preview is wanted."""
     steps_done: int = 0
     encoded: bool = False
     state: Any = None
-    """The pipeline's, opaque here."""
+    """The backend's; opaque here."""
 
     @property
     def steps_left(self) -> int:
@@ -65,8 +65,8 @@ class Sample:
 
 
 @dataclass(slots=True, eq=False)
-class Entry:
-    """A request as the queue holds it; `samples` are those not yet finished, in output order."""
+class QueuedRequest:
+    """A request as the scheduler sees it; `samples` are those not yet finished, in output order."""
 
     sequence: int
     arrived_s: float
@@ -74,13 +74,13 @@ class Entry:
     conditions: tuple[Condition, ...]
     samples: list[Sample] = field(default_factory=list)
     alone: bool = False
-    """It shares no step, and nothing else is in flight while it is."""
+    """Whether it shares no step, and nothing else is in flight beside it."""
     joined: bool = False
     """Whether any of its samples has joined."""
 
     @property
     def work_tokens(self) -> int:
-        """Tokens still to be pushed through the transformer: a diffusion edit tells its cost in advance."""
+        """Tokens still to be pushed through the transformer, which are known in advance."""
         return sum(sample.tokens * sample.steps_left for sample in self.samples)
 
     @property
@@ -89,6 +89,7 @@ class Entry:
 
     @property
     def waiting(self) -> int:
+        """Samples that are not encoded yet."""
         return sum(not sample.encoded for sample in self.samples)
 
 
@@ -96,7 +97,8 @@ class Entry:
 class Policy:
     """The rules of `plan`, as in the settings of the same names; the last two are measured.
 
-    `join_s`: what a join costs however few join, for encoding them and for decoding them apart from the others.
+    `join_s`: the seconds that a join costs however few samples join: to encode them, and to decode them apart from the
+    others.
     """
 
     max_samples: int
@@ -109,6 +111,9 @@ class Policy:
     join_s: float = 0.0
 
 
+# --- a request's samples ------------------------------------------------------------------------------------------
+
+
 def expand(
     request: EditRequest,
     geometry: Geometry,
@@ -119,22 +124,22 @@ def expand(
     arrived_s: float = 0.0,
     deadline_s: float = math.inf,
     alone: bool = False,
-) -> Entry:
-    """A request's samples: every variant of the first picture, then every variant of the second, and so on.
+) -> QueuedRequest:
+    """Return a request's samples: every variant of the first picture, then every variant of the second, and so on.
 
-    Who steps them without a queue leaves out `sequence`, `arrived_s`, `deadline_s` and `alone`.
+    Code that steps samples without a queue leaves out `sequence`, `arrived_s`, `deadline_s` and `alone`.
     """
     steps = request.num_inference_steps or default_steps
     guidance = request.guidance_scale or default_guidance
     negative = request.negative_prompt if guidance > 1 else None
-    entry = Entry(sequence, arrived_s, deadline_s, _conditions(request, geometry, negative), alone=alone)
-    for index, condition in enumerate(entry.conditions):
+    queued = QueuedRequest(sequence, arrived_s, deadline_s, _conditions(request, geometry, negative), alone=alone)
+    for index, condition in enumerate(queued.conditions):
         output = geometry.cover(request.size) if request.size else condition.reference
         shape = Shape(output, condition.reference)
         rows = 1 if negative is None else 2
-        entry.samples += [
+        queued.samples += [
             Sample(
-                entry=entry,
+                request=queued,
                 image_index=index,
                 variant_index=variant,
                 shape=shape,
@@ -146,11 +151,14 @@ def expand(
             )
             for variant in range(request.n)
         ]
-    return entry
+    return queued
 
 
 def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
-    """After which steps to show a preview: evenly spread, each step once, never before the first or after the last."""
+    """Return the numbers of steps after which to show a preview.
+
+    They are evenly spread, each once, never before the first step or after the last.
+    """
     return tuple(sorted({steps * k // (previews + 1) for k in range(1, previews + 1)} - {0}))
 
 
@@ -161,31 +169,35 @@ def _conditions(request: EditRequest, geometry: Geometry, negative: str | None) 
     )
 
 
-def in_order(entries: Sequence[Entry], policy: Policy) -> list[Entry]:
-    """The entries, the first to be served first.
+# --- the next step ------------------------------------------------------------------------------------------------
+
+
+def in_order(requests: Sequence[QueuedRequest], policy: Policy) -> list[QueuedRequest]:
+    """Return the requests, the first to be served first.
 
     `shortest` sorts by remaining work minus `aging` × time waited, both in seconds. Time waited grows alike for all, so
-    `now` cancels out of every comparison, and with it the bound: an entry with work W is never overtaken by one that
+    `now` cancels out of every comparison, and with it the bound: a request with work W is never overtaken by one that
     arrived more than W / aging seconds after it.
     """
     if policy.order == "fifo":
-        return sorted(entries, key=lambda entry: entry.sequence)
+        return sorted(requests, key=lambda queued: queued.sequence)
     return sorted(
-        entries,
-        key=lambda entry: (
-            entry.work_tokens * policy.seconds_per_token + policy.aging * entry.arrived_s,
-            entry.sequence,
+        requests,
+        key=lambda queued: (
+            queued.work_tokens * policy.seconds_per_token + policy.aging * queued.arrived_s,
+            queued.sequence,
         ),
     )
 
 
-def plan(entries: Sequence[Entry], policy: Policy, caps: Mapping[Shape, int] | None = None) -> list[Sample]:
-    """The samples that take the next step, first in order first. Those not yet encoded join with this step.
+def plan(requests: Sequence[QueuedRequest], policy: Policy, caps: Mapping[Shape, int] | None = None) -> list[Sample]:
+    """Return the samples that take the next step, first in order first. Those not yet encoded join with this step.
 
-    All have the shape of the first sample in order. At most `max_samples` (or the shape's cap, where memory ran out
-    before) and, beyond the first, at most `batch_tokens`. Never are more than `max_samples` + `max_paused` encoded.
+    All have the shape of the first sample in order. They are at most `max_samples` (or the shape's cap, where memory
+    ran out before) and, beyond the first, at most `batch_tokens`. Never are more than `max_samples` + `max_paused`
+    encoded.
     """
-    samples = [sample for entry in _apart(in_order(entries, policy)) for sample in entry.samples]
+    samples = [sample for queued in _exclusive(in_order(requests, policy)) for sample in queued.samples]
     encoded = sum(sample.encoded for sample in samples)
     if policy.join == "batch" and encoded:
         samples = [sample for sample in samples if sample.encoded]
@@ -193,13 +205,13 @@ def plan(entries: Sequence[Entry], policy: Policy, caps: Mapping[Shape, int] | N
     return _fill(samples, room, policy, caps or {})
 
 
-def holds(batch: Sequence[Sample], policy: Policy, waited_s: float) -> bool:
-    """Whether those of a planned batch who would join should wait until one of the others is done.
+def should_defer_joins(batch: Sequence[Sample], policy: Policy, deferred_s: float) -> bool:
+    """Whether the samples of a planned batch that would join should wait until one of the others is done.
 
-    A join holds up everybody in the batch for `join_s`; together with those for whom there is room then, it costs that
-    once. So they wait while that, added up over them and with `waited_s`, what they have waited already, costs less
-    than some joins. A diffusion edit tells beforehand when it is done. The first in order never waits, nor do those who
-    join an empty machine.
+    A join delays every sample of the batch by `join_s`. Joining together with the samples that find room at the next
+    end costs that once. So newcomers wait while their total wait, `deferred_s` so far included, is less than the price
+    of JOINS_WAITED joins. The steps that are left say when a sample is done. The first sample in order never waits, and
+    neither do samples that join an empty machine.
     """
     staying = [sample for sample in batch if sample.encoded]
     joining = len(batch) - len(staying)
@@ -207,30 +219,30 @@ def holds(batch: Sequence[Sample], policy: Policy, waited_s: float) -> bool:
         return False
     step_s = sum(sample.tokens for sample in staying) * policy.seconds_per_token
     until_one_is_done_s = min(sample.steps_left for sample in staying) * step_s
-    return waited_s + joining * until_one_is_done_s < JOINS_WAITED * policy.join_s * len(batch)
+    return deferred_s + joining * until_one_is_done_s < JOINS_WAITED * policy.join_s * len(batch)
 
 
-def plan_or_hold(
-    entries: Sequence[Entry], policy: Policy, waited_s: float, caps: Mapping[Shape, int] | None = None
+def plan_joins(
+    requests: Sequence[QueuedRequest], policy: Policy, deferred_s: float, caps: Mapping[Shape, int] | None = None
 ) -> tuple[list[Sample], int]:
-    """As `plan`, without those whom `holds` tells to wait, and how many they are."""
-    batch = plan(entries, policy, caps)
-    if not holds(batch, policy, waited_s):
+    """Return the batch of `plan` without the samples that `should_defer_joins` defers, and how many those are."""
+    batch = plan(requests, policy, caps)
+    if not should_defer_joins(batch, policy, deferred_s):
         return batch, 0
-    held = sum(not sample.encoded for sample in batch)
-    return plan(entries, replace(policy, join="batch"), caps), held
+    deferred = sum(not sample.encoded for sample in batch)
+    return plan(requests, replace(policy, join="batch"), caps), deferred
 
 
-def _apart(ordered: list[Entry]) -> list[Entry]:
-    """Those that may be in flight together.
+def _exclusive(ordered: list[QueuedRequest]) -> list[QueuedRequest]:
+    """Return the requests that may be in flight together.
 
-    Behind one that must be alone nothing joins, and it joins once those before it are done and nothing is in flight.
+    Behind a request that must run alone nothing joins. It joins once those before it are done and nothing is in flight.
     """
-    in_flight = [entry for entry in ordered if entry.joined]
-    if any(entry.alone for entry in in_flight):
+    in_flight = [queued for queued in ordered if queued.joined]
+    if any(queued.alone for queued in in_flight):
         return in_flight
-    turn = next((place for place, entry in enumerate(ordered) if entry.alone), len(ordered))
-    together = [entry for place, entry in enumerate(ordered) if entry.joined or place < turn]
+    turn = next((place for place, queued in enumerate(ordered) if queued.alone), len(ordered))
+    together = [queued for place, queued in enumerate(ordered) if queued.joined or place < turn]
     return together or ordered[turn : turn + 1]
 
 
@@ -252,19 +264,25 @@ def _fill(samples: Sequence[Sample], room: int, policy: Policy, caps: Mapping[Sh
     return batch
 
 
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
 def knee(seconds_by_samples: Mapping[int, float]) -> int:
-    """The smallest batch within KNEE_TOLERANCE of the best throughput, from the seconds of one step by batch size."""
+    """Return the smallest batch within KNEE_TOLERANCE of the best throughput.
+
+    `seconds_by_samples`: the seconds of one step by batch size.
+    """
     best = max(samples / seconds for samples, seconds in seconds_by_samples.items())
     return min(
         samples for samples, seconds in seconds_by_samples.items() if samples / seconds >= (1 - KNEE_TOLERANCE) * best
     )
 
 
-def work_s(entries: Iterable[Entry], policy: Policy) -> float:
-    """Seconds that the remaining steps take at the present rate."""
-    return sum(entry.work_tokens for entry in entries) * policy.seconds_per_token
+def work_s(requests: Iterable[QueuedRequest], policy: Policy) -> float:
+    """Return the seconds that the remaining steps take at the present rate."""
+    return sum(queued.work_tokens for queued in requests) * policy.seconds_per_token
 
 
-def drain_s(entries: Iterable[Entry], policy: Policy) -> int:
-    """Whole seconds until the present work is done, at least 1: what `Retry-After` says."""
-    return max(1, math.ceil(work_s(entries, policy)))
+def drain_s(requests: Iterable[QueuedRequest], policy: Policy) -> int:
+    """Return the whole seconds until the present work is done, at least 1, for `Retry-After`."""
+    return max(1, math.ceil(work_s(requests, policy)))

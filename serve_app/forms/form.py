@@ -14,7 +14,7 @@ from serve_app.decoding.pool import DECODERS
 from serve_app.errors import DeadlineExceeded, InvalidInput, UnsupportedMediaType
 from serve_app.forms import fields, json_body, multipart
 from serve_app.forms.fingerprint import Fingerprint
-from serve_app.forms.memory import Loan
+from serve_app.forms.memory import Reservation
 from serve_app.forms.upload import ReadPicture, Texts
 from serve_app.images import OutputFormat
 from serve_app.request import EditRequest, check_limits
@@ -42,14 +42,14 @@ async def parse(
     request: Request,
     settings: AppSettings,
     executor: Executor | None = None,
-    loan: Loan | None = None,
+    reservation: Reservation | None = None,
     caller: str | None = None,
     *,
     fingerprinted: bool = False,
 ) -> EditForm:
     """Read and validate the body of an edit; pictures are decoded one after another, waited for in `executor`.
 
-    `loan` counts the body and takes the pixels of all pictures; unset, as many as there are. `caller`: as in
+    `reservation` counts the body and takes the pixels of all pictures; unset, as many as there are. `caller`: as in
     EditRequest; no field can set it.
 
     Raises UnsupportedMediaType, PayloadTooLarge, UploadTooSlow and Overloaded (while reading), ModelNotFound,
@@ -65,11 +65,11 @@ async def parse(
         fingerprint = Fingerprint(texts, pictures) if fingerprinted else None
         reads = pictures if fingerprint is None else fingerprint.pictures
         sizes = await _each(DECODERS.measure, reads, limits, executor)
-        if loan is not None:
-            await _wait_for_room(loan, sum(size.pixels for size in sizes), limits)
+        if reservation is not None:
+            await _wait_for_room(reservation, sum(size.pixels for size in sizes), limits)
         images = await _each(DECODERS.decode, reads, limits, executor)
-    if loan is not None:
-        loan.return_bytes()
+    if reservation is not None:
+        reservation.release_bytes()
     edit = EditRequest(images=images, caller=caller, **params)
     check_limits(edit, limits)
     return EditForm(edit, *form_options, fingerprint=None if fingerprint is None else fingerprint.hexdigest())
@@ -90,10 +90,10 @@ async def _each(
     return [await loop.run_in_executor(executor, answer, read, index) for index, read in enumerate(pictures)]
 
 
-async def _wait_for_room(loan: Loan, pixels: int, limits: LimitSettings) -> None:
+async def _wait_for_room(reservation: Reservation, pixels: int, limits: LimitSettings) -> None:
     try:
         async with asyncio.timeout(limits.request_timeout_s):
-            await loan.take_pixels(pixels)
+            await reservation.reserve_pixels(pixels)
     except TimeoutError:
         seconds = limits.request_timeout_s
         raise DeadlineExceeded(f"There was no room for the pictures within {seconds:g} s") from None

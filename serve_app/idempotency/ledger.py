@@ -15,13 +15,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from serve_app.errors import EditError, IdempotencyKeyReused, Overloaded
+from serve_app.errors import RETRY_AFTER_S, EditError, IdempotencyKeyReused, Overloaded
 from serve_app.settings import LimitSettings
 
 # How often a leader renews its lease, and after how long without that it is taken for dead.
 RENEW_S = 2.0
 LEASE_S = 10.0
-_RETRY_AFTER_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +186,7 @@ class MemoryLedger:
         most = self._limits.idempotency_max_keys
         if len(self._running) >= most:
             message = f"Edits of {most} idempotency keys run, and no more are kept"
-            raise Overloaded(message, retry_after_s=_RETRY_AFTER_S)
+            raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
         if len(self._running) + len(self._ended) >= most:
             self._forget_oldest()
 

@@ -10,8 +10,7 @@ import orjson
 from serve_app.events import Progress
 from serve_app.responses.errors import error_body, for_the_caller
 from serve_app.responses.log import LogEntry
-from serve_app.responses.schemas import ErrorObject
-from serve_app.responses.schemas import Job as JobBody
+from serve_app.responses.schemas import ErrorObject, JobBody
 from serve_app.settings import LogSettings
 
 
@@ -66,7 +65,7 @@ class Job:
         return cls(LogEntry(log, is_job=True), id, progress=progress, **known)
 
     def body(self, ttl_s: float, result: bytes | None) -> bytes:
-        """What its caller sees, as JSON; `result`: an Answer, as JSON."""
+        """What its caller sees, as JSON; `result`: an EditResponse, as JSON."""
         fragment: Any = None if result is None else orjson.Fragment(result)
         value: JobBody = {
             "id": self.id,

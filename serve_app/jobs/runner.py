@@ -10,14 +10,12 @@ from dataclasses import dataclass
 import orjson
 
 from serve_app.editor import Editor
-from serve_app.errors import NotReady, Overloaded, TooManySamples
+from serve_app.errors import RETRY_AFTER_S, NotReady, Overloaded, TooManySamples
 from serve_app.events import Completed, Done, Event, Progress
 from serve_app.forms.form import EditForm
 from serve_app.jobs.job import Job
 from serve_app.responses import edits
-from serve_app.responses.schemas import Output
-
-_RETRY_AFTER_S = 5
+from serve_app.responses.schemas import OutputBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +55,13 @@ async def begin_again(editor: Editor, job: Job, form: EditForm, patience_s: floa
         except (Overloaded, NotReady, TooManySamples) as error:
             if time.monotonic() > give_up_s:
                 raise
-            await asyncio.sleep(error.retry_after_s or _RETRY_AFTER_S)
+            await asyncio.sleep(error.retry_after_s or RETRY_AFTER_S)
 
 
 async def finish(job: Job, form: EditForm, events: Events, pool: Executor) -> bytes:
     """The answer as JSON, its pictures encoded in `pool`; `job` is told how far it is. Raises what fails it."""
     start, serialize_s = time.perf_counter(), 0.0
-    outputs: dict[tuple[int, int], Output] = {}
+    outputs: dict[tuple[int, int], OutputBody] = {}
     async with aclosing(events):
         async for event in events:
             _hear_progress(job, event)
@@ -75,7 +73,9 @@ async def finish(job: Job, form: EditForm, events: Events, pool: Executor) -> by
     return orjson.dumps(edits.body(form, ordered, time.perf_counter() - start))
 
 
-async def _encode(event: Completed, form: EditForm, outputs: dict[tuple[int, int], Output], pool: Executor) -> float:
+async def _encode(
+    event: Completed, form: EditForm, outputs: dict[tuple[int, int], OutputBody], pool: Executor
+) -> float:
     """The seconds it took."""
     place, start = (event.image_index, event.variant_index), time.perf_counter()
     item = (*place, event.seed, event.pixels, form)

@@ -16,20 +16,19 @@ from typing import Any, Protocol
 import orjson
 
 from serve_app.editor import Editor
-from serve_app.errors import GenerationError, NotFound, Overloaded, ReplicaStopping
+from serve_app.errors import RETRY_AFTER_S, GenerationError, NotFound, Overloaded, ReplicaStopping
 from serve_app.forms import kept_form
 from serve_app.forms.form import EditForm
+from serve_app.images import PICTURE_THREADS
 from serve_app.jobs import runner
 from serve_app.jobs.job import Job, new_id
 from serve_app.jobs.vault import MemoryVault, Superseded, Vault
 from serve_app.responses.log import LogEntry
-from serve_app.responses.schemas import DeletedJob
+from serve_app.responses.schemas import DeletedJobBody
 from serve_app.settings import JobSettings, LogSettings
 
 logger = logging.getLogger("ray.serve")
 
-_PICTURE_THREADS = 4
-_RETRY_AFTER_S = 5
 _MOST_STARTS = 6
 """A job that is open whenever its process ends may be why it does. This bounds what it may cost."""
 
@@ -77,7 +76,7 @@ class JobStore:
         self._ended: dict[str, Job] = {}
         # Of the open jobs by their ids, and of what nobody waits for.
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._pool = ThreadPoolExecutor(_PICTURE_THREADS, thread_name_prefix="job-pictures")
+        self._pool = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="job-pictures")
 
     async def create(self, form: EditForm, id: str | None = None) -> JobView:
         """As Jobs.create. Raises Overloaded where as many jobs are open as may be, or with too large pictures."""
@@ -129,7 +128,7 @@ class JobStore:
         if task := self._tasks.get(job.id):
             task.cancel()
         self._forget(job.id)
-        deleted: DeletedJob = {"id": job.id, "object": "image_edit.job", "deleted": True}
+        deleted: DeletedJobBody = {"id": job.id, "object": "image_edit.job", "deleted": True}
         return JobView(job.id, orjson.dumps(deleted))
 
     async def _find(self, id: str) -> Job:
@@ -172,7 +171,7 @@ class JobStore:
             raise self._stopping() from None
 
     def _stopping(self) -> ReplicaStopping:
-        return ReplicaStopping("Another process keeps the jobs now", retry_after_s=_RETRY_AFTER_S)
+        return ReplicaStopping("Another process keeps the jobs now", retry_after_s=RETRY_AFTER_S)
 
     async def _restore(self) -> None:
         notes = await self._vault.take_over(self._owner)
@@ -280,9 +279,9 @@ class JobStore:
         held = sum(job.open_bytes for job in self._open.values())
         if self._open and held + open_bytes > self._settings.max_open_bytes:
             message = f"The pictures of open jobs have {held} bytes, and {open_bytes} more are too many"
-            raise Overloaded(message, retry_after_s=_RETRY_AFTER_S)
+            raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
         if len(self._open) >= self._settings.max_jobs:
             message = f"{len(self._open)} jobs are open, and no more are kept"
-            raise Overloaded(message, retry_after_s=_RETRY_AFTER_S)
+            raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
         if len(self._open) + len(self._ended) >= self._settings.max_jobs:
             self._forget(next(iter(self._ended)))

@@ -24,7 +24,7 @@ _SERVED_CLASSES = ("QwenImageEditPipeline", StepwiseQwenImageEditPipeline.__name
 
 
 @dataclass(frozen=True)
-class Model:
+class LoadedModel:
     """A loaded pipeline with what it wants by default."""
 
     pipeline: StepwiseQwenImageEditPipeline
@@ -44,7 +44,7 @@ class Model:
         }
 
 
-def load(settings: ModelSettings) -> Model:
+def load(settings: ModelSettings) -> LoadedModel:
     """Load, place and tune the model. Raises ValueError or OSError with what is wrong; nothing is cached."""
     device = _device(settings)
     if device.type == "cpu":
@@ -62,7 +62,7 @@ def load(settings: ModelSettings) -> Model:
         steps, guidance = BUILTIN_STEPS, BUILTIN_GUIDANCE
     else:
         steps, guidance = DEFAULT_STEPS, DEFAULT_GUIDANCE
-    return Model(
+    return LoadedModel(
         pipeline=pipeline,
         default_steps=settings.default_steps or steps,
         default_guidance=settings.default_guidance or guidance,

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 
 from serve_app.engine.calibration import calibrate
 from serve_app.engine.engine import EditEngine
+from serve_app.engine.model import ServedModel
 from serve_app.engine.scheduler import Sample
 from serve_app.models import loading
-from serve_app.models.loading import Model
+from serve_app.models.loading import LoadedModel
 from serve_app.settings import AppSettings
 
 logger = logging.getLogger("ray.serve")
@@ -18,7 +19,7 @@ logger = logging.getLogger("ray.serve")
 class LocalEditor:
     """`engine` runs; stop it where the process outlives it. It takes what `settings.limits` would refuse, too."""
 
-    model: Model
+    model: LoadedModel
     engine: EditEngine
 
 
@@ -39,12 +40,14 @@ def start(
     )
     logger.info("Loaded %s; measured %s", settings.model.source, asdict(calibration))
     engine = EditEngine(
-        model.pipeline,
+        ServedModel(
+            model.pipeline,
+            calibration,
+            max_samples=limit,
+            default_steps=model.default_steps,
+            default_guidance=model.default_guidance,
+        ),
         settings.engine,
-        calibration,
-        max_samples=limit,
-        default_steps=model.default_steps,
-        default_guidance=model.default_guidance,
         timeout_s=settings.limits.request_timeout_s,
         on_forward=on_forward,
     )

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from serve_app.forms.form import EditForm
 from serve_app.images import encode
 from serve_app.request import EditResult, Pixels
-from serve_app.responses.schemas import Answer, Output, Usage
+from serve_app.responses.schemas import EditResponse, OutputBody, Usage
 
 
 async def respond(result: EditResult, form: EditForm, executor: Executor, started: float) -> tuple[Response, float]:
@@ -29,7 +29,7 @@ async def respond(result: EditResult, form: EditForm, executor: Executor, starte
 
 
 def _in_order(result: EditResult) -> Iterator[tuple[int, int, int, Pixels]]:
-    """Picture, variant, seed and pixels: all variants of the first picture, then all of the second, and so on."""
+    """PictureEvent, variant, seed and pixels: all variants of the first picture, then all of the second, and so on."""
     for i, (variants, seeds) in enumerate(zip(result.pixels, result.seeds, strict=True)):
         for j, (pixels, seed) in enumerate(zip(variants, seeds, strict=True)):
             yield i, j, seed, pixels
@@ -42,7 +42,7 @@ def _server_timing(timings: dict[str, float]) -> str:
 # --- what streams and jobs say too --------------------------------------------------------------------------------
 
 
-def body(form: EditForm, items: list[Output], seconds: float) -> Answer:
+def body(form: EditForm, items: list[OutputBody], seconds: float) -> EditResponse:
     """The answer, of `items` in the order of the contract."""
     return {
         "created": int(time.time()),
@@ -52,7 +52,7 @@ def body(form: EditForm, items: list[Output], seconds: float) -> Answer:
     }
 
 
-def item(image_index: int, variant_index: int, seed: int, pixels: Pixels, form: EditForm) -> Output:
+def item(image_index: int, variant_index: int, seed: int, pixels: Pixels, form: EditForm) -> OutputBody:
     """One output. Takes as long as its picture takes to encode: not for an event loop."""
     return {
         "b64_json": to_base64(pixels, form),

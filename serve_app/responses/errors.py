@@ -72,7 +72,7 @@ def for_the_caller(error: Exception, request_id: str) -> EditError:
     return GenerationError("internal error")
 
 
-class ErrorBodies:
+class ErrorMiddleware:
     """Around everything that may raise: the one error body goes out, tracebacks stay in the log.
 
     x-request-id is read and never written: Ray Serve's proxy (2.60) adds it to every response, and a second one would

@@ -103,8 +103,8 @@ def _batch(batch: BatchStats) -> dict[str, float]:
     }
 
 
-class LogEdits:
-    """Around the route of edits, inside RequireKey. The route finds its LogEntry as `scope["log_entry"]`."""
+class EditLogMiddleware:
+    """Around the route of edits, inside AuthMiddleware. The route finds its LogEntry as `scope["log_entry"]`."""
 
     def __init__(self, app: ASGIApp, settings: LogSettings) -> None:
         self.app = app

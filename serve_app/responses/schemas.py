@@ -43,7 +43,7 @@ class Usage(TypedDict):
 
 
 @_closed
-class Output(TypedDict):
+class OutputBody(TypedDict):
     """One output picture."""
 
     b64_json: Base64
@@ -54,17 +54,17 @@ class Output(TypedDict):
 
 
 @_closed
-class Answer(TypedDict):
+class EditResponse(TypedDict):
     """A finished edit. `data[i * n + j]` is variant j of picture i."""
 
     created: EpochSeconds
-    data: Annotated[list[Output], Field(min_length=1)]
+    data: Annotated[list[OutputBody], Field(min_length=1)]
     output_format: OutputFormat
     usage: Usage
 
 
 @_closed
-class Model(TypedDict):
+class ModelBody(TypedDict):
     id: Annotated[str, _field("a name that `model` may have", "builtin:tiny")]
     object: Literal["model"]
     created: EpochSeconds
@@ -72,13 +72,13 @@ class Model(TypedDict):
 
 
 @_closed
-class ModelList(TypedDict):
+class ModelListBody(TypedDict):
     object: Literal["list"]
-    data: list[Model]
+    data: list[ModelBody]
 
 
 @_closed
-class Health(TypedDict):
+class HealthBody(TypedDict):
     status: Literal["live", "ready"]
 
 
@@ -113,7 +113,7 @@ class ErrorBody(TypedDict):
 
 
 @_closed
-class Job(TypedDict):
+class JobBody(TypedDict):
     """An edit that was asked for with `async=true`."""
 
     id: Annotated[str, _field("what to ask for it with", "4f0f2f6e7c8f4d0f9f0a6a3b1c2d3e4f")]
@@ -124,12 +124,12 @@ class Job(TypedDict):
     place: Place
     steps_done: StepsDone
     steps: Steps
-    result: Annotated[Answer | None, _field("once it succeeded")]
+    result: Annotated[EditResponse | None, _field("once it succeeded")]
     error: Annotated[ErrorObject | None, _field("once it failed")]
 
 
 @_closed
-class DeletedJob(TypedDict):
+class DeletedJobBody(TypedDict):
     id: str
     object: Literal["image_edit.job"]
     deleted: Literal[True]
@@ -149,7 +149,7 @@ class ProgressEvent(TypedDict):
 
 
 @_closed
-class Picture(Output):
+class PictureEvent(OutputBody):
     """What previews and outputs have in common."""
 
     created_at: EpochSeconds
@@ -159,7 +159,7 @@ class Picture(Output):
 
 
 @_closed
-class PartialImageEvent(Picture):
+class PartialImageEvent(PictureEvent):
     """A preview of one output."""
 
     type: Literal["image_edit.partial_image"]
@@ -167,7 +167,7 @@ class PartialImageEvent(Picture):
 
 
 @_closed
-class CompletedEvent(Picture):
+class CompletedEvent(PictureEvent):
     """One output, as soon as it is done."""
 
     type: Literal["image_edit.completed"]

@@ -14,7 +14,7 @@ from serve_app.forms.form import EditForm
 from serve_app.responses.edits import item, usage
 from serve_app.responses.errors import error_body, for_the_caller
 from serve_app.responses.log import LogEntry
-from serve_app.responses.schemas import Picture, StageSeconds, StreamEvent, Usage
+from serve_app.responses.schemas import PictureEvent, StageSeconds, StreamEvent, Usage
 
 _LINE_END = "\n"
 _END = ServerSentEvent("[DONE]", sep=_LINE_END).encode()
@@ -73,7 +73,7 @@ class _Stream:
         """On the picture pool."""
         form = self._form
         place = (event.image_index, event.variant_index)
-        picture: Picture = {
+        picture: PictureEvent = {
             **item(*place, form.request.output_seed(*place), event.pixels, form),
             "created_at": int(time.time()),
             "output_format": form.output_format,

@@ -19,7 +19,7 @@ from benchmarks.fleet import (
     two_choices,
 )
 from serve_app.deployments.autoscaling import Load
-from serve_app.engine.scheduler import Entry, Shape
+from serve_app.engine.scheduler import QueuedRequest, Shape
 from serve_app.images import Size
 
 SQUARE, WIDE = (Shape(Size(*size), Size(*size)) for size in ((64, 64), (128, 64)))
@@ -105,8 +105,8 @@ class TestScaling:
         assert (counts[0], max(counts), counts[-1]) == (1, 5, 1)
 
 
-def entry(some: Edit, sequence: int = 0) -> Entry:
-    new = Entry(sequence, 0.0, 1e9, ())
+def entry(some: Edit, sequence: int = 0) -> QueuedRequest:
+    new = QueuedRequest(sequence, 0.0, 1e9, ())
     new.samples = samples_of(new, some)
     return new
 

@@ -3,13 +3,13 @@
 import pytest
 
 from benchmarks.joining import MACHINES, RULES, Machine, Stage, entries, latencies
-from serve_app.engine.scheduler import Entry
+from serve_app.engine.scheduler import QueuedRequest
 
 # Encoding and decoding cost 2 s a batch and nothing more, a step 1 s for each sample.
 MACHINE = Machine("by hand", Stage(1.0, 0.0), Stage(0.0, 1.0), Stage(1.0, 0.0), knee=4)
 
 
-def two(*, apart_s: float) -> list[Entry]:
+def two(*, apart_s: float) -> list[QueuedRequest]:
     """The first two of a trace, of four steps each, that far apart."""
     first, second = entries(1.0, [4], seed=0)[:2]
     first.arrived_s, second.arrived_s = 0.0, apart_s

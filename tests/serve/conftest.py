@@ -12,7 +12,7 @@ from ray.serve.handle import DeploymentHandle
 from benchmarks.servers import free_port
 from serve_app.api import proxy_connection
 from serve_app.app import APP_NAME, build
-from serve_app.engine.engine import EngineStats
+from serve_app.engine.stats import EngineStats
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.serve.client import Client
 

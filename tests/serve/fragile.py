@@ -9,6 +9,7 @@ from typing import Any
 from serve_app.deployments.replica import ImageEditor
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.engine import EditEngine
+from serve_app.engine.model import ServedModel
 from serve_app.engine.scheduler import Condition
 from serve_app.errors import DeviceLost
 from serve_app.settings import AppSettings, EngineSettings
@@ -27,12 +28,14 @@ class FragileEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,mis
     def _start(self, settings: AppSettings) -> Any:
         pipeline = ArithmeticPipeline(on_encode=self._encode)
         engine = EditEngine(
-            pipeline,
+            ServedModel(
+                pipeline,
+                Calibration({1: 0.01}, knee_tokens=1, seconds_per_token=1e-5),
+                max_samples=8,
+                default_steps=4,
+                default_guidance=4.0,
+            ),
             EngineSettings(batch_tokens=10**9, order="fifo"),
-            Calibration({1: 0.01}, knee_tokens=1, seconds_per_token=1e-5),
-            max_samples=8,
-            default_steps=4,
-            default_guidance=4.0,
             timeout_s=600,
         )
         engine.start()

@@ -17,7 +17,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.deployments.editor_handle import HandleEditor
+from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.deployments.replica import ImageEditor
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, EngineSettings, ModelSettings
@@ -45,7 +45,7 @@ class Run:
     def __init__(self, handle: DeploymentHandle) -> None:
         self.retries = 0
         self._handle = handle
-        self._editor = HandleEditor(handle, TIMEOUT_S, self._count)
+        self._editor = EditorHandle(handle, TIMEOUT_S, self._count)
 
     def _count(self) -> None:
         self.retries += 1

@@ -17,7 +17,7 @@ import requests
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.deployments.editor_handle import HandleEditor
+from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.errors import GenerationError
 from serve_app.request import EditResult
 from serve_app.settings import AppSettings, ModelSettings
@@ -197,7 +197,7 @@ def edit_together(handle: DeploymentHandle, prompts: Sequence[str]) -> list[Edit
     """All at once, each with a seed of its own; how each ends."""
 
     async def edit_all() -> list[EditResult | BaseException]:
-        editor = HandleEditor(handle, timeout_s=TIMEOUT_S)
+        editor = EditorHandle(handle, timeout_s=TIMEOUT_S)
         requests_ = [edit_request(k, prompt=prompt) for k, prompt in enumerate(prompts)]
         return await asyncio.gather(*(editor.edit(request) for request in requests_), return_exceptions=True)
 
@@ -246,7 +246,7 @@ class TestPoison:
 
     def test_a_stream_of_poison_fails_too(self, fragile, tmp_path):
         async def read() -> None:
-            async for _ in HandleEditor(fragile, timeout_s=TIMEOUT_S).edit_stream(edit_request(1, prompt=POISON)):
+            async for _ in EditorHandle(fragile, timeout_s=TIMEOUT_S).edit_stream(edit_request(1, prompt=POISON)):
                 pass
 
         with pytest.raises(GenerationError, match="3 times"):

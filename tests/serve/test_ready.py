@@ -11,7 +11,7 @@ from ray.serve.api import RunTarget
 from ray.serve.handle import DeploymentHandle
 
 from benchmarks.waiting_editor import WaitingEditor
-from serve_app.deployments.editor_handle import HandleEditor
+from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.errors import Overloaded
 from serve_app.events import Progress
 from tests.fakes import edit_request
@@ -44,14 +44,14 @@ def handle(cluster: int) -> Iterator[DeploymentHandle]:
 
 
 def ready(handle: DeploymentHandle) -> bool:
-    return asyncio.run(HandleEditor(handle, timeout_s=60).ready())
+    return asyncio.run(EditorHandle(handle, timeout_s=60).ready())
 
 
-async def edited(editor: HandleEditor) -> None:
+async def edited(editor: EditorHandle) -> None:
     await editor.edit(edit_request(3))
 
 
-async def streamed(editor: HandleEditor) -> None:
+async def streamed(editor: EditorHandle) -> None:
     async with aclosing(editor.edit_stream(edit_request(3))) as events:
         await anext(events)
 
@@ -69,7 +69,7 @@ def test_a_replica_that_is_busy_is_ready_though_it_takes_no_more(handle: Deploym
     # Both ways of asking are refused alike.
     for ask in (edited, streamed):
         with pytest.raises(Overloaded):
-            asyncio.run(ask(HandleEditor(handle, timeout_s=60)))
+            asyncio.run(ask(EditorHandle(handle, timeout_s=60)))
     stream.cancel()
     waiting.cancel()
 

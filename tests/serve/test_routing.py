@@ -15,8 +15,8 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
 from benchmarks.waiting_editor import WaitingEditor
-from serve_app.engine.engine import EngineStats
 from serve_app.engine.scheduler import expand
+from serve_app.engine.stats import EngineStats
 from serve_app.events import result_of
 from serve_app.request import EditRequest, EditResult, Pixels
 from tests.fakes import ArithmeticPipeline, edit_request, picture

@@ -132,7 +132,7 @@ class TestBounds:
             assert int(response.headers["Retry-After"]) >= 1
         # What was accepted was answered: with its picture, or where the machine is slow with its deadline.
         assert {response.status_code for response in responses if response not in refused} <= {200, 504}
-        # The engine refused the first of them; the others may have been turned away at the door.
+        # The engine refused the first of them; the others may have been turned away by the load shedder.
         assert 1 <= strict.stats().refused <= len(refused)
 
     def test_while_the_queue_is_full_callers_are_refused_before_their_upload(self, strict: Served):

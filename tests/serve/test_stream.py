@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from serve_app import EditRequest
-from serve_app.deployments.editor_handle import HandleEditor
+from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from tests.scenes import difference, scene
@@ -74,7 +74,7 @@ class TestHandleEditor:
         before = served.stats()
 
         async def look_and_leave() -> None:
-            editor = HandleEditor(served.editor, timeout_s=60)
+            editor = EditorHandle(served.editor, timeout_s=60)
             async with aclosing(editor.edit_stream(EditRequest(images=[scene(1)], **LONG))) as events:
                 async for event in events:
                     if isinstance(event, Progress) and event.steps_done:
@@ -90,7 +90,7 @@ class TestHandleEditor:
             stepped = asyncio.Event()
 
             async def read() -> None:
-                async for event in HandleEditor(served.editor, timeout_s=60).edit_stream(
+                async for event in EditorHandle(served.editor, timeout_s=60).edit_stream(
                     EditRequest(images=[scene(1)], **LONG)
                 ):
                     if isinstance(event, Progress) and event.steps_done:
@@ -109,7 +109,7 @@ class TestHandleEditor:
         before = served.stats()
 
         async def read() -> list[Event]:
-            editor = HandleEditor(served.editor, timeout_s=1)
+            editor = EditorHandle(served.editor, timeout_s=1)
             return [event async for event in editor.edit_stream(EditRequest(images=[scene(1)], **LONG))]
 
         with pytest.raises(DeadlineExceeded, match="within 1 s"):
@@ -119,7 +119,7 @@ class TestHandleEditor:
 
     def test_read_to_its_end_it_is_the_same_stream(self, served: Served):
         async def read() -> list[Event]:
-            editor = HandleEditor(served.editor, timeout_s=60)
+            editor = EditorHandle(served.editor, timeout_s=60)
             return [event async for event in editor.edit_stream(EditRequest(images=[scene(1)], **FIELDS))]
 
         before, events = served.stats(), asyncio.run(read())

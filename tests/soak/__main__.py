@@ -23,7 +23,7 @@ from ray import serve
 from benchmarks.servers import free_port
 from serve_app.api import proxy_connection
 from serve_app.app import APP_NAME
-from serve_app.engine.engine import EngineStats
+from serve_app.engine.stats import EngineStats
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.soak.callers import CALLERS, Caller, Outcomes, references_of
 from tests.soak.chaos import Chaos, deploy

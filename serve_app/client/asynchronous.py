@@ -1,0 +1,103 @@
+"""The client for asyncio."""
+
+from collections.abc import AsyncGenerator, Sequence
+from functools import cached_property
+from typing import Any, Self, Unpack
+
+import httpx
+from httpx_sse import EventSource
+
+from serve_app.client.connection import BREAKS, NO_END, BrokenOff, Connection, begun
+from serve_app.client.messages import (
+    EDITS,
+    END,
+    MODELS,
+    READY,
+    EditOptions,
+    ImageSource,
+    Rows,
+    StreamedEvent,
+    build_form,
+    idempotency_header,
+    read_content,
+    read_event,
+    read_models,
+    read_ready,
+    read_rows,
+)
+
+
+class AsyncImageEdits(Connection):
+    """The same for asyncio. `async with AsyncImageEdits() as edits:`"""
+
+    @cached_property
+    def _http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**self.http_options)
+
+    async def edit(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        prompt: str | Sequence[str],
+        *,
+        idempotency_key: str | None = None,
+        **options: Unpack[EditOptions],
+    ) -> Rows:
+        """As ImageEdits.edit. Cancelling it frees the server of the work, ten seconds later."""
+        form = build_form(images, prompt, options)
+        with self.our_errors():
+            return read_rows(await self._post(idempotency_header(idempotency_key), form))
+
+    async def _post(self, headers: dict[str, str], form: dict[str, Any]) -> httpx.Response:
+        """As of ImageEdits."""
+        for retries_left in reversed(range(self.retries + 1)):
+            async with self._http.stream("POST", EDITS, headers=headers, **form) as response:
+                try:
+                    await response.aread()
+                except BREAKS:
+                    if not retries_left:
+                        raise
+                else:
+                    break
+        return response
+
+    async def edit_stream(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        prompt: str | Sequence[str],
+        *,
+        partial_images: int = 0,
+        **options: Unpack[EditOptions],
+    ) -> AsyncGenerator[StreamedEvent, None]:
+        """As ImageEdits.edit_stream."""
+        form = build_form(images, prompt, options, stream="true", partial_images=partial_images)
+        with self.our_errors():
+            async with self._http.stream("POST", EDITS, **form) as response:
+                if not response.is_success:
+                    await response.aread()
+                    read_content(response)
+                with begun():
+                    async for message in EventSource(response).aiter_sse():
+                        if message.data == END:
+                            return
+                        if (event := read_event(message)) is not None:
+                            yield event
+                    raise BrokenOff(NO_END)
+
+    async def models(self) -> list[str]:
+        """As ImageEdits.models."""
+        with self.our_errors():
+            return read_models(await self._http.get(MODELS))
+
+    async def ready(self) -> bool:
+        """As ImageEdits.ready."""
+        with self.our_errors():
+            return read_ready(await self._http.get(READY))
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

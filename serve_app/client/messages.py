@@ -1,0 +1,221 @@
+"""What is sent to the server and read of its answers, for both clients."""
+
+import io
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import httpx
+import numpy as np
+import PIL.Image
+import pybase64
+from httpx_sse import ServerSentEvent
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from serve_app.errors import EditError, from_body
+from serve_app.events import Progress
+from serve_app.images import OutputFormat, encode
+from serve_app.request import Pixels, as_pixels
+
+ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image | Pixels
+"""A path, the bytes of a picture file, a PIL picture, or a uint8 RGB array of height × width × 3."""
+
+_ONE_PICTURE = (str, os.PathLike, bytes, PIL.Image.Image, np.ndarray)
+
+
+class EditOptions(TypedDict, total=False):
+    """What an edit may ask for beside pictures and prompt; the server's defaults hold for what is left out.
+
+    `steps`, `guidance`: `num_inference_steps` and `guidance_scale` of the API; the others have its names and ranges.
+    """
+
+    n: int
+    size: str
+    steps: int
+    guidance: float
+    seed: int
+    negative_prompt: str
+    output_format: OutputFormat
+    output_compression: int
+    model: str
+    user: str
+
+
+EDITS, MODELS, READY = "/v1/images/edits", "/v1/models", "/health/ready"
+END = "[DONE]"
+"""The data of a stream's last event."""
+
+_KEY_HEADER = "Idempotency-Key"
+_API_NAMES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One edited picture: the file as the server made it, and the seed that makes it again."""
+
+    file: bytes
+    seed: int
+    output_format: OutputFormat
+
+    @property
+    def image(self) -> PIL.Image.Image:
+        return PIL.Image.open(io.BytesIO(self.file))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        Path(path).write_bytes(self.file)
+
+
+Rows = list[list[Output]]
+"""`rows[i][j]` is variant j of picture i."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedPreview:
+    """Preview k of variant j of picture i, all 0-based: what the output would be if it were done now."""
+
+    image_index: int
+    variant_index: int
+    preview_index: int
+    output: Output
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedOutput:
+    """Variant j of picture i, as soon as it is done."""
+
+    image_index: int
+    variant_index: int
+    output: Output
+
+
+StreamedEvent = Progress | StreamedPreview | StreamedOutput
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+def build_form(
+    images: ImageSource | Sequence[ImageSource], prompt: str | Sequence[str], options: EditOptions, **others: str | int
+) -> dict[str, Any]:
+    """The multipart body, in httpx's words. A name that the API does not know is sent too: the server refuses it."""
+    pictures = [images] if isinstance(images, _ONE_PICTURE) else images
+    files = [("images", _file(picture, index)) for index, picture in enumerate(pictures)]
+    fields = {_API_NAMES.get(name, name): value for name, value in options.items()}
+    return {"files": files, "data": {"prompt": prompt, **fields, **others}}
+
+
+def idempotency_header(key: str | None) -> dict[str, str]:
+    return {_KEY_HEADER: uuid.uuid4().hex if key is None else key}
+
+
+def _file(picture: ImageSource, index: int) -> tuple[str, bytes]:
+    """Name and content. Raises OSError for a path that cannot be read, ValueError for what is no picture."""
+    if isinstance(picture, bytes):
+        return str(index), picture
+    if isinstance(picture, (str, os.PathLike)):
+        path = Path(picture)
+        return path.name, path.read_bytes()
+    return f"{index}.png", encode(as_pixels(picture, index), "png", 100)
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+class _OutputBody(BaseModel):
+    b64_json: str
+    seed: int
+    input_index: int
+    variant_index: int
+
+    def output(self, output_format: OutputFormat) -> Output:
+        return Output(pybase64.b64decode(self.b64_json), self.seed, output_format)
+
+
+class _EditResponse(BaseModel):
+    data: list[_OutputBody]
+    output_format: OutputFormat
+
+
+class _StreamedBody(_OutputBody):
+    output_format: OutputFormat
+    partial_image_index: int = 0
+
+
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model]
+
+
+class _Failure(BaseModel):
+    message: str
+    code: str
+    param: str | None = None
+
+
+class _FailureBody(BaseModel):
+    error: _Failure
+
+
+_PROGRESS = TypeAdapter(Progress)
+
+
+def read_rows(response: httpx.Response) -> Rows:
+    answer = _EditResponse.model_validate_json(read_content(response))
+    rows: Rows = []
+    for picture in sorted(answer.data, key=lambda picture: (picture.input_index, picture.variant_index)):
+        if picture.variant_index == 0:
+            rows.append([])
+        rows[-1].append(picture.output(answer.output_format))
+    return rows
+
+
+def read_event(message: ServerSentEvent) -> StreamedEvent | None:
+    """None for what a caller has no use for. Raises the error that an event tells of."""
+    if message.event == "error":
+        failure = _FailureBody.model_validate_json(message.data).error
+        raise from_body(failure.code, failure.message, status=EditError.status, param=failure.param)
+    if message.event == "image_edit.progress":
+        return _PROGRESS.validate_json(message.data)
+    if message.event not in ("image_edit.partial_image", "image_edit.completed"):
+        return None
+    picture = _StreamedBody.model_validate_json(message.data)
+    output = picture.output(picture.output_format)
+    if message.event == "image_edit.completed":
+        return StreamedOutput(picture.input_index, picture.variant_index, output)
+    return StreamedPreview(picture.input_index, picture.variant_index, picture.partial_image_index, output)
+
+
+def read_models(response: httpx.Response) -> list[str]:
+    return [model.id for model in _Models.model_validate_json(read_content(response)).data]
+
+
+def read_ready(response: httpx.Response) -> bool:
+    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        return False
+    read_content(response)
+    return True
+
+
+def read_content(response: httpx.Response) -> bytes:
+    """The body of a good answer. Raises the error that another one tells of."""
+    if response.is_success:
+        return response.content
+    retry_after = response.headers.get("Retry-After", "")
+    try:
+        failure = _FailureBody.model_validate_json(response.content).error
+    except ValidationError:
+        # A proxy in between.
+        failure = _Failure(message=f"{response.status_code} {response.reason_phrase}", code="")
+    raise from_body(
+        failure.code,
+        failure.message,
+        status=response.status_code,
+        param=failure.param,
+        retry_after_s=int(retry_after) if retry_after.isdecimal() else None,
+    )

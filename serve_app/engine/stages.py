@@ -1,0 +1,107 @@
+"""The stages of a sample as calls of the backend, over samples of several requests, so that a failure is its own."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from serve_app.engine.admission import Admission
+from serve_app.engine.backend import Backend
+from serve_app.engine.isolation import isolate
+from serve_app.engine.scheduler import Sample, Shape
+from serve_app.errors import DeviceLost, OutOfMemory
+from serve_app.request import Pixels
+
+logger = logging.getLogger("ray.serve")
+
+R = TypeVar("R")
+
+
+class Stages:
+    """Runs each stage over the samples whose requests are still in the engine. Only the engine's thread calls it.
+
+    Each stage yields the samples of every call that succeeded, with its result. A sample that fails alone ends its
+    request. Raises DeviceLost where nothing can succeed any more.
+    """
+
+    def __init__(self, backend: Backend, admission: Admission, stall_s: float, clock: Callable[[], float]) -> None:
+        self._backend = backend
+        self._admission = admission
+        self._stall_s = stall_s
+        self._clock = clock
+        self._busy_since_s: float | None = None
+        self.memory_caps: dict[Shape, int] = {}
+        """Samples of a shape that one forward may hold, where memory has run out before."""
+
+    def check_stall(self) -> None:
+        """Raise DeviceLost where one call of the backend has run for `stall_s`. Any thread may ask."""
+        since_s = self._busy_since_s
+        if since_s is not None and self._clock() - since_s > self._stall_s:
+            raise DeviceLost(f"one stage has run for more than {self._stall_s:g} s")
+
+    def encode(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
+        """Encode the picture and the texts of each sample."""
+
+        def call(some: Sequence[Sample]) -> Sequence[Any]:
+            # Only samples of requests that are prepared are planned.
+            return self._backend.encode(
+                [(self._admission.request_of(sample).prepared or [])[sample.image_index] for sample in some]
+            )
+
+        return self._isolated(call, samples)
+
+    def start(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
+        """Make the state of each sample, whose picture has been encoded."""
+
+        def call(some: Sequence[Sample]) -> Sequence[Any]:
+            encodings = [self._admission.request_of(sample).encodings[sample.image_index] for sample in some]
+            return [self._backend.start(*pair) for pair in zip(encodings, some, strict=True)]
+
+        return self._isolated(call, samples)
+
+    def step(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], None]]:
+        """Take one denoising step of each sample, in one forward where memory allows it."""
+        return self._isolated(
+            lambda some: self._backend.step([sample.state for sample in some]), samples, halved=self._remember_memory
+        )
+
+    def preview(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Pixels]]]:
+        """Decode what each sample looks like so far.
+
+        A preview that fails is left out and ends no request: it only reads the state, so the edit is as good as before.
+        """
+        return self._isolated(
+            lambda some: self._backend.preview([sample.state for sample in some]), samples, fail=_log_preview
+        )
+
+    def decode(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Pixels]]]:
+        """Decode samples that have taken their last step."""
+        return self._isolated(lambda some: self._backend.decode([sample.state for sample in some]), samples)
+
+    def _isolated(
+        self,
+        call: Callable[[Sequence[Sample]], R],
+        samples: Sequence[Sample],
+        *,
+        fail: Callable[[Sample, Exception], None] | None = None,
+        halved: Callable[[Exception, Sequence[Sample]], None] = lambda error, half: None,
+    ) -> Iterator[tuple[Sequence[Sample], R]]:
+        def watched(some: Sequence[Sample]) -> R:
+            self._busy_since_s = self._clock()
+            try:
+                return call(some)
+            finally:
+                self._busy_since_s = None
+
+        return isolate(watched, samples, alive=self._admission.holds, fail=fail or self._fail_request, halved=halved)
+
+    def _fail_request(self, sample: Sample, error: Exception) -> None:
+        self._admission.fail(self._admission.request_of(sample), error)
+
+    def _remember_memory(self, error: Exception, half: Sequence[Sample]) -> None:
+        """Until the engine is idle again, batch no more samples of this shape than may fit."""
+        if isinstance(error, OutOfMemory):
+            self.memory_caps[half[0].shape] = len(half)
+
+
+def _log_preview(sample: Sample, error: Exception) -> None:
+    logger.warning("The preview after step %d of %d failed: %r", sample.steps_done, sample.steps, error)

@@ -1,0 +1,33 @@
+"""The counters of an engine."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the start, and what is in the engine now.
+
+    `sample_steps` / `forwards` is the mean batch; `shared_forwards` had samples of more than one request.
+    `work_s`: seconds that the steps of the `open_requests` still take at the present rate.
+    """
+
+    requests: int = 0
+    samples: int = 0
+    forwards: int = 0
+    sample_steps: int = 0
+    shared_forwards: int = 0
+    encoded_images: int = 0
+    finished: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    failed: int = 0
+    refused: int = 0
+    preparing: int = 0
+    """Waiting samples whose pictures are not prepared yet."""
+    waiting: int = 0
+    running: int = 0
+    paused: int = 0
+    open_requests: int = 0
+    work_s: float = 0.0
+    oldest_waiting_s: float = 0.0
+    """Age of the oldest request with a waiting sample."""
