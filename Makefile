@@ -41,12 +41,12 @@ test-gpu: install
 	$(BIN)/python -m pytest -m gpu
 
 soak: install
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m tests.soak
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m tests.slow.soak
 
 fuzz: export FUZZ_ROUNDS ?= 20
 fuzz: export FUZZ_SEED ?= 1
 fuzz: install
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/test_fuzz.py
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/slow/test_fuzz.py
 
 check-deploy: install
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/deploy

@@ -1,12 +1,11 @@
 """The calculator against sums done by hand."""
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks import capacity
 from benchmarks.capacity import Rate, Traffic, plan
 from serve_app.images import Size
+from tests.paths import ROOT
 
 MEGAPIXEL = Size(1024, 1024)
 
@@ -78,7 +77,7 @@ def test_the_command_prints_the_plan(capsys):
 )
 def test_the_page_says_what_the_calculator_says(changes):
     found = plan(traffic(**changes), Rate(3.94e-05), 0.6)
-    page = (Path(__file__).parent.parent.parent / "docs" / "scaling.md").read_text()
+    page = (ROOT / "docs" / "scaling.md").read_text()
     assert page.count(f"| {found.edit_s:.2f} s | {found.gpus} |") == 1
 
 

@@ -9,7 +9,7 @@ from benchmarks.mixed import latencies
 from benchmarks.traces import Arrival, Trace, at_once, poisson
 from serve_app.errors import EditError
 from tests.fakes import ArithmeticPipeline
-from tests.test_engine import engine
+from tests.unit.engine.test_engine import engine
 
 EDITS = mixed(Effort())
 WEIGHTS = [edit.weight for edit in EDITS]

@@ -1,6 +1,6 @@
 """The comparison of routers without its cluster: who sends what when, and what is made of it.
 
-tests/serve/test_routing.py has the router itself on a real cluster.
+tests/cluster/test_routing.py has the router itself on a real cluster.
 """
 
 import pytest

@@ -3,17 +3,17 @@
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import promql_parser as promql
 import yaml
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.paths import ROOT
+
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "image-edits.json"
 
-# Of Ray's and Serve's metrics, those that are used here. tests/serve/test_metrics.py finds them at a real /metrics.
+# Of Ray's and Serve's metrics, those that are used here. tests/cluster/test_metrics.py finds them at a real /metrics.
 RAY_METRICS = frozenset(
     {
         "ray_serve_deployment_replica_healthy",

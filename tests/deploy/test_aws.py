@@ -10,8 +10,9 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from serve_app.api.proxy_connection import VALUE, VARIABLE
 from tests.deploy.clusters import Group, assert_room
+from tests.paths import ROOT
 
-CLUSTER = Path(__file__).parent.parent.parent / "deploy" / "aws" / "cluster.yaml"
+CLUSTER = ROOT / "deploy" / "aws" / "cluster.yaml"
 
 
 @pytest.fixture

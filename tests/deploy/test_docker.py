@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from serve_app.api.proxy_connection import VALUE, VARIABLE
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
 
 

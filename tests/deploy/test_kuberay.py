@@ -1,7 +1,6 @@
 """deploy/kuberay against Kubernetes' schema, KubeRay's names, and the application that it is to run."""
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -12,10 +11,10 @@ from deploy.serve_config import RAY_SERVICE
 from serve_app.settings import AppSettings
 from tests.deploy.clusters import Group, assert_room, graceful_shutdown_s
 from tests.deploy.rayservice import RayCluster, RayService, Spec
+from tests.paths import ROOT
 
 KUBERNETES = "1.37"
 MODEL_CACHE = RAY_SERVICE.parent / "model-cache.yaml"
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture

@@ -20,12 +20,12 @@ from tests.deploy.queries import (
     DASHBOARD,
     PROMETHEUS_METRICS,
     RAY_METRICS,
-    ROOT,
     Query,
     alert_rules,
     panels,
     queries,
 )
+from tests.paths import ROOT
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 RULE_HEADER = """\

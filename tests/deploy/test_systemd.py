@@ -10,8 +10,9 @@ import pytest
 
 from serve_app.cli import serve
 from tests.deploy.clusters import graceful_shutdown_s
+from tests.paths import ROOT
 
-UNIT = Path(__file__).parent.parent.parent / "deploy" / "systemd" / "image-edits.service"
+UNIT = ROOT / "deploy" / "systemd" / "image-edits.service"
 
 
 def service() -> dict[str, list[str]]:

@@ -1,0 +1,239 @@
+"""A server with keys on a real cluster: what its log files hold, one caller's share, and new keys while it runs."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import requests
+from ray import serve
+
+from serve_app import EditRequest
+from serve_app.api.keys import ApiKey
+from serve_app.errors import InvalidInput, TooManySamples
+from serve_app.settings import AppSettings, AuthSettings, EngineSettings, LimitSettings, ModelSettings
+from tests.cluster.client import TIMEOUT_S, png
+from tests.cluster.conftest import Served
+from tests.cluster.waiting import wait_until
+from tests.scenes import scene
+
+NAME = "closed"
+KEYS = {"ann": "first-XANADU-key", "bob": "second-XANADU-key"}
+# What no log may hold.
+SECRET = "XANADU"
+
+
+@dataclass
+class Closed:
+    served: Served
+    keys_file: Path
+
+    def edit(self, key: str | None = "ann", request_id: str = "", **data: Any) -> requests.Response:
+        """By the holder of a key, or with one that does not fit."""
+        headers = {"x-request-id": request_id} if request_id else {}
+        if key is not None:
+            headers["Authorization"] = f"Bearer {KEYS.get(key, key)}"
+        words = {"prompt": f"paint {SECRET}", "negative_prompt": f"no {SECRET}"}
+        return self.served.client.edit([scene(1)], headers=headers, **{**words, "num_inference_steps": 2, **data})
+
+    def start_job(self, request_id: str, **data: Any) -> requests.Response:
+        files = [("images", ("a.png", png(scene(1)), "image/png"))]
+        headers = {"Authorization": f"Bearer {KEYS['ann']}", "x-request-id": request_id}
+        url = f"{self.served.client.base}/v1/images/edits?async=true"
+        words = {"prompt": f"paint {SECRET}", "num_inference_steps": 2}
+        return requests.post(url, files=files, data={**words, **data}, headers=headers, timeout=TIMEOUT_S)
+
+    def models(self, key: str) -> int:
+        return self.served.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
+
+
+@pytest.fixture(scope="module")
+def closed(
+    run: Callable[[AppSettings, str, str], Served],
+    random_model_settings: ModelSettings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Closed]:
+    keys_file = tmp_path_factory.mktemp("keys") / "keys"
+    keys_file.write_text("".join(f"{ApiKey.of(key, name).line}\n" for name, key in KEYS.items()))
+    settings = AppSettings(
+        model=random_model_settings,
+        engine=EngineSettings(batch_tokens=10**9, max_samples=16, max_caller_samples=4),
+        # However slow the machine: no edit is refused because it could not be done in time.
+        limits=LimitSettings(max_outputs=4, request_timeout_s=3600),
+        auth=AuthSettings(keys_file=keys_file),
+    )
+    yield Closed(run(settings, NAME, "/closed"), keys_file)
+    serve.delete(NAME)
+
+
+def logs() -> Path:
+    """Of this cluster; /tmp/ray/session_latest leads to that of the newest one."""
+    return Path(ray._private.worker._global_node.get_logs_dir_path())
+
+
+def log_lines(deployment: str) -> list[dict[str, Any]]:
+    """The lines of its replicas' log files, each of which must be one JSON object."""
+    paths = list((logs() / "serve").glob(f"replica_{NAME}_{deployment}_*.log"))
+    assert paths
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def line_of(request_id: str, message: str = "edit", deployment: str = "EditIngress") -> dict[str, Any]:
+    """The one line of a request, once it is written: that is after its answer was sent."""
+    found: list[dict[str, Any]] = []
+
+    def is_written() -> bool:
+        found[:] = [
+            line for line in log_lines(deployment) if (line["message"], line.get("request_id")) == (message, request_id)
+        ]
+        return bool(found)
+
+    wait_until(is_written, f"the line of {request_id}")
+    (line,) = found
+    return line
+
+
+class TestLog:
+    def test_an_edit_is_one_line_with_its_figures_beside_serves(self, closed: Closed):
+        assert closed.edit(request_id="log-1", n=3, user="ann's tool", seed=7).status_code == 200
+        line = line_of("log-1")
+        expected = {
+            "levelname": "INFO",
+            "application": NAME,
+            "deployment": f"{NAME}_EditIngress",
+            "key_name": "ann",
+            "user": "ann's tool",
+            "mode": "plain",
+            "status": 200,
+            "inputs": ["256x256"],
+            "size": "auto",
+            "n": 3,
+            "num_inference_steps": 2,
+            "seed": 7,
+            "forwards": 2,
+            "mean_samples": 3.0,
+            "shared_forwards": 0,
+        }
+        assert {name: line.get(name) for name in expected} == expected
+        stages = [line[f"{stage}_s"] for stage in ("queue", "encode", "denoise", "decode", "serialize")]
+        assert 0 < sum(stages) <= line["total_s"] + 0.01
+        assert line["body_bytes"] > len(png(scene(1)))
+
+    def test_a_stream_and_a_job_have_theirs(self, closed: Closed):
+        assert "[DONE]" in closed.edit(request_id="log-2", stream="true").text
+        line = line_of("log-2")
+        assert (line["mode"], line["status"], line["key_name"], line["forwards"]) == ("stream", 200, "ann", 2)
+        assert closed.start_job("log-3").status_code == 202
+        line = line_of("log-3")
+        assert (line["mode"], line["status"], line["key_name"]) == ("job", 202, "ann")
+        # Of another process, under the same id.
+        end = line_of("log-3", "job", "JobKeeper")
+        assert (end["mode"], end["status"], end["key_name"], end["forwards"]) == ("job", 200, "ann", 2)
+
+    def test_edits_that_shared_forwards_say_so_and_no_more(self, closed: Closed):
+        by = [("ann", "log-4"), ("bob", "log-5")]
+        edits = [
+            {
+                "pictures": [scene(1)],
+                "prompt": "x",
+                "num_inference_steps": 150,
+                "headers": {"Authorization": f"Bearer {KEYS[name]}", "x-request-id": id},
+            }
+            for name, id in by
+        ]
+        assert [answer.status_code for answer in closed.served.client.edit_all(edits)] == [200, 200]
+        lines = [line_of(id) for _, id in by]
+        assert [line["key_name"] for line in lines] == ["ann", "bob"]
+        assert lines[0]["shared_forwards"] == lines[1]["shared_forwards"] > 0
+        assert all(line["forwards"] == 150 and 1 < line["mean_samples"] <= 2 for line in lines)
+
+    def test_a_failed_attempt_is_one_line(self, closed: Closed):
+        assert closed.edit(f"wrong-{SECRET}", "log-6").status_code == 401
+        line = line_of("log-6", "unauthorized")
+        assert (line["levelname"], line["path"], line["client"]) == ("WARNING", "/v1/images/edits", "127.0.0.1")
+        # Uvicorn believes a proxy on the same machine, or those that FORWARDED_ALLOW_IPS names.
+        headers = {"x-forwarded-for": "203.0.113.9", "x-request-id": "log-12"}
+        assert closed.served.client.get("/v1/models", headers=headers).status_code == 401
+        assert line_of("log-12", "unauthorized")["client"] == "203.0.113.9"
+
+    def test_a_refusal_that_crosses_a_handle_leaves_no_traceback(self, closed: Closed):
+        assert closed.edit(request_id="log-7", size="4000x4000").status_code == 400
+        assert closed.start_job("log-8", size="4000x4000").status_code == 400
+        request = EditRequest(images=[scene(1)], prompt=f"paint {SECRET}", size="4000x4000")
+        with pytest.raises(InvalidInput):
+            closed.served.editor.edit.remote(request).result()
+        assert line_of("log-7")["code"] == line_of("log-8")["code"] == "INVALID_INPUT"
+        assert line_of("log-7", "refused", "ImageEditor")["status"] == 400
+        assert line_of("log-8", "refused", "JobKeeper")["status"] == 400
+        for deployment in ("EditIngress", "ImageEditor", "JobKeeper"):
+            errors = [line for line in log_lines(deployment) if line["levelname"] == "ERROR" or "exc_text" in line]
+            assert errors == []
+
+    def test_no_file_holds_a_key_or_a_prompt(self, closed: Closed):
+        """Ray's own processes included."""
+        closed.edit(f"wrong-{SECRET}", "log-9")
+        closed.edit(request_id="log-10", size="4000x4000")
+        closed.edit(request_id="log-11", stream="true")
+        line_of("log-9", "unauthorized")
+        line_of("log-10", "refused", "ImageEditor")
+        line_of("log-11")
+        files = [path for path in logs().rglob("*") if path.is_file()]
+        assert len(files) > 5
+        assert [path.name for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+class TestShare:
+    def test_who_has_enough_in_work_is_refused_and_another_is_served(self, closed: Closed):
+        before = closed.served.stats()
+        long = EditRequest(images=[scene(1)], prompt="x", n=4, num_inference_steps=150, caller="ann")
+        # By handle, so that it can be ended; who asks over HTTP as ann is the same caller.
+        call = closed.served.editor.edit.remote(long)
+        wait_until(lambda: closed.served.stats().running == 4, "ann's share is in work")
+        job = closed.start_job("share-1")
+        for response in (closed.edit("ann"), closed.edit("ann", stream="true"), job):
+            assert (response.status_code, response.json()["error"]["code"]) == (429, "RATE_LIMITED")
+            assert response.json()["error"]["type"] == "rate_limit_error"
+            assert int(response.headers["Retry-After"]) >= 1
+            assert response.headers["x-should-retry"] == "true"
+        with pytest.raises(TooManySamples):
+            closed.served.editor.edit.remote(long).result()
+        assert closed.edit("bob").status_code == 200
+        nobody = EditRequest(images=[scene(1)], prompt="x", n=4, num_inference_steps=1)
+        assert len(closed.served.editor.edit.remote(nobody).result().images[0]) == 4
+        assert closed.served.stats().cancelled == before.cancelled
+        assert closed.served.stats().refused == before.refused + 4
+        call.cancel()
+        wait_until(lambda: closed.served.stats().open_requests == 0, "ann's share is free")
+        assert closed.edit("ann").status_code == 200
+
+
+class TestRotation:
+    def test_new_keys_open_and_old_ones_close_while_the_server_runs(self, closed: Closed):
+        assert closed.models(KEYS["ann"]) == 200
+        new = closed.keys_file.with_name("new")
+        new.write_text(f"{ApiKey.of('third-XANADU-key', 'ann').line}\n{ApiKey.of(KEYS['bob'], 'bob').line}\n")
+        new.replace(closed.keys_file)
+        wait_until(lambda: closed.models("third-XANADU-key") == 200, "the new key opens")
+        assert closed.models(KEYS["ann"]) == 401
+        assert closed.models(KEYS["bob"]) == 200
+
+    def test_a_file_that_is_gone_neither_opens_nor_locks_out(self, closed: Closed):
+        closed.keys_file.unlink()
+
+        def complaints() -> list[dict[str, Any]]:
+            return [line for line in log_lines("EditIngress") if line["levelname"] == "ERROR"]
+
+        def is_told() -> bool:
+            assert closed.models(KEYS["bob"]) == 200
+            return bool(complaints())
+
+        wait_until(is_told, "it is told")
+        assert closed.models("wrong") == 401
+        time.sleep(2.5)
+        assert closed.models(KEYS["bob"]) == 200
+        (complaint,) = complaints()
+        assert complaint["message"].endswith("the keys read before stay in force")

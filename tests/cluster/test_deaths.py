@@ -1,0 +1,272 @@
+"""Replicas that die under their edits: each edit is answered all the same, with its own pictures or one clear error."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import requests
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from serve_app.deployments.editor_handle import EditorHandle
+from serve_app.errors import GenerationError
+from serve_app.request import EditResult
+from serve_app.settings import AppSettings, ModelSettings
+from tests.cluster import processes
+from tests.cluster.client import picture_of, pictures_of, png
+from tests.cluster.conftest import SETTINGS, Served
+from tests.cluster.fragile import LOSE_ONCE, POISON, POISON_ONCE, FragileEditor
+from tests.cluster.test_metrics import Scrape
+from tests.cluster.waiting import wait_until
+from tests.fakes import edit_request
+from tests.paths import ROOT
+from tests.scenes import difference, scene
+
+APP, ROUTE = "deaths", "/deaths"
+_RETRIES = "ray_image_edits_retries_total"
+TIMEOUT_S = 300
+# Long enough to be killed under way.
+STEPS = 60
+EDITS: list[dict[str, Any]] = [
+    {"pictures": [scene(1), scene(2)], "prompt": "make the sky blue", "n": 2, "seed": 7, "num_inference_steps": STEPS},
+    {"pictures": [scene(3)], "prompt": "make it night", "seed": 8, "num_inference_steps": STEPS},
+    {"pictures": [scene(4)], "prompt": "draw it as a sketch", "n": 3, "seed": 9, "num_inference_steps": STEPS},
+]
+
+
+@pytest.fixture(scope="module")
+def mortal(run: Callable[[AppSettings, str, str], Served]) -> Iterator[Served]:
+    # Small pictures: each death costs a new process and the edits' steps a second time.
+    yield run(SETTINGS.model_copy(update={"model": ModelSettings(native_area=64 * 64)}), APP, ROUTE)
+    serve.delete(APP)
+
+
+def kill_the_editor(served: Served) -> None:
+    """Once everything that was sent is in flight."""
+    [pid] = processes.of(served.name, "ImageEditor")
+    processes.kill(pid)
+
+
+def post(served: Served, edit: dict[str, Any], *, query: str = "", stream: bool = False) -> requests.Response:
+    files = [("images", (f"{k}.png", png(pixels), "image/png")) for k, pixels in enumerate(edit["pictures"])]
+    data = {name: value for name, value in edit.items() if name != "pictures"}
+    url = f"{served.client.base}/v1/images/edits{query}"
+    return requests.post(url, files=files, data=data, timeout=TIMEOUT_S, stream=stream)
+
+
+def retries() -> float:
+    found = [v for name, labels, v in Scrape.take().samples if (name, labels.get("application")) == (_RETRIES, APP)]
+    return sum(found)
+
+
+def assert_the_same(response: requests.Response, reference: requests.Response) -> None:
+    assert [item["seed"] for item in response.json()["data"]] == [item["seed"] for item in reference.json()["data"]]
+    for picture, wanted in zip(pictures_of(response), pictures_of(reference), strict=True):
+        assert difference(picture, wanted) <= 1
+
+
+def start_job(served: Served) -> str:
+    """The path of a job that is under way."""
+    before = served.stats()
+    created = post(served, EDITS[0], query="?async=true")
+    assert created.status_code == 202, created.text
+    wait_until(lambda: served.stats().forwards > before.forwards + 3, "it is under way")
+    return f"/v1/jobs/{created.json()['id']}"
+
+
+def assert_it_succeeds(served: Served, url: str, reference: requests.Response) -> None:
+    """A job, with the pictures of that answer."""
+    open_ = ("queued", "running")
+    wait_until(lambda: served.client.get(url).json()["status"] not in open_, "the job ends", wait_s=TIMEOUT_S)
+    job = served.client.get(url).json()
+    assert job["status"] == "succeeded", job
+    for item, wanted in zip(job["result"]["data"], pictures_of(reference), strict=True):
+        assert difference(picture_of(item), wanted) <= 1
+
+
+class TestHttp:
+    def test_edits_in_flight_on_a_replica_that_is_killed_are_answered_with_their_own_pictures(self, mortal: Served):
+        references = [mortal.client.edit(**edit) for edit in EDITS]
+        before = mortal.stats()
+        with ThreadPoolExecutor(len(EDITS)) as pool:
+            answers = [pool.submit(mortal.client.edit, timeout_s=TIMEOUT_S, **edit) for edit in EDITS]
+            wait_until(lambda: mortal.stats().samples == before.samples + 8, "all are accepted")
+            wait_until(lambda: mortal.stats().forwards > before.forwards + 3, "they are under way")
+            kill_the_editor(mortal)
+            responses = [answer.result(TIMEOUT_S) for answer in answers]
+        for response, reference in zip(responses, references, strict=True):
+            assert_the_same(response, reference)
+        # A new process did it, all of it.
+        assert mortal.stats().samples == 8
+        wait_until(lambda: retries() == len(EDITS), "the retries are at /metrics")
+
+    def test_a_random_seed_is_kept_too(self, mortal: Served):
+        edit = {**EDITS[1], "seed": None}
+        before = mortal.stats()
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(mortal.client.edit, timeout_s=TIMEOUT_S, **edit)
+            wait_until(lambda: mortal.stats().forwards > before.forwards + 3, "it is under way")
+            kill_the_editor(mortal)
+            response = answer.result(TIMEOUT_S)
+        [item] = response.json()["data"]
+        assert_the_same(response, mortal.client.edit(**{**edit, "seed": item["seed"]}))
+
+    def test_a_stream_goes_on_and_tells_each_picture_once(self, mortal: Served):
+        edit = {**EDITS[0], "stream": "true", "partial_images": 2}
+        reference = mortal.client.edit(**EDITS[0])
+        events = [json.loads(line[6:]) for line in self._killed_at_the_first_preview(mortal, edit)]
+        told = [(e["input_index"], e["variant_index"], e.get("partial_image_index")) for e in events if "b64_json" in e]
+        assert sorted(told, key=str) == sorted(
+            ((i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1, None)), key=str
+        )
+        completed = {
+            (e["input_index"], e["variant_index"]): picture_of(e) for e in events if e["type"] == "image_edit.completed"
+        }
+        for item, wanted in zip(reference.json()["data"], pictures_of(reference), strict=True):
+            assert difference(completed[item["input_index"], item["variant_index"]], wanted) <= 1
+        assert events[-1]["type"] == "image_edit.done"
+
+    def _killed_at_the_first_preview(self, mortal: Served, edit: dict[str, Any]) -> list[str]:
+        lines, killed = [], False
+        response = post(mortal, edit, stream=True)
+        for line in response.iter_lines(decode_unicode=True):
+            if not line.startswith("data: {"):
+                continue
+            lines.append(line)
+            if not killed and "partial_image" in line:
+                killed = True
+                kill_the_editor(mortal)
+        assert killed
+        return lines
+
+    def test_a_job_goes_on(self, mortal: Served):
+        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
+        kill_the_editor(mortal)
+        assert_it_succeeds(mortal, url, reference)
+
+    def test_a_job_goes_on_where_the_process_that_keeps_it_dies(self, mortal: Served):
+        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
+        [pid] = processes.of(mortal.name, "JobKeeper")
+        processes.kill(pid)
+        assert mortal.client.get("/v1/jobs/unknown").status_code == 404
+        assert_it_succeeds(mortal, url, reference)
+        # And what has ended is still there, once more.
+        [pid] = processes.of(mortal.name, "JobKeeper")
+        processes.kill(pid)
+        assert_it_succeeds(mortal, url, reference)
+
+    def test_a_job_goes_on_where_the_vault_dies(self, mortal: Served):
+        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
+        before = mortal.stats()
+        ray.kill(ray.get_actor(f"{APP}-jobs-1", namespace="image-edits"))
+        assert_it_succeeds(mortal, url, reference)
+        assert mortal.stats().cancelled == before.cancelled
+        # A new vault is there, and its jobs survive as well.
+        [pid] = processes.of(mortal.name, "JobKeeper")
+        processes.kill(pid)
+        assert_it_succeeds(mortal, url, reference)
+
+    def test_a_job_goes_on_where_the_application_is_deployed_anew(self, mortal: Served, run):
+        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
+        settings = SETTINGS.model_copy(update={"model": ModelSettings(native_area=64 * 64, aliases=("new",))})
+        assert_it_succeeds(run(settings, APP, ROUTE), url, reference)
+
+
+# --- an edit that kills, in a pipeline that is arithmetic ---------------------------------------------------------
+
+DEPLOYMENT = "fragile"
+
+
+@pytest.fixture
+def fragile(cluster: int, tmp_path: Path) -> Iterator[DeploymentHandle]:
+    deployment = serve.deployment(name="ImageEditor", max_ongoing_requests=100, health_check_period_s=1)(FragileEditor)
+    yield serve.run(deployment.bind(tmp_path), name=DEPLOYMENT, route_prefix=None)
+    serve.delete(DEPLOYMENT)
+
+
+def edit_together(handle: DeploymentHandle, prompts: Sequence[str]) -> list[EditResult | BaseException]:
+    """All at once, each with a seed of its own; how each ends."""
+
+    async def edit_all() -> list[EditResult | BaseException]:
+        editor = EditorHandle(handle, timeout_s=TIMEOUT_S)
+        requests_ = [edit_request(k, prompt=prompt) for k, prompt in enumerate(prompts)]
+        return await asyncio.gather(*(editor.edit(request) for request in requests_), return_exceptions=True)
+
+    return asyncio.run(edit_all())
+
+
+def assert_right(result: EditResult | BaseException, reference: EditResult | BaseException) -> None:
+    assert isinstance(result, EditResult), result
+    assert isinstance(reference, EditResult), reference
+    np.testing.assert_array_equal(result.pixels[0][0], reference.pixels[0][0])
+    assert result.seeds == reference.seeds
+
+
+def encoded(tmp_path: Path) -> list[list[str]]:
+    """What was encoded together, in turn."""
+    return [json.loads(line) for line in (tmp_path / "encoded").read_text().splitlines()]
+
+
+class TestPoison:
+    def test_it_fails_alone_after_three_deaths_and_everybody_else_gets_its_picture(self, fragile, tmp_path):
+        prompts = ["a", "b", POISON, "c"]
+        poisoned = edit_together(fragile, prompts)
+        error = poisoned.pop(2)
+        assert isinstance(error, GenerationError)
+        assert "ended, 3 times" in error.message
+        references = edit_together(fragile, ["a", "b", "x", "c"])
+        del references[2]
+        for result, reference in zip(poisoned, references, strict=True):
+            assert_right(result, reference)
+        with_poison = [prompts for prompts in encoded(tmp_path) if POISON in prompts]
+        assert len(with_poison) == 3
+        assert with_poison[-1] == [POISON]
+
+    def test_one_death_among_others_is_nobodys_fault(self, fragile, tmp_path):
+        results = edit_together(fragile, ["a", POISON_ONCE])
+        for result, reference in zip(results, edit_together(fragile, ["a", POISON_ONCE]), strict=True):
+            assert_right(result, reference)
+
+    def test_a_replica_that_loses_its_device_ends_itself_and_its_edits_are_done_elsewhere(self, fragile, tmp_path):
+        [before] = processes.of(DEPLOYMENT, "ImageEditor")
+        results = edit_together(fragile, ["a", LOSE_ONCE])
+        for result, reference in zip(results, edit_together(fragile, ["a", LOSE_ONCE]), strict=True):
+            assert_right(result, reference)
+        [after] = processes.of(DEPLOYMENT, "ImageEditor")
+        assert after != before
+
+    def test_a_stream_of_poison_fails_too(self, fragile, tmp_path):
+        async def read() -> None:
+            async for _ in EditorHandle(fragile, timeout_s=TIMEOUT_S).edit_stream(edit_request(1, prompt=POISON)):
+                pass
+
+        with pytest.raises(GenerationError, match="3 times"):
+            asyncio.run(read())
+
+
+# --- a node that goes away ----------------------------------------------------------------------------------------
+
+
+def test_edits_on_a_node_that_goes_away_are_answered_by_the_other(tmp_path):
+    saw = tmp_path / "saw.json"
+    # Its GPUs are fake: where the variable is set, Ray asks it for them, and `make test` sets it to none.
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.cluster.node_run", str(saw)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    seen = json.loads(saw.read_text())
+    assert len(seen["differences"]) == seen["edits"]
+    assert max(seen["differences"]) <= 1
+    # Each of them is an edit that was there.
+    assert seen["retries"] > 0

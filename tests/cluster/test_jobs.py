@@ -1,0 +1,91 @@
+"""Jobs on a real cluster: the same pictures as without a job, deleting one frees the engine; and their vault."""
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import requests
+
+from serve_app.deployments.vault import ActorVault
+from serve_app.jobs.vault import Superseded
+from tests.cluster.client import TIMEOUT_S, picture_of, pictures_of, png
+from tests.cluster.conftest import Served
+from tests.cluster.waiting import wait_until
+from tests.scenes import difference, scene
+
+
+def start(served: Served, **data: Any) -> str:
+    """The address of a new job."""
+    files = [("images", (f"{k}.png", png(scene(k)), "image/png")) for k in (1, 2)]
+    url = f"{served.client.base}/v1/images/edits?async=true"
+    response = requests.post(url, files=files, data={"prompt": "make the sky blue", **data}, timeout=TIMEOUT_S)
+    assert response.status_code == 202, response.text
+    assert response.json()["steps"] == 2 * data["num_inference_steps"]
+    return served.client.base + response.headers["Location"]
+
+
+def test_a_job_has_the_pictures_of_the_same_edit_without_one(served: Served):
+    options: dict[str, Any] = {"seed": 3, "num_inference_steps": 4}
+    job = start(served, **options)
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while (state := requests.get(job, timeout=TIMEOUT_S).json())["status"] in ("queued", "running"):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    assert (state["status"], state["error"], state["steps_done"]) == ("succeeded", None, 8)
+    now = pictures_of(served.client.edit([scene(1), scene(2)], prompt="make the sky blue", **options))
+    later = [picture_of(item) for item in state["result"]["data"]]
+    assert len(later) == 2
+    assert all(difference(one, other) <= 1 for one, other in zip(later, now, strict=True))
+    assert np.abs(later[0].astype(int) - later[1]).max() > 10
+
+
+def test_a_deleted_job_frees_its_samples(served: Served):
+    before = served.stats()
+    job = start(served, num_inference_steps=150)
+    wait_until(lambda: requests.get(job, timeout=TIMEOUT_S).json()["status"] == "running", "the job runs")
+    assert requests.delete(job, timeout=TIMEOUT_S).json()["deleted"] is True
+    wait_until(lambda: served.stats().cancelled == before.cancelled + 1, "the request leaves")
+    assert requests.get(job, timeout=TIMEOUT_S).status_code == 404
+
+
+def vault_is_there(app: str) -> bool:
+    try:
+        ray.get_actor(f"{app}-jobs-1", namespace="image-edits")
+    except ValueError:
+        return False
+    return True
+
+
+def test_a_vault_is_found_by_name_and_ends_once_nobody_calls_any_more(cluster: int):
+    async def story() -> None:
+        first = ActorVault("deleted", idle_s=2.0)
+        await first.take_over("first")
+        await first.put("first", "a", b"note", b"form" * 2**20)
+        second = ActorVault("deleted", idle_s=2.0)
+        assert await second.take_over("second") == {"a": b"note"}
+        assert await second.body("second", "a") == b"form" * 2**20
+        with pytest.raises(Superseded):
+            await first.drop("first", "a")
+        with pytest.raises(KeyError):
+            await second.body("second", "b")
+        staying = asyncio.create_task(second.stay())
+        await asyncio.sleep(6)
+        assert vault_is_there("deleted")
+        assert await second.take_over("third") == {"a": b"note"}
+        staying.cancel()
+
+    asyncio.run(story())
+    wait_until(lambda: not vault_is_there("deleted"), "the vault ends itself")
+
+
+def test_the_vaults_of_two_applications_are_two(cluster: int):
+    async def story() -> None:
+        one, other = ActorVault("one", idle_s=2.0), ActorVault("other", idle_s=2.0)
+        await one.take_over("owner")
+        await one.put("owner", "a", b"note", b"")
+        assert await other.take_over("owner") == {}
+
+    asyncio.run(story())

@@ -1,0 +1,27 @@
+"""Two minutes of the soak; `make soak` takes ten."""
+
+import json
+import subprocess
+import sys
+
+from tests.paths import ROOT
+
+SECONDS = 120
+
+
+def test_nothing_is_lost_crossed_or_left_behind(tmp_path):
+    output = tmp_path / "report.json"
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.slow.soak", "--seconds", str(SECONDS), "--output", str(output)],
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = json.loads(output.read_text())
+    assert report["kept"]
+    assert report["kills"] >= 1
+    assert report["keeper_kills"] == 1
+    assert report["redeploys"] == 1
+    kinds = ("edits", "retries", "streams", "jobs", "hostile", "left")
+    assert all(report["requests"][kind] > 0 for kind in kinds)
+    # Of those that were warm at half-time: at least the proxy and the controller.
+    assert report["memory_growth"]

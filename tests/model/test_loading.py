@@ -1,0 +1,133 @@
+"""Loading: every setting of a model does something, and what cannot be served is refused with its reason."""
+
+import json
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from peft import LoraConfig
+
+from serve_app.models import loading
+from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.settings import LoraSettings, ModelSettings
+from tests.model.test_pipeline import edit, request
+from tests.scenes import difference
+
+
+def test_the_built_in_model_has_its_own_defaults():
+    model = loading.load(ModelSettings())
+    assert (model.default_steps, model.default_guidance, model.max_samples) == (20, 2.0, loading.CPU_MAX_SAMPLES)
+
+
+def test_settings_go_before_the_models_defaults():
+    model = loading.load(ModelSettings(default_steps=9, default_guidance=2.5, native_area=128 * 128))
+    assert (model.default_steps, model.default_guidance) == (9, 2.5)
+    assert model.pipeline.geometry.native_area == 128 * 128
+
+
+def test_a_directory_is_loaded_with_the_defaults_of_the_published_model(random_model_folder, random_model):
+    model = loading.load(ModelSettings(source=str(random_model_folder)))
+    assert model.default_steps == 50
+    assert difference(edit(model.pipeline, [request()])[0], edit(random_model, [request()])[0]) <= 1
+
+
+def test_a_checkpoint_that_stock_diffusers_saved_is_loaded(random_model_folder, tmp_path):
+    index = json.loads((random_model_folder / "model_index.json").read_text())
+    del index["native_area"]
+    index["_class_name"] = "QwenImageEditPipeline"
+    for part in random_model_folder.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    (tmp_path / "model_index.json").unlink()
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    assert loading.load(ModelSettings(source=str(tmp_path))).pipeline.geometry.native_area == 1024 * 1024
+
+
+def test_a_checkpoint_of_another_class_is_refused_before_it_is_read(tmp_path):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPlusPipeline"}))
+    with pytest.raises(ValueError, match="is a QwenImageEditPlusPipeline"):
+        loading.load(ModelSettings(source=str(tmp_path)))
+
+
+def test_an_unknown_built_in_model_is_refused():
+    with pytest.raises(ValueError, match="builtin:tiny"):
+        loading.load(ModelSettings(source="builtin:huge"))
+
+
+def test_a_scheduler_whose_steps_are_not_ours_is_refused(random_model, tmp_path):
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(random_model.scheduler.config, stochastic_sampling=True)
+    StepwiseQwenImageEditPipeline(**{**random_model.components, "scheduler": scheduler}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="stochastic_sampling"):
+        loading.load(ModelSettings(source=str(tmp_path)))
+
+
+def test_the_dtype_is_that_of_all_parts():
+    pipeline = loading.load(ModelSettings(dtype="bfloat16")).pipeline
+    assert {part.dtype for part in (pipeline.transformer, pipeline.vae, pipeline.text_encoder)} == {torch.bfloat16}
+    assert edit(pipeline, [request(num_inference_steps=2)])[0].shape == (64, 96, 3)
+
+
+def test_an_attention_backend_is_set_and_changes_nothing_visible(random_model, random_model_folder):
+    pipeline = loading.load(ModelSettings(source=str(random_model_folder), attention_backend="_native_math")).pipeline
+    backends = {str(block.attn.processor._attention_backend) for block in pipeline.transformer.transformer_blocks}
+    assert all("math" in backend.lower() for backend in backends)
+    assert difference(edit(pipeline, [request()])[0], edit(random_model, [request()])[0]) <= 1
+
+
+def test_an_unknown_attention_backend_is_refused():
+    with pytest.raises(ValueError, match="no_such_backend"):
+        loading.load(ModelSettings(attention_backend="no_such_backend"))
+
+
+def test_tiling_is_switched_on():
+    assert loading.load(ModelSettings(vae_tiling=True)).pipeline.vae.use_tiling
+
+
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support:UserWarning")
+def test_a_compiled_transformer_gives_the_same_pictures(random_model, random_model_folder):
+    pipeline = loading.load(ModelSettings(source=str(random_model_folder), compile=True)).pipeline
+    requests = [request(), request(prompt="a longer prompt", seed=3)]
+    for one, other in zip(edit(pipeline, requests), edit(random_model, requests), strict=True):
+        assert difference(one, other) <= 1
+
+
+def test_threads_are_those_asked_for():
+    before = torch.get_num_threads()
+    try:
+        loading.load(ModelSettings(cpu_threads=1))
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_lora_is_fused_at_its_scale(random_model, random_model_folder, tmp_path):
+    def load(**settings):
+        return loading.load(ModelSettings(source=str(random_model_folder), **settings)).pipeline
+
+    adapted = load()
+    adapted.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    StepwiseQwenImageEditPipeline.save_lora_weights(
+        tmp_path, transformer_lora_layers=_lora_weights(adapted.transformer)
+    )
+    plain = edit(random_model, [request()])[0]
+    off, on = (
+        edit(load(loras=(LoraSettings(source=str(tmp_path), scale=scale),)), [request()]) for scale in (0.0, 1.0)
+    )
+    assert difference(off[0], plain) <= 1
+    assert difference(on[0], plain) > 10
+
+
+def _lora_weights(transformer):
+    from peft import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(transformer)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a machine without CUDA is told")
+class TestWithoutGpu:
+    def test_cuda_is_refused(self):
+        with pytest.raises(ValueError, match="no CUDA device"):
+            loading.load(ModelSettings(device="cuda"))
+
+    def test_offload_is_refused(self):
+        with pytest.raises(ValueError, match="needs a GPU"):
+            loading.load(ModelSettings(offload="model"))

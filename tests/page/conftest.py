@@ -1,0 +1,78 @@
+"""A page in a browser, in front of the real application over a small editor that can be held."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Iterator
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page
+
+from serve_app.api.app import create_app
+from serve_app.events import Completed, Event
+from serve_app.request import EditRequest
+from serve_app.settings import AppSettings
+from tests.http_server import listening
+from tests.unit.api.test_app import Inverter
+
+
+class Held(Inverter):
+    """Comes to a halt before the first event of the kind `before`, for as long as its gate is shut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.before: type[Event] = Completed
+        self.error_at_gate: Exception | None = None
+        self.ended = threading.Event()
+
+    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+        try:
+            async for event in super().edit_stream(request):
+                if isinstance(event, self.before):
+                    await self._pass()
+                yield event
+        finally:
+            self.ended.set()
+
+    async def _pass(self) -> None:
+        while not self.gate.is_set():  # noqa: ASYNC110 - it is set in another thread
+            await asyncio.sleep(0.01)
+        if self.error_at_gate is not None:
+            raise self.error_at_gate
+
+
+@pytest.fixture
+def editor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    monkeypatch.delenv("IMAGE_EDITS_API_KEYS", raising=False)
+    editor = Held()
+    yield editor
+    editor.gate.set()
+
+
+@pytest.fixture
+def url(editor: Held) -> Iterator[str]:
+    with listening(create_app(editor, AppSettings())) as address:
+        yield f"{address}/"
+
+
+@pytest.fixture
+def context(browser: Browser, editor: Held) -> Iterator[BrowserContext]:
+    """A visitor. In the end nothing may have gone wrong inside the page, a breach of its policy included."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    complaints: list[str] = []
+    context.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    context.on("weberror", lambda error: complaints.append(str(error.error)))
+    yield context
+    context.close()
+    # That one is the browser's own word on every status from 400 up.
+    assert [text for text in complaints if not text.startswith("Failed to load resource")] == []
+
+
+@pytest.fixture
+def page(context: BrowserContext, url: str) -> Page:
+    page = context.new_page()
+    page.goto(url)
+    page.get_by_text("builtin:tiny").wait_for()
+    return page

@@ -1,0 +1,140 @@
+"""Hours of trouble in minutes: `python -m tests.slow.soak`. Ends with 1 where a promise did not hold.
+
+Many callers send valid edits, hostile requests, and leave at any moment, while GPU replicas and the keeper of the
+jobs are killed and the application is deployed anew. Afterwards every edit must have had its own right answer, and
+nothing may be left behind.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import httpx
+import ray
+from ray import serve
+
+from benchmarks.servers import free_port
+from serve_app.api import proxy_connection
+from serve_app.app import APP_NAME
+from serve_app.engine.stats import EngineStats
+from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
+from tests.slow.soak.callers import CALLERS, Caller, Outcomes, references_of
+from tests.slow.soak.chaos import Chaos, deploy
+from tests.slow.soak.edits import distinct_edits
+from tests.slow.soak.memory import Memory
+
+SETTINGS = AppSettings(
+    # Small pictures and a fixed knee: as many edits a minute as two cores allow.
+    model=ModelSettings(cpu_threads=1, native_area=64 * 64),
+    engine=EngineSettings(batch_tokens=4096, max_waiting=64),
+    limits=LimitSettings(request_timeout_s=300, max_outputs=64),
+)
+_MOST_GROWTH = 1.10
+_QUIET_S = 60.0
+
+
+@dataclass
+class Report:
+    """What was seen. `kept`: whether every promise held."""
+
+    seed: int
+    seconds: float
+    requests: dict[str, int] = field(default_factory=dict)
+    kills: int = 0
+    keeper_kills: int = 0
+    redeploys: int = 0
+    refused: int = 0
+    worst_difference: int = 0
+    slowest_s: float = 0.0
+    memory_growth: dict[str, float] = field(default_factory=dict)
+    left_in_flight: int = 0
+    healthy: bool = False
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def kept(self) -> bool:
+        return not self.faults and self.healthy and not self.left_in_flight
+
+
+async def soak(base_url: str, seed: int, seconds: float) -> Report:
+    rng = random.Random(seed)
+    edits, memory, outcomes = distinct_edits(rng), Memory(), Outcomes()
+    limits = httpx.Limits(max_connections=2 * CALLERS)
+    async with httpx.AsyncClient(base_url=base_url, timeout=400, limits=limits) as client:
+        references = await references_of(client, edits)
+        watching = asyncio.create_task(memory.watch())
+        start_s = asyncio.get_running_loop().time()
+        chaos = Chaos(SETTINGS, seconds, random.Random(seed + 1))
+        callers = [Caller(client, edits, references, outcomes, random.Random(f"{seed} {k}")) for k in range(CALLERS)]
+        await asyncio.gather(chaos.run(), *(caller.call_until(start_s + seconds) for caller in callers))
+        watching.cancel()
+        with suppress(asyncio.CancelledError):
+            await watching
+        report = Report(
+            seed=seed,
+            seconds=seconds,
+            requests=dict(outcomes.counts),
+            kills=chaos.kills,
+            keeper_kills=chaos.keeper_kills,
+            redeploys=chaos.redeploys,
+            refused=outcomes.refused,
+            worst_difference=outcomes.worst_difference,
+            slowest_s=round(outcomes.slowest_s, 1),
+            memory_growth=memory.growth(start_s + seconds / 2, start_s + seconds),
+            left_in_flight=await _left_in_flight(),
+            healthy=(await client.get("/health/ready")).status_code == 200,
+            faults=outcomes.faults,
+        )
+    report.faults += [f"memory of {name}: × {by:.2f}" for name, by in report.memory_growth.items() if by > _MOST_GROWTH]
+    return report
+
+
+async def _left_in_flight() -> int:
+    """Samples that are still in the engines when all callers have gone for so long; 0 as soon as there are none."""
+    editor = serve.get_deployment_handle("ImageEditor", app_name=APP_NAME)
+    give_up_s = time.monotonic() + _QUIET_S
+    empty = 0
+    while True:
+        # Each call goes to some replica, so several in turn.
+        stats: EngineStats = await editor.stats.remote()
+        left = stats.waiting + stats.running + stats.paused
+        empty = 0 if left else empty + 1
+        if empty >= 8 or time.monotonic() > give_up_s:
+            return left
+        await asyncio.sleep(0.2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.slow.soak", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600.0, help="how long (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (%(default)s)")
+    parser.add_argument("--output", type=Path, help="file for the report, as JSON")
+    arguments = parser.parse_args()
+    # Ray's workers are at niceness 15 by default, where a busy machine gives them next to nothing.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
+    port = free_port()
+    proxy_connection.ask_ray()
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        deploy(SETTINGS)
+        report = asyncio.run(soak(f"http://127.0.0.1:{port}", arguments.seed, arguments.seconds))
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+    text = json.dumps({"kept": report.kept, **asdict(report)}, indent=2)
+    print(text)
+    if arguments.output:
+        arguments.output.write_text(text)
+    sys.exit(not report.kept)
+
+
+if __name__ == "__main__":
+    main()

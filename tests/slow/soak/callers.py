@@ -1,0 +1,164 @@
+"""Many callers at once: valid edits, hostile ones, and some who leave at any moment."""
+
+import asyncio
+import base64
+import json
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from serve_app.request import Pixels
+from tests.scenes import difference
+from tests.slow.soak import hostile
+from tests.slow.soak.edits import Edit, read
+
+CALLERS = 24
+_HOSTILE, _LEAVING = 0.2, 0.1
+# Refused or not there for a moment: the caller is told when to come back, and comes back.
+_TRY_LATER = 503
+_PATIENCE_S = 300.0
+_LONGEST_WAIT_S = 5
+_POLL_S = 0.3
+# Float noise between a merged edit and a lone one.
+_MOST_DIFFERENCE = 1
+
+References = dict[int, list[Pixels]]
+
+
+class Fault(Exception):
+    """What must not be."""
+
+
+@dataclass
+class Outcomes:
+    """What came of the requests, by kind. `faults`: whatever must not be, in words."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    refused: int = 0
+    worst_difference: int = 0
+    slowest_s: float = 0.0
+
+    def check(self, edit: Edit, pictures: list[Pixels], references: References) -> None:
+        """Raise Fault where an edit has not exactly its own pictures."""
+        wanted = references[edit.key]
+        if len(pictures) != len(wanted):
+            raise Fault(f"edit {edit.key}: {len(pictures)} pictures, not {len(wanted)}")
+        for place, (picture, reference) in enumerate(zip(pictures, wanted, strict=True)):
+            worst = difference(picture, reference) if picture.shape == reference.shape else 256
+            self.worst_difference = max(self.worst_difference, worst)
+            if worst > _MOST_DIFFERENCE:
+                raise Fault(f"edit {edit.key}, output {place}: differs by {worst} of 255")
+
+
+async def references_of(client: httpx.AsyncClient, edits: list[Edit]) -> References:
+    """Each edit alone, before anything else happens."""
+    found = {}
+    for edit in edits:
+        response = await client.post(hostile.EDITS, **edit.form())
+        response.raise_for_status()
+        found[edit.key] = _pictures(response.json()["data"])
+    return found
+
+
+def _pictures(data: list[dict[str, str]]) -> list[Pixels]:
+    return [read(base64.b64decode(item["b64_json"])) for item in data]
+
+
+@dataclass
+class Caller:
+    """One connection's worth of requests, one after another until `end_s` of the loop's clock."""
+
+    client: httpx.AsyncClient
+    edits: list[Edit]
+    references: References
+    outcomes: Outcomes
+    rng: random.Random
+
+    async def call_until(self, end_s: float) -> None:
+        while asyncio.get_running_loop().time() < end_s:
+            try:
+                await self._call()
+            except Exception as error:
+                self.outcomes.faults.append(f"{type(error).__name__}: {error}"[:300])
+
+    async def _call(self) -> None:
+        draw, edit = self.rng.random(), self.rng.choice(self.edits)
+        if draw < _HOSTILE:
+            await self._attack(edit)
+        elif draw < _HOSTILE + _LEAVING:
+            await self._leave(edit)
+        else:
+            start_s = time.monotonic()
+            await self.rng.choice((self._edit, self._edit, self._twice, self._stream, self._job))(edit)
+            self.outcomes.slowest_s = max(self.outcomes.slowest_s, time.monotonic() - start_s)
+
+    async def _attack(self, edit: Edit) -> None:
+        what = self.rng.choice(hostile.ALL)
+        status = await what.send(self.client, edit)
+        self.outcomes.counts["hostile"] += 1
+        # A full queue refuses before it looks.
+        if status not in what.statuses | {_TRY_LATER}:
+            raise Fault(f"hostile, {what.name}: {status}")
+
+    async def _leave(self, edit: Edit) -> None:
+        """During the upload, while waiting, at some step, or while the answer is sent."""
+        call = asyncio.create_task(self.client.post(hostile.EDITS, **edit.form(**self._maybe_stream())))
+        await asyncio.wait({call}, timeout=self.rng.choice((0.0, 0.01, 0.1, 0.5, 2.0)) * self.rng.random())
+        if call.cancel():
+            self.outcomes.counts["left"] += 1
+        await asyncio.gather(call, return_exceptions=True)
+
+    def _maybe_stream(self) -> dict[str, str]:
+        return self.rng.choice(({}, {"stream": "true", "partial_images": "2"}))
+
+    async def _edit(self, edit: Edit) -> None:
+        response = await self._answered(hostile.EDITS, edit.form(), status=200)
+        self._right("edits", edit, response.json()["data"])
+
+    async def _twice(self, edit: Edit) -> None:
+        """As a client that tries again before it has heard."""
+        form = {**edit.form(), "headers": {"Idempotency-Key": f"{self.rng.getrandbits(64):x}"}}
+        for response in await asyncio.gather(*(self._answered(hostile.EDITS, form, status=200) for _ in range(2))):
+            self._right("retries", edit, response.json()["data"])
+
+    async def _stream(self, edit: Edit) -> None:
+        response = await self._answered(hostile.EDITS, edit.form(stream="true", partial_images="1"), status=200)
+        events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+        if not events or events[-1]["type"] != "image_edit.done":
+            raise Fault(f"a stream without its end: {response.text[-200:]}")
+        outputs = [event for event in events if event["type"] == "image_edit.completed"]
+        outputs.sort(key=lambda event: (event["input_index"], event["variant_index"]))
+        self._right("streams", edit, outputs)
+
+    async def _job(self, edit: Edit) -> None:
+        response = await self._answered(f"{hostile.EDITS}?async=true", edit.form(), status=202)
+        url, status = f"/v1/jobs/{response.json()['id']}", "queued"
+        while status in ("queued", "running"):
+            await asyncio.sleep(_POLL_S)
+            job = (await self.client.get(url)).json()
+            status = job.get("status")
+        if status != "succeeded":
+            raise Fault(f"job: {str(job)[:200]}")
+        self._right("jobs", edit, job["result"]["data"])
+        await self.client.delete(url)
+
+    def _right(self, kind: str, edit: Edit, data: list[dict[str, str]]) -> None:
+        self.outcomes.counts[kind] += 1
+        self.outcomes.check(edit, _pictures(data), self.references)
+
+    async def _answered(self, url: str, form: dict[str, Any], *, status: int) -> httpx.Response:
+        """The answer, once the server has room; Fault where it has another status, or never has room."""
+        give_up_s = time.monotonic() + _PATIENCE_S
+        while True:
+            response = await self.client.post(url, **form)
+            if response.status_code == status:
+                return response
+            if response.status_code != _TRY_LATER or time.monotonic() > give_up_s:
+                raise Fault(f"{url}: {response.status_code} {response.text[:200]}")
+            self.outcomes.refused += 1
+            await asyncio.sleep(min(int(response.headers["Retry-After"]), _LONGEST_WAIT_S) * self.rng.random())

@@ -1,0 +1,50 @@
+"""The memory of every process of the service, sampled while the soak runs."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+
+import psutil
+
+from tests.cluster import processes
+
+_TITLES = ("ray::ServeReplica:", "ray::ProxyActor", "ray::ServeController")
+PERIOD_S = 1.0
+# A process that has just started still grows: caches, arenas, what is imported late.
+_WARM_S = 30.0
+
+
+class Memory:
+    """Samples by process: its name with its process id, then (seconds of the loop's clock, bytes) in turn."""
+
+    def __init__(self) -> None:
+        self.samples: dict[str, list[tuple[float, int]]] = defaultdict(list)
+
+    async def watch(self) -> None:
+        while True:
+            now_s = asyncio.get_running_loop().time()
+            for name, pid in _processes():
+                try:
+                    self.samples[name].append((now_s, processes.resident_bytes(pid)))
+                except psutil.NoSuchProcess:
+                    # It has just ended.
+                    continue
+            await asyncio.sleep(PERIOD_S)
+
+    def growth(self, start_s: float, end_s: float) -> dict[str, float]:
+        """Of each process that was warm and lived on: the mean of the last quarter over that of the first."""
+        found = {}
+        for name, samples in self.samples.items():
+            if samples[0][0] > start_s - _WARM_S or samples[-1][0] < end_s - 3 * PERIOD_S:
+                continue
+            span_s = (end_s - start_s) / 4
+            first = [size for at_s, size in samples if start_s <= at_s < start_s + span_s]
+            last = [size for at_s, size in samples if end_s - span_s <= at_s <= end_s]
+            found[name] = (sum(last) / len(last)) / (sum(first) / len(first))
+        return found
+
+
+def _processes() -> Iterator[tuple[str, int]]:
+    for pid, title in processes.titles().items():
+        if title.startswith(_TITLES):
+            yield f"{title.removeprefix('ray::').partition('.')[0]} {pid}", pid

@@ -1,0 +1,110 @@
+"""OpenAI's own Python client against the application behind a real socket: its errors, its retries, its streams."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from serve_app.api.app import create_app
+from serve_app.errors import DeadlineExceeded, EditError, OutOfMemory, Overloaded, TooManySamples
+from serve_app.request import EditRequest, EditResult
+from serve_app.settings import AppSettings, AuthSettings
+from tests.http_server import listening
+from tests.unit.api.test_app import Inverter, png
+from tests.unit.responses.test_stream import Stumbler
+
+
+class Recovering(Inverter):
+    """Fails once, then works."""
+
+    def __init__(self, error: EditError) -> None:
+        super().__init__()
+        self._first = error
+
+    async def edit(self, request: EditRequest) -> EditResult:
+        if not self.requests:
+            self.requests.append(request)
+            raise self._first
+        return await super().edit(request)
+
+
+@contextmanager
+def client_of(editor: Inverter, key: str = "none", keys_file: Path | None = None, **options: Any) -> Iterator[OpenAI]:
+    app = create_app(editor, AppSettings(auth=AuthSettings(keys_file=keys_file)))
+    with listening(app) as url, OpenAI(base_url=f"{url}/v1", api_key=key, **options) as client:
+        yield client
+
+
+@pytest.mark.parametrize("error", [Overloaded, TooManySamples])
+def test_a_server_that_is_busy_is_tried_again_after_the_time_that_it_tells(
+    error: type[Overloaded | TooManySamples],
+) -> None:
+    editor = Recovering(error("Not now", retry_after_s=1))
+    with client_of(editor) as client:
+        start = time.monotonic()
+        result = client.images.edit(image=png(1), prompt="x")
+        # Without Retry-After it would be half a second at most.
+        assert time.monotonic() - start >= 1
+    assert len(result.data or []) == 1
+    assert len(editor.requests) == 2
+
+
+def test_a_stream_is_tried_again_too() -> None:
+    editor = Recovering(Overloaded("The queue is full", retry_after_s=1))
+    with client_of(editor) as client:
+        events = list(client.images.edit(image=png(1), prompt="x", stream=True))
+    assert [event.type for event in events].count("image_edit.completed") == 1
+    assert len(editor.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(OutOfMemory("CUDA out of memory"), 500), (DeadlineExceeded("too late"), 504)]
+)
+def test_what_failed_is_not_made_twice(error: EditError, status: int) -> None:
+    editor = Inverter()
+    editor.error = error
+    with client_of(editor) as client, pytest.raises(openai.InternalServerError) as caught:
+        client.images.edit(image=png(1), prompt="x")
+    assert len(editor.requests) == 1
+    assert (caught.value.status_code, caught.value.code) == (status, error.code)
+    assert error.message in caught.value.message
+
+
+def test_a_key_is_asked_for(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("alpha\n")
+    with client_of(Inverter(), key="beta", keys_file=keys) as client:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            client.images.edit(image=png(1), prompt="x")
+        assert caught.value.code == "UNAUTHORIZED"
+        assert len(client.with_options(api_key="alpha").images.edit(image=png(1), prompt="x").data or []) == 1
+
+
+def test_an_error_in_the_middle_of_a_stream_is_raised() -> None:
+    editor = Stumbler()
+    editor.error = OutOfMemory("CUDA out of memory")
+    with client_of(editor) as client:
+        events = iter(client.images.edit(image=png(1), prompt="x", stream=True))
+        assert next(events).type == "image_edit.progress"  # type: ignore[comparison-overlap]
+        with pytest.raises(openai.APIError, match="Image generation failed: CUDA out of memory") as caught:
+            next(events)
+    assert (caught.value.code, caught.value.type) == ("GENERATION_ERROR", "server_error")
+
+
+def test_the_async_client_streams() -> None:
+    async def go(url: str) -> list[Any]:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            stream = await client.images.edit(image=png(1), prompt="x", n=2, stream=True, partial_images=1)
+            return [event async for event in stream]
+
+    with listening(create_app(Inverter(), AppSettings())) as url:
+        events = asyncio.run(go(url))
+    types = [event.type for event in events]
+    assert (types.count("image_edit.partial_image"), types.count("image_edit.completed")) == (2, 2)
+    assert events[-1].type == "image_edit.done"

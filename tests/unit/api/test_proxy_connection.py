@@ -1,0 +1,160 @@
+"""The proxy's connections on real sockets. That Serve's proxy has them is shown in tests/cluster/test_hostile.py."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import repeat
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from serve_app.api.proxy_connection import VALUE, BoundedConnection
+from tests.cluster.raw import answers, connect, sent_until_refused, talk
+from tests.http_server import listening
+
+LATE_S = 2.0
+KIB = 1024
+
+
+class Impatient(BoundedConnection):
+    head_s = LATE_S
+
+
+async def _length_told_late(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers the length of the body, after longer than headers may take where the path says so."""
+    request = Request(scope, receive)
+    body = await request.body()
+    if request.url.path == "/slow":
+        await asyncio.sleep(1.5 * LATE_S)
+    await PlainTextResponse(str(len(body)))(scope, receive, send)
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[str]:
+    with listening(_length_told_late, Impatient) as base:
+        yield base
+
+
+def head(path: str = "/", headers: str = "") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n".encode()
+
+
+def seconds_until_closed(connection: socket.socket, sent: bytes) -> float:
+    start = time.monotonic()
+    connection.sendall(sent)
+    while connection.recv(KIB):
+        pass
+    return time.monotonic() - start
+
+
+class TestLength:
+    def test_headers_of_32_kib_are_taken(self, base: str):
+        [answer] = talk(base, head(headers=f"x: {'v' * 32 * KIB}\r\n"))
+        assert answer.status == 200
+
+    @pytest.mark.parametrize("line", [b"x: " + b"v" * KIB, b"GET /" + b"v" * KIB, b"v" * KIB])
+    def test_headers_without_end_are_refused(self, base: str, line: bytes):
+        with connect(base) as connection:
+            if line.startswith(b"x"):
+                connection.sendall(head()[:-2])
+            # What was not read is in the sockets' buffers.
+            assert sent_until_refused(connection, repeat(line, 64 * KIB)) < 16 * KIB * KIB
+
+    def test_many_short_headers_are_refused(self, base: str):
+        found = talk(base, head(headers="".join(f"x-{k}: {'v' * 20}\r\n" for k in range(5000))), count=0)
+        # What was sent and not read resets the connection, and the answer may be lost with it.
+        assert [answer.status for answer in found] in ([400], [])
+
+
+class TestTime:
+    @pytest.mark.parametrize("sent", [b"", b"G", b"GET / HTTP/1.1\r\nhost: x\r\n", head() + b"GET /"])
+    def test_half_a_request_is_not_waited_for(self, base: str, sent: bytes):
+        with connect(base) as connection:
+            assert 0.5 * LATE_S < seconds_until_closed(connection, sent) < 10
+
+    def test_nor_is_half_of_a_second_request(self, base: str):
+        with connect(base) as connection:
+            connection.sendall(head())
+            [answer] = answers(connection, quiet_s=0.2)
+            assert answer.status == 200
+            connection.settimeout(20)
+            assert 0.5 * LATE_S < seconds_until_closed(connection, b"GET /") < 10
+
+    def test_one_that_trickles_is_not_waited_for(self, base: str):
+        def trickle() -> Iterator[bytes]:
+            for byte in b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 200:
+                yield bytes([byte])
+                time.sleep(LATE_S / 20)
+
+        start = time.monotonic()
+        with connect(base) as connection:
+            sent_until_refused(connection, trickle())
+        assert time.monotonic() - start < 10
+
+    def test_a_second_request_has_its_own_time(self, base: str):
+        with connect(base) as connection:
+            for _ in range(3):
+                connection.settimeout(20)
+                connection.sendall(head()[:10])
+                time.sleep(0.6 * LATE_S)
+                connection.sendall(head()[10:])
+                [answer] = answers(connection, quiet_s=0.2)
+                assert answer.status == 200
+
+    def test_a_body_and_an_answer_may_take_longer(self, base: str):
+        with connect(base) as connection:
+            connection.sendall(head("/slow", "content-length: 2\r\n") + b"a")
+            time.sleep(1.5 * LATE_S)
+            connection.sendall(b"b")
+            [answer] = answers(connection)
+            assert answer.body == b"2"
+
+
+class Few(BoundedConnection):
+    most = 2
+
+
+class TestNumber:
+    @pytest.fixture
+    def few(self) -> Iterator[str]:
+        with listening(_length_told_late, Few) as base:
+            yield base
+
+    def test_beyond_the_bound_a_connection_is_refused_and_those_before_it_are_served(self, few: str):
+        with connect(few) as first, connect(few) as second:
+            with connect(few) as third:
+                [refused] = answers(third)
+                assert (refused.status, refused.code) == (503, "OVERLOADED")
+                assert int(refused.headers["retry-after"]) > 0
+                assert third.recv(1) == b""
+            for connection in (first, second):
+                connection.sendall(head())
+                [answer] = answers(connection, quiet_s=0.1)
+                assert answer.status == 200
+
+    def test_one_that_ends_makes_room(self, few: str):
+        for _ in range(5):
+            with connect(few) as first, connect(few) as second:
+                for connection in (first, second):
+                    connection.sendall(head(headers="connection: close\r\n"))
+                    [answer] = answers(connection, quiet_s=0.1)
+                    assert answer.status == 200
+                    assert connection.recv(1) == b""
+
+
+def test_the_callback_changes_the_parser_of_its_process():
+    script = f"""
+import uvicorn
+from ray._common.utils import import_attr
+from ray.serve._private.http_util import validate_http_proxy_callback_return
+assert validate_http_proxy_callback_return(import_attr({VALUE!r})()) == []
+config = uvicorn.Config("tests.http_server:listening")
+config.load()
+print(config.http_protocol_class.__name__)"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert found.split() == ["BoundedConnection"]

@@ -1,0 +1,285 @@
+"""The command `image-edits` in a process of its own, against the real application behind a real socket."""
+
+import asyncio
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from serve_app.api.app import create_app
+from serve_app.errors import InvalidInput, OutOfMemory
+from serve_app.events import Event, Progress
+from serve_app.request import EditRequest, EditResult
+from serve_app.settings import AppSettings
+from tests.http_server import listening
+from tests.unit.api.test_app import Inverter, png
+
+COMMAND = str(Path(sys.executable).parent / "image-edits")
+LIMIT_S = 120
+
+
+class Watched(Inverter):
+    """An Inverter that counts who is in it, holds them until it is `open`, and fails on black pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = threading.Event()
+        self.open.set()
+        self.most_at_once = self._inside = 0
+
+    async def edit(self, request: EditRequest) -> EditResult:
+        self._inside += 1
+        self.most_at_once = max(self.most_at_once, self._inside)
+        try:
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(self.open.wait)
+            if request.images[0].max() == 0:
+                raise OutOfMemory("CUDA out of memory")
+            return await super().edit(request)
+        finally:
+            self._inside -= 1
+
+
+@pytest.fixture
+def editor() -> Watched:
+    return Watched()
+
+
+@pytest.fixture
+def server(editor: Watched, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in ("IMAGE_EDITS_API_KEYS", "IMAGE_EDITS_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with listening(create_app(editor, AppSettings())) as url:
+        monkeypatch.setenv("IMAGE_EDITS_SERVER", url)
+        yield url
+        editor.open.set()
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for value in (10, 20, 30):
+        Path(f"photo{value}.png").write_bytes(png(value))
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [COMMAND, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As a terminal's: whatever runs the tests in the background has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def run(*words: str, status: int = 0) -> tuple[str, str]:
+    """What it printed to standard output, and to standard error."""
+    process = start(*words)
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    return out, err
+
+
+def value(path: str) -> int:
+    with PIL.Image.open(path) as picture:
+        return int(np.asarray(picture.convert("RGB"))[3, 4, 0])
+
+
+def written(folder: str = "out") -> list[str]:
+    return sorted(path.name for path in Path(folder).rglob("*") if path.is_file() and path.suffix != ".jsonl")
+
+
+def test_every_picture_becomes_its_variants_and_is_not_edited_twice(server: str, editor: Watched) -> None:
+    command = ("edit", "photo10.png", "-n", "2", "photo20.png", "make the sky blue", "-o", "out", "--seed", "7")
+    out, err = run(*command)
+    assert sorted(out.splitlines()) == [
+        "photo10.png: out/photo10-1.png out/photo10-2.png (seed 7, 8)",
+        "photo20.png: out/photo20-1.png out/photo20-2.png (seed 7, 8)",
+    ]
+    assert err == "2 edited\n"
+    assert {name: value(f"out/{name}") for name in written()} == {
+        "photo10-1.png": 245, "photo10-2.png": 245, "photo20-1.png": 235, "photo20-2.png": 235,
+    }  # fmt: skip
+    assert run(*command)[1] == "0 edited, 2 already done\n"
+    assert len(editor.requests) == 2
+    _, err = run(*(word.replace("blue", "red") for word in command), status=1)
+    assert "out/photo10-1.png is there, and not from this edit" in err
+    assert run(*(word.replace("blue", "red") for word in command), "--overwrite")[1] == "2 edited\n"
+    assert [request.prompt[-4:] for request in editor.requests] == ["blue"] * 2 + [" red"] * 2
+
+
+def test_a_name_that_is_no_text_is_as_good_as_any(server: str) -> None:
+    Path("in").mkdir()
+    (Path("in") / os.fsdecode(b"caf\xe9.png")).write_bytes(png(10))
+    (Path("in") / "plain.png").write_bytes(png(20))
+    command = ("edit", "in", "make the sky blue", "-o", "out", "--seed", "7")
+    out, err = run(*command)
+    assert len(out.splitlines()) == 2
+    assert err == "2 edited\n"
+    assert [os.fsencode(name) for name in written()] == [b"caf\xe9-1.png", b"plain-1.png"]
+    assert run(*command, "--json")[1] == "0 edited, 2 already done\n"
+
+
+def test_one_broken_picture_does_not_stop_the_others(server: str) -> None:
+    Path("in/sub").mkdir(parents=True)
+    for name, content in {"a.png": png(10), "b.jpg": b"no picture", "sub/c.png": png(20), "d.png": png(0)}.items():
+        (Path("in") / name).write_bytes(content)
+    out, err = run("edit", "in", "gone.png", "*30.png", "x", "--json", "--seed", "1", status=1)
+    entries: dict[str, Any] = {entry["picture"]: entry for entry in map(json.loads, out.splitlines())}
+    assert {name: entry["status"] for name, entry in entries.items()} == {
+        "in/a.png": "edited", "in/b.jpg": "failed", "in/d.png": "failed", "in/sub/c.png": "edited",
+        "gone.png": "failed", "photo30.png": "edited",
+    }  # fmt: skip
+    assert entries["in/sub/c.png"]["outputs"] == [{"path": "edited/sub/c-1.png", "seed": 1}]
+    assert entries["in/d.png"]["error"] == {
+        "code": "GENERATION_ERROR", "message": "Image generation failed: CUDA out of memory", "param": None,
+    }  # fmt: skip
+    assert (entries["in/b.jpg"]["error"]["code"], entries["gone.png"]["error"]["code"]) == ("INVALID_INPUT", "FILE")
+    assert written("edited") == ["a-1.png", "c-1.png", "photo30-1.png"]
+    assert "in/b.jpg: Invalid image format" in err
+    assert "gone.png: No such file or directory" in err
+    assert err.endswith("3 edited, 3 failed\n")
+
+
+def test_every_option_reaches_the_server(server: str, editor: Watched) -> None:
+    options = "--size 64x48 --steps 5 --guidance 2.5 --seed 9 --format jpeg --quality 10 --model builtin:tiny -n 3"
+    run("edit", "photo10.png", "x", *options.split(), "--negative-prompt", "blur", "--server", server, "-o", "o")
+    (request,) = editor.requests
+    assert (request.n, str(request.size), request.num_inference_steps, request.guidance_scale) == (3, "64x48", 5, 2.5)
+    assert (request.seed, request.negative_prompt, request.prompt) == (9, "blur", "x")
+    assert written("o") == ["photo10-1.jpg", "photo10-2.jpg", "photo10-3.jpg"]
+    with PIL.Image.open("o/photo10-1.jpg") as picture:
+        again = io.BytesIO()
+        picture.save(again, "JPEG", quality=10)
+        assert picture.format == "JPEG"
+        with PIL.Image.open(again) as same:
+            assert same.quantization == picture.quantization  # type: ignore[attr-defined]
+
+
+def test_no_more_requests_at_a_time_than_asked_for(server: str, editor: Watched) -> None:
+    for index in range(5):
+        Path(f"more{index}.png").write_bytes(png(index + 1))
+    run("edit", "more*.png", "x", "--jobs", "2")
+    assert (len(editor.requests), editor.most_at_once) == (5, 2)
+
+
+class TestWhatWouldFailEveryPictureStopsTheRun:
+    def test_no_server(self) -> None:
+        out, err = run("edit", "photo10.png", "x", "--server", "http://127.0.0.1:1", status=3)
+        assert (out, err.splitlines()[-1]) == ("", "0 edited, 1 not tried")
+        assert err.startswith("No answer from http://127.0.0.1:1: ")
+
+    def test_a_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("IMAGE_EDITS_API_KEYS", "secret")
+        monkeypatch.setenv("IMAGE_EDITS_API_KEY", "wrong")
+        with listening(create_app(Inverter(), AppSettings())) as url:
+            _, err = run("edit", "photo10.png", "x", "--server", url, status=3)
+            assert err == "The API key is not valid\n0 edited, 1 not tried\n"
+            monkeypatch.setenv("IMAGE_EDITS_API_KEY", "secret")
+            assert run("edit", "photo10.png", "x", "--server", url)[1] == "1 edited\n"
+
+    def test_an_option(self, server: str, editor: Watched) -> None:
+        editor.error = InvalidInput("size: too many pixels", param="size")
+        _, err = run("edit", "photo*.png", "x", "--size", "9999x9999", "--jobs", "1", status=3)
+        assert err == "photo10.png: size: too many pixels\n0 edited, 1 failed, 2 not tried\n"
+
+    def test_a_disk_that_takes_nothing(self, server: str, editor: Watched) -> None:
+        Path("edited/photo10-1.png").mkdir(parents=True)
+        _, err = run("edit", "photo*.png", "x", "--jobs", "1", "--overwrite", status=3)
+        assert err.endswith("0 edited, 1 failed, 2 not tried\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("photo10.png", "photo20.png"), "the instruction comes last, and photo20.png is a file"),
+        (("photo10.png",), "required: PROMPT"),
+        (("photo10.png", "x", "-n", "0"), "-n: invalid"),
+        (("photo10.png", "x", "--server", "localhost:8000"), "'localhost:8000' is no address"),
+        (("photo10.png", "x", "--key", "secret"), "unrecognized arguments: --key"),
+        ((".", "x", "-o", "."), "among the pictures of ."),
+        (("empty", "x"), "there are no pictures in empty"),
+    ],
+)
+def test_a_command_line_that_cannot_be_used(words: tuple[str, ...], told: str) -> None:
+    Path("empty").mkdir()
+    assert told in run("edit", *words, status=2)[1]
+
+
+def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(server: str, editor: Watched) -> None:
+    command = ("edit", "photo*.png", "x", "-o", "out", "--jobs", "2")
+    editor.open.clear()
+    process = start(*command)
+    while editor.most_at_once < 2:
+        assert process.poll() is None
+        sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, out, err) == (130, "", "0 edited, 3 not tried\n")
+    assert written() == []
+    editor.open.set()
+    assert run(*command)[1] == "3 edited\n"
+
+
+class Pausing(Inverter):
+    """Its streams stop after a fifth of the steps until they are let on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = threading.Event()
+
+    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+        yield Progress(0, 20, place=3)
+        yield Progress(4, 20, place=0)
+        await asyncio.to_thread(self.open.wait)
+        async for event in super().edit_stream(request):
+            yield event
+
+
+def test_a_terminal_sees_a_bar_for_each_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    editor = Pausing()
+    terminal, end = pty.openpty()
+    with listening(create_app(editor, AppSettings())) as url:
+        words = ["edit", "photo10.png", "x", "-n", "2", "--server", url, "--seed", "7"]
+        process = subprocess.Popen([COMMAND, *words], stdout=subprocess.PIPE, stderr=end, text=True)
+        os.close(end)
+        # Without its bars the loop would wait for ever.
+        limit = threading.Timer(LIMIT_S, process.kill)
+        limit.start()
+        try:
+            shown = b""
+            while shown.count(b"2/10") < 2:
+                shown += os.read(terminal, 4096)
+        finally:
+            editor.open.set()
+            limit.cancel()
+        out, _ = process.communicate(timeout=LIMIT_S)
+    os.close(terminal)
+    assert process.returncode == 0
+    assert all(f"edited/photo10-{variant}.png".encode() in shown for variant in (1, 2))
+    # Nothing of the bars: it may be piped.
+    assert out == "photo10.png: edited/photo10-1.png edited/photo10-2.png (seed 7, 8)\n"
+
+
+def test_the_command_tells_its_version_and_what_it_can() -> None:
+    assert run("--version")[0].count(".") == 2
+    help_text, _ = run("--help")
+    assert all(command in help_text for command in ("edit ", "serve ", "key ", "check "))
+    assert "130 Ctrl-C" in run("edit", "--help")[0]
+    assert run("melt", status=2)[1].startswith("usage: image-edits")

@@ -1,0 +1,172 @@
+"""Pictures decoded in processes of their own: the same pixels, and what is hostile costs its own process."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import numpy as np
+import PIL.Image
+import psutil
+import pytest
+
+from serve_app.decoding.pool import DecoderPool
+from serve_app.errors import InvalidInput
+from serve_app.images import Size, decode
+from serve_app.settings import LimitSettings
+from tests.cluster.waiting import wait_until
+from tests.unit.test_images import file_of, one_bit_png, photo
+
+LIMITS = LimitSettings()
+PNG = file_of(PIL.Image.fromarray(photo()), "PNG")
+# Takes a good part of a second to decode.
+LARGE = one_bit_png(6000, 6000)
+
+
+Started = Callable[[], set[psutil.Process]]
+
+
+@pytest.fixture
+def started() -> Started:
+    """The decoder processes that this test has started."""
+    before = decoder_processes()
+    return lambda: decoder_processes() - before
+
+
+@pytest.fixture
+def decoders() -> Iterator[DecoderPool]:
+    decoders = DecoderPool()
+    yield decoders
+    decoders.close()
+
+
+def decoder_processes(parent: int | None = None) -> set[psutil.Process]:
+    children = psutil.Process(parent).children(recursive=True)
+    return {child for child in children if is_alive(child) and _is_decoder(child)}
+
+
+def _is_decoder(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return "serve_app.decoding.worker" in process.cmdline()
+    return False
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        # A container may have nobody who takes note of the dead.
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def refusal(decoders: DecoderPool, data: bytes, index: int = 0, limits: LimitSettings = LIMITS) -> str:
+    with pytest.raises(InvalidInput) as caught:
+        decoders.decode(data, index, limits)
+    assert caught.value.param == "images"
+    return caught.value.message
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "AVIF", "JPEG2000", "BMP", "PPM"])
+def test_pixels_are_the_same_as_in_one_process(decoders: DecoderPool, file_format: str) -> None:
+    data = file_of(PIL.Image.fromarray(photo()), file_format)
+    pixels = decoders.decode(data, 0, LIMITS)
+    np.testing.assert_array_equal(pixels, decode(data, 0, LIMITS))
+    assert pixels.flags.writeable
+    assert decoders.measure(data, 0, LIMITS) == Size(64, 48)
+
+
+@pytest.mark.parametrize("data", [b"", b"text", PNG[:100], one_bit_png(7000, 7000)])
+def test_a_refusal_has_the_same_words(decoders: DecoderPool, data: bytes) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        decode(data, 3, LIMITS)
+    assert refusal(decoders, data, 3) == caught.value.message
+
+
+def test_one_process_serves_one_caller_after_the_other(decoders: DecoderPool, started: Started) -> None:
+    for _ in range(3):
+        decoders.decode(PNG, 0, LIMITS)
+        refusal(decoders, b"text")
+    assert len(started()) == 1
+
+
+def test_what_takes_too_long_is_refused_and_its_process_ends(decoders: DecoderPool, started: Started) -> None:
+    decoders.warm()
+    [process] = started()
+    said = refusal(decoders, LARGE, 2, LimitSettings(decode_timeout_s=0.02))
+    assert said == "Invalid image format at index 2: it takes longer than 0.02 s to decode"
+    assert not is_alive(process)
+    assert decoders.decode(PNG, 0, LIMITS).shape == (48, 64, 3)
+
+
+def test_what_takes_too_much_memory_is_refused(decoders: DecoderPool) -> None:
+    small = LimitSettings(max_decoder_bytes=2**26)
+    assert refusal(decoders, LARGE, 1, small).endswith("there is not enough memory to decode it")
+    assert decoders.decode(PNG, 0, small).shape == (48, 64, 3)
+    assert decoders.decode(LARGE, 0, LIMITS).shape == (6000, 6000, 3)
+
+
+def test_a_process_that_dies_fails_its_own_picture_only(decoders: DecoderPool, started: Started) -> None:
+    decoders.warm()
+    [other] = started()
+    decoders.warm()
+    [victim] = started() - {other}
+    # The last one is asked first; it takes the question, and dies before it answers.
+    victim.suspend()
+    threading.Timer(2, victim.kill).start()
+    assert refusal(decoders, PNG, 1) == "Invalid image format at index 1: the file is damaged or incomplete"
+    assert decoders.decode(PNG, 0, LIMITS).shape == (48, 64, 3)
+    assert started() == {other}
+
+
+def test_a_process_that_died_while_idle_is_no_pictures_fault(decoders: DecoderPool, started: Started) -> None:
+    decoders.warm()
+    [victim] = started()
+    victim.kill()
+    victim.wait(60)
+    assert decoders.decode(PNG, 0, LIMITS).shape == (48, 64, 3)
+
+
+def test_a_jpeg_with_thousands_of_scans_is_refused(decoders: DecoderPool) -> None:
+    data = file_of(PIL.Image.fromarray(photo()), "JPEG", progressive=True)
+    head, last_scan = data.rsplit(b"\xff\xda", 1)
+    assert decoders.decode(data, 0, LIMITS).shape == (48, 64, 3)
+    bomb = head + (b"\xff\xda" + last_scan.removesuffix(b"\xff\xd9")) * 3000 + b"\xff\xd9"
+    assert refusal(decoders, bomb).endswith("it has more than 100 scans")
+
+
+def test_a_decoder_knows_no_secrets(decoders: DecoderPool, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_EDITS_API_KEYS", "a-secret")
+    decoders.warm()
+    [process] = started()
+    assert "a-secret" not in "".join(process.environ().values())
+
+
+def test_no_descriptor_is_left_open(decoders: DecoderPool) -> None:
+    decoders.decode(PNG, 0, LIMITS)
+    before = len(os.listdir("/proc/self/fd"))
+    for data in (PNG, b"text"):
+        for _ in range(5):
+            try:
+                decoders.decode(data, 0, LIMITS)
+            except InvalidInput:
+                assert data == b"text"
+    refusal(decoders, LARGE, 0, LimitSettings(decode_timeout_s=0.02))
+    decoders.decode(PNG, 0, LIMITS)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_decoders_end_with_the_process_that_uses_them() -> None:
+    script = (
+        "import time\n"
+        "from serve_app.decoding.pool import DECODERS\n"
+        "DECODERS.warm(); DECODERS.warm(); print('ready', flush=True); time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as user:
+        assert user.stdout is not None
+        assert user.stdout.readline() == "ready\n"
+        processes = decoder_processes(user.pid)
+        assert len(processes) == 2
+        user.send_signal(signal.SIGKILL)
+    wait_until(lambda: not any(is_alive(process) for process in processes), "both end")

@@ -1,0 +1,137 @@
+"""What a listener hears of its request, and that nobody else notices."""
+
+import threading
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from serve_app.engine.engine import EditEngine
+from serve_app.engine.requests import EditFuture, RunOptions
+from serve_app.engine.scheduler import preview_steps
+from serve_app.errors import EditError
+from serve_app.events import Completed, Event, Preview, Progress
+from serve_app.request import EditRequest
+from tests.fakes import ArithmeticPipeline, State, edit_request, picture
+from tests.unit.engine.test_engine import TIMEOUT_S, alone, assert_same, engine, start, submit, wait_until_prepared
+
+
+def listen(running: EditEngine, *requests: EditRequest) -> list[tuple[EditFuture, list[Event]]]:
+    """Submit them together; their futures, and their events as they come."""
+    heard: list[list[Event]] = [[] for _ in requests]
+    futures = running.submit(requests, [RunOptions(events.append) for events in heard])
+    assert not any(isinstance(future, EditError) for future in futures)
+    return list(zip(futures, heard, strict=True))  # type: ignore[arg-type]
+
+
+E = TypeVar("E", bound=Event)
+
+
+def of(kind: type[E], events: Sequence[Event]) -> list[E]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def test_a_listener_hears_every_step_every_preview_and_every_output_before_the_result():
+    pictures = [picture(1), picture(2)]
+    request = edit_request(1, images=pictures, n=2, num_inference_steps=6, size="50x40", partial_images=2)
+    with engine(ArithmeticPipeline()) as running:
+        [(future, events)] = listen(running, request)
+        at_the_end: list[int] = []
+        future.add_done_callback(lambda _: at_the_end.append(len(events)))
+        result = future.result(TIMEOUT_S)
+    assert at_the_end == [len(events)]
+    assert_same(result, alone(edit_request(1, images=pictures, n=2, num_inference_steps=6, size="50x40")))
+
+    places = [(i, j) for i in range(2) for j in range(2)]
+    assert of(Progress, events) == [Progress(0, 24, 1), *(Progress(4 * done, 24, 0) for done in range(1, 7))]
+    previews = {(event.image_index, event.variant_index, event.preview_index): event for event in of(Preview, events)}
+    assert sorted(previews) == [(*place, k) for place in places for k in range(2)]
+    assert preview_steps(6, 2) == (2, 4)
+    for (*_, k), preview in previews.items():
+        assert preview.pixels[0, 0, 0] == preview_steps(6, 2)[k]
+    completed = {(event.image_index, event.variant_index): event for event in of(Completed, events)}
+    assert sorted(completed) == places
+    for (i, j), event in completed.items():
+        assert event.seed == result.seeds[i][j]
+        np.testing.assert_array_equal(event.pixels, result.pixels[i][j])
+        assert event.pixels.shape == (40, 50, 3)
+
+
+def test_the_place_in_the_queue_is_told_while_a_request_waits():
+    pipeline = ArithmeticPipeline()
+    pipeline.gate.clear()
+    with engine(pipeline, max_samples=1, max_paused=0, order="fifo") as running:
+        submit(running, edit_request(1))
+        assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+        waiting = listen(running, edit_request(2), edit_request(3))
+        wait_until_prepared(running)
+        pipeline.gate.set()
+        for future, _ in waiting:
+            future.result(TIMEOUT_S)
+    second, third = ([event.place for event in of(Progress, events)] for _, events in waiting)
+    assert second == [1, 0, 0, 0, 0]
+    assert third == [2, 1, 0, 0, 0, 0]
+
+
+def test_an_output_is_completed_while_the_others_of_its_request_still_run():
+    first_is_out = threading.Event()
+
+    def wait_for_the_first(states: Sequence[State]) -> None:
+        if states[0].seed == 8:
+            assert first_is_out.wait(TIMEOUT_S)
+
+    with engine(ArithmeticPipeline(on_step=wait_for_the_first), max_samples=1) as running:
+        [future] = running.submit(
+            [edit_request(7, n=2)],
+            [RunOptions(lambda event: first_is_out.set() if isinstance(event, Completed) else None)],
+        )
+        assert not isinstance(future, EditError)
+        future.result(TIMEOUT_S)
+
+
+def test_previews_of_one_step_are_one_call_and_only_of_who_asked():
+    pipeline = ArithmeticPipeline()
+    with engine(pipeline, start=False) as running:
+        heard = listen(running, *(edit_request(k, partial_images=k) for k in range(3)))
+        start(running)
+        for future, _ in heard:
+            future.result(TIMEOUT_S)
+    assert [len(of(Preview, events)) for _, events in heard] == [0, 1, 2]
+    assert [[state.seed for state in states] for states in pipeline.previewed] == [[2], [1, 2]]
+
+
+def test_who_does_not_listen_pays_for_no_preview():
+    pipeline = ArithmeticPipeline()
+    with engine(pipeline) as running:
+        submit(running, edit_request(1, partial_images=3))[0].result(TIMEOUT_S)
+    assert pipeline.previewed == []
+
+
+def test_a_preview_that_fails_is_left_out_and_the_edit_goes_on(caplog: pytest.LogCaptureFixture):
+    def poison(states: Sequence[State]) -> None:
+        if any(state.seed == 1 and state.done == 2 for state in states):
+            raise RuntimeError("no preview")
+
+    with engine(ArithmeticPipeline(on_preview=poison)) as running, caplog.at_level("WARNING", "ray.serve"):
+        requests = [edit_request(k, num_inference_steps=6, partial_images=2) for k in range(3)]
+        heard = listen(running, *requests)
+        for (future, _), request in zip(heard, requests, strict=True):
+            assert_same(future.result(TIMEOUT_S), alone(request))
+        assert running.stats().failed == 0
+    assert [[event.preview_index for event in of(Preview, events)] for _, events in heard] == [[0, 1], [1], [0, 1]]
+    assert "The preview after step 2 of 6 failed" in caplog.text
+
+
+def test_a_cancelled_listener_is_dropped_at_the_next_step():
+    pipeline = ArithmeticPipeline()
+    pipeline.gate.clear()
+    with engine(pipeline, start=False) as running:
+        [(leaver, events), (stayer, _)] = listen(running, edit_request(1, partial_images=3), edit_request(2))
+        start(running)
+        assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+        assert leaver.cancel()
+        pipeline.gate.set()
+        stayer.result(TIMEOUT_S)
+    assert [len(batch) for batch in pipeline.batches] == [2, 1, 1, 1]
+    assert of(Progress, events)[-1].steps_done == 1

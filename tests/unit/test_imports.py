@@ -1,0 +1,39 @@
+"""What a fresh interpreter loads of each package. Which file may import which is a contract of import-linter's, in
+pyproject.toml.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.paths import ROOT
+
+PACKAGE = ROOT / "serve_app"
+
+# Through what they import: Ray Serve brings Starlette; the application is built, and its ingress runs, without torch.
+ALLOWED = {
+    "client": set(),
+    "decoding": set(),
+    "engine": set(),
+    "forms": {"starlette"},
+    "responses": {"starlette"},
+    "jobs": {"starlette"},
+    "idempotency": {"starlette"},
+    "api": {"starlette"},
+    "deployments": {"starlette", "ray"},
+    "cli": {"starlette", "ray"},
+}
+WATCHED = ("torch", "diffusers", "transformers", "starlette", "ray")
+
+
+def test_every_package_but_the_models_is_listed():
+    assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == {*ALLOWED, "models"}
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_a_fresh_interpreter_loads_only_what_the_package_needs(package: str):
+    modules = [f"serve_app.{package}.{path.stem}" for path in sorted((PACKAGE / package).glob("*.py"))]
+    script = f"import sys, {', '.join(modules)}; print(*[m for m in {WATCHED} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert set(loaded) <= ALLOWED[package]

@@ -1,0 +1,25 @@
+"""The package as pip installs it: every file that the source tree has, the page and the built-in model included."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from tests.paths import ROOT
+
+
+def test_a_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    # Built from a copy: setuptools leaves files in the tree, and takes those of an older build from there.
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "serve_app", source / "serve_app", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    # uv is what `make install` installs with.
+    uv = Path(sys.executable).parent / "uv"
+    subprocess.run([uv, "build", "--wheel", "--out-dir", tmp_path, source], check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("serve_app/")}
+    assert "serve_app/api/static/index.html" in held
+    files = [path for path in (source / "serve_app").rglob("*") if path.is_file()]
+    assert held == {str(path.relative_to(source)) for path in files}
