@@ -9,7 +9,7 @@ from serve_app.images import Size
 
 # Side of a token in pixels, of Qwen-Image-Edit and of the built-in model.
 _TOKEN_SIDE = 16
-# Measured on two cores, see docs/scaling.md: a PNG of 1024² pixels as the ingress writes it; bytes through the proxy.
+# Measured on two cores (docs/operate/scaling.md): a PNG of 1024² pixels as the ingress writes it; bytes in the proxy.
 _PNG_S = 0.08
 _PNG_PIXELS = 1024**2
 _PROXY_BYTES_PER_S = 64e6 / 0.4

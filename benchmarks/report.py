@@ -15,7 +15,7 @@ from benchmarks.servers import Contender
 
 PLOT = "results.png"
 _REASONS = """Why aims were missed in the last committed run, as far as it is known, stands in
-[docs/performance.md](../docs/performance.md#against-other-ways-to-serve-the-same-model)."""
+[docs/design/performance.md](../docs/design/performance.md#against-other-ways-to-serve-the-same-model)."""
 
 
 @dataclass(frozen=True, slots=True)

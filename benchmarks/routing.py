@@ -1,7 +1,7 @@
 """`python -m benchmarks.routing`: request routers side by side on a real Ray cluster of three nodes. Half an hour.
 
 Ray Serve, its handles, the deployment and the engine are real. The GPUs are fake and a forward is a wait, so that three
-replicas can be compared on one core. Writes a table of docs/scaling.md. What was measured is kept in
+replicas can be compared on one core. Writes a table of docs/operate/scaling.md. What was measured is kept in
 build/routing.json, and a run that was stopped goes on from there.
 """
 
@@ -282,7 +282,7 @@ def main() -> None:
                 runs.append(run)
                 keep(runs)
                 print(run.lane, run.turn, *cells([run]), f"core {run.core:.0%}", flush=True)
-    page = DOCUMENTS / "scaling.md"
+    page = DOCUMENTS / "operate" / "scaling.md"
     page.write_text(fill(page.read_text(), "routing", table(HEADER, rows(runs))))
 
 

@@ -1,6 +1,6 @@
 """`python -m benchmarks.scaling`: a simulated day of traffic under autoscalers, and routers side by side. Seconds.
 
-Writes docs/scaling.png and the tables of docs/scaling.md. No cluster, no GPU: benchmarks/fleet.py is the fleet.
+Writes docs/scaling.png and the tables of docs/operate/scaling.md. No cluster, no GPU: benchmarks/fleet.py is the fleet.
 """
 
 import random
@@ -256,7 +256,7 @@ def main() -> None:
     start = time.monotonic()
     trace = day()
     outcomes = [(scenario, scenario.run(trace)) for scenario in SCENARIOS]
-    page = DOCUMENTS / "scaling.md"
+    page = DOCUMENTS / "operate" / "scaling.md"
     text = fill(page.read_text(), "day", day_table(outcomes))
     header = ("knee", "shapes", "load", "router", "samples per forward", "mean s", "p95 s")
     text = fill(text, "routers", table(header, router_rows()))

@@ -77,7 +77,7 @@ def test_the_command_prints_the_plan(capsys):
 )
 def test_the_page_says_what_the_calculator_says(changes):
     found = plan(traffic(**changes), Rate(3.94e-05), 0.6)
-    page = (ROOT / "docs" / "scaling.md").read_text()
+    page = (ROOT / "docs" / "operate" / "scaling.md").read_text()
     assert page.count(f"| {found.edit_s:.2f} s | {found.gpus} |") == 1
 
 

@@ -74,5 +74,5 @@ def test_a_router_that_is_not_simulated_has_no_such_figures():
 
 
 def test_the_page_has_a_place_for_the_table():
-    page = (DOCUMENTS / "scaling.md").read_text()
+    page = (DOCUMENTS / "operate" / "scaling.md").read_text()
     assert "new" in fill(page, "routing", ["new"])

@@ -74,7 +74,9 @@ def test_what_it_does_not_know_is_refused(definition: Path, spec: dict[str, Any]
     assert problem.startswith(f"{where}: ")
 
 
-@pytest.mark.skipif("KUBERAY_CRD" not in os.environ, reason="KUBERAY_CRD: the file of the schema (deploy/README.md)")
+@pytest.mark.skipif(
+    "KUBERAY_CRD" not in os.environ, reason="KUBERAY_CRD: the file of the schema (docs/operate/deploy.md)"
+)
 def test_kuberays_published_schema_takes_the_ray_service() -> None:
     definition = Path(os.environ["KUBERAY_CRD"])
     resource = yaml.safe_load(RAY_SERVICE.read_text())

@@ -1,6 +1,6 @@
 """The page of metrics against the code, and the classes of shapes.
 
-`python -m tests.unit.deployments.test_metrics` writes the table into docs/metrics.md.
+`python -m tests.unit.deployments.test_metrics` writes the table into docs/operate/metrics.md.
 """
 
 import re
@@ -11,7 +11,7 @@ from serve_app.deployments.metrics import METRICS, shape_labels
 from serve_app.images import Size
 from tests.paths import ROOT
 
-PAGE = ROOT / "docs" / "metrics.md"
+PAGE = ROOT / "docs" / "operate" / "metrics.md"
 _TABLE = re.compile(r"(?<=<!-- metrics -->\n).*?(?=<!-- /metrics -->)", re.DOTALL)
 
 
