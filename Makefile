@@ -7,6 +7,8 @@
 # make check-deploy what is in deploy/, against its schemas; a part of make test
 # make deploy-config deploy/serve_config.yaml and what is in deploy/kuberay, from serve_config.yaml
 # make lint    ruff, the layers of the packages, and mypy
+# make docs    the documentation as a site, in build/site; stops at a link without a target
+# make docs-tables the tables of the documentation that are made of the code
 # make bench   our server beside the naive ways, twenty minutes; writes benchmarks/RESULTS.md
 # make train   the recipe of a built-in model that follows instructions
 # make install only the environment, in .venv
@@ -20,7 +22,7 @@ BIN := .venv/bin
 # Where it is set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test browser test-gpu soak fuzz check-deploy deploy-config bench train lint install clean
+.PHONY: run test browser test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
 
 run: install
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
@@ -53,6 +55,12 @@ check-deploy: install
 
 deploy-config: install
 	$(BIN)/python -m deploy.serve_config
+
+docs: install
+	$(BIN)/zensical build --strict --clean
+
+docs-tables: install
+	$(BIN)/python -m tests.docs.tables
 
 bench: install
 	$(BIN)/python -m benchmarks --model $(MODEL)
