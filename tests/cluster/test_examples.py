@@ -1,9 +1,8 @@
-"""What the README tells other Ray applications: its snippets and its commands, run on a real cluster."""
+"""What docs/clients/handle.md has for other Ray applications: its code and its commands, run on a real cluster."""
 
 import ast
 import asyncio
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,17 +15,18 @@ import ray
 from examples.edit_folder import write
 from serve_app.events import Done
 from tests.cluster.conftest import Served
+from tests.docs.pages import DOCS, block_with, shell_commands
 from tests.paths import ROOT
 from tests.scenes import scene
-from tests.unit.test_readme import blocks
 
+PAGE = DOCS / "clients" / "handle.md"
 RUN_S = 600
 
 
 def command(example: str) -> list[str]:
-    """The README's command that runs an example."""
-    (line,) = [line for block in blocks("bash") for line in block.splitlines() if f"examples/{example}" in line]
-    interpreter, script, *arguments = shlex.split(line)
+    """Return the page's command that runs an example."""
+    (words,) = [words for words in shell_commands([PAGE]) if f"examples/{example}" in words]
+    interpreter, script, *arguments = words
     assert interpreter == ".venv/bin/python"
     return [sys.executable, str(ROOT / script), *arguments]
 
@@ -55,9 +55,8 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("marker", ["await editor.edit.remote", "edit_stream.remote"])
-def test_a_snippet_of_the_readme_runs(served: Served, marker: str):
-    (block,) = [block for block in blocks("python") if marker in block]
-    code = compile(block, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+def test_a_snippet_of_the_page_runs(served: Served, marker: str):
+    code = compile(block_with(marker, pages=[PAGE]), "handle.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     space: dict[str, Any] = {name: PIL.Image.fromarray(scene(seed)) for seed, name in enumerate("ab")}
 
     async def run_it() -> None:

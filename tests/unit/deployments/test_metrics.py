@@ -1,36 +1,9 @@
-"""The page of metrics against the code, and the classes of shapes.
-
-`python -m tests.unit.deployments.test_metrics` writes the table into docs/operate/metrics.md.
-"""
-
-import re
+"""The classes of shapes, as labels of metrics."""
 
 import pytest
 
-from serve_app.deployments.metrics import METRICS, shape_labels
+from serve_app.deployments.metrics import shape_labels
 from serve_app.images import Size
-from tests.paths import ROOT
-
-PAGE = ROOT / "docs" / "operate" / "metrics.md"
-_TABLE = re.compile(r"(?<=<!-- metrics -->\n).*?(?=<!-- /metrics -->)", re.DOTALL)
-
-
-def metrics_table() -> str:
-    lines = ["| name | type | labels | meaning |", "|---|---|---|---|"]
-    for metric in METRICS:
-        names = ", ".join(f"`{name}`" for name in metric.exported)
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        lines.append(f"| {names} | {metric.kind} | {labels} | {metric.meaning} |")
-    return "\n".join(lines) + "\n"
-
-
-def test_the_page_says_what_the_code_says():
-    assert _TABLE.findall(PAGE.read_text()) == [metrics_table()], "run `python -m tests.unit.deployments.test_metrics`"
-
-
-def test_names_on_the_page_exist():
-    known = {name for metric in METRICS for name in metric.exported}
-    assert set(re.findall(r"ray_image_edits_\w+", PAGE.read_text())) <= known
 
 
 @pytest.mark.parametrize(
@@ -48,7 +21,3 @@ def test_names_on_the_page_exist():
 )
 def test_shapes_fall_into_a_few_classes(size: Size, area: str, aspect: str):
     assert shape_labels(size, 1024 * 1024) == {"area": area, "aspect": aspect}
-
-
-if __name__ == "__main__":
-    PAGE.write_text(_TABLE.sub(lambda _: metrics_table(), PAGE.read_text()))

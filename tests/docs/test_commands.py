@@ -1,0 +1,97 @@
+"""Every command on the pages, run: curl, `image-edits`, and the settings that they are given."""
+
+import base64
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from starlette.applications import Starlette
+
+from serve_app.api.app import create_app
+from serve_app.settings import AppSettings
+from tests.docs.pages import PICTURES, URL, Command, blocks, curls, shell_commands, write_photos
+from tests.http_server import listening
+from tests.unit.api.test_app import Inverter, call
+from training.wordings import WORDINGS
+
+IMAGE_EDITS = ".venv/bin/image-edits"
+
+
+def test_there_are_commands() -> None:
+    assert len([command for command in curls() if command.path == "/v1/images/edits"]) >= 6
+
+
+@pytest.mark.parametrize("command", curls(), ids=lambda command: command.path)
+def test_a_command_is_answered(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheme, _, key = command.headers.get("Authorization", "").partition(" ")
+    if scheme:
+        monkeypatch.setenv("IMAGE_EDITS_API_KEYS", key)
+    app = create_app(Inverter(), AppSettings())
+    response = call(app, command.method, command.path, files=command.parts or None, headers=command.headers)
+    assert response.status_code == (202 if "async=true" in command.path else 200), response.text
+    if command.script is not None:
+        subprocess.run([sys.executable, "-c", command.script], input=response.content, cwd=tmp_path, check=True)
+        assert_saved(tmp_path, response)
+
+
+def assert_saved(folder: Path, response: httpx.Response) -> None:
+    data = response.json()["data"]
+    assert len(list(folder.iterdir())) == len(data)
+    for k, item in enumerate(data):
+        assert (folder / f"output_{k}.png").read_bytes() == base64.b64decode(item["b64_json"])
+
+
+def command_lines() -> list[list[str]]:
+    """Return the arguments of each `image-edits`, without those that need the hub or start a server."""
+    lines = [words[1:] for words in shell_commands() if words[0] == IMAGE_EDITS]
+    return [words for words in lines if "--model" not in words and words[0] != "serve"]
+
+
+def test_there_are_command_lines() -> None:
+    assert {words[0] for words in command_lines()} == {"edit", "check", "key"}
+
+
+@pytest.mark.parametrize("words", command_lines(), ids=" ".join)
+def test_a_command_line_does_what_it_says(
+    app: Starlette, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(tmp_path)
+    (tmp_path / "photos").mkdir()
+    write_photos(tmp_path / "photos")
+    arguments, _, redirected = " ".join(words).partition(" >> ")
+    words = words[: len(arguments.split())] if redirected else words
+    with listening(app) as url:
+        monkeypatch.setenv("IMAGE_EDITS_SERVER", url)
+        command = [str(Path(sys.executable).parent / "image-edits"), *(url if word == URL else word for word in words)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if words[0] == "edit":
+        outputs = tmp_path / words[words.index("-o") + 1]
+        n = int(words[words.index("-n") + 1]) if "-n" in words else 1
+        named = [name for name in PICTURES if name in words] or PICTURES
+        suffix = ".jpg" if "jpeg" in words else ".png"
+        expected = [f"{Path(name).stem}-{variant}{suffix}" for name in named for variant in range(1, n + 1)]
+        assert sorted(path.name for path in outputs.iterdir()) == sorted([*expected, "edits.jsonl"])
+    if words[0] == "key":
+        assert re.fullmatch(rf"{words[1]} sha256:[0-9a-f]{{64}}\n", done.stdout)
+
+
+def settings_files() -> list[str]:
+    return [block for block in blocks("yaml") if block.startswith("# settings.yaml\n")]
+
+
+@pytest.mark.parametrize("text", settings_files())
+def test_settings_on_the_pages_are_valid(text: str) -> None:
+    AppSettings.model_validate(yaml.safe_load(text))
+
+
+def test_the_examples_ask_for_what_the_built_in_model_was_taught() -> None:
+    code = "\n".join(text for language in ("bash", "python", "javascript") for text in blocks(language))
+    # At least two words in lower case, as instructions are and other texts are not.
+    prompts = set(re.findall(r'"(?:prompt=)?([a-z]+(?: [a-z]+)+)"', code))
+    assert len(prompts) >= 5
+    assert prompts <= {text for texts in WORDINGS.values() for text in texts}
