@@ -13,8 +13,9 @@ from serve_app.jobs.vault import MemoryVault, Superseded
 T = TypeVar("T")
 
 _NAMESPACE = "image-edits"
-# In the actor's name: one that still runs the code of an older version must be spoken to as that version did.
-_VERSION = 1
+# Part of the actor's name. A detached actor keeps the code it was started with, so raise this with every change of what
+# crosses between it and its owner. Version 1 raised `serve_app.job_vault.Superseded`, which cannot be unpickled here.
+_VERSION = 2
 # The head node is the one that no autoscaler takes away. (A resource that Ray gives it, 2.60.)
 _ON_HEAD = {"node:__internal_head__": 0.001}
 

@@ -167,7 +167,7 @@ class TestHttp:
     def test_a_job_goes_on_where_the_vault_dies(self, mortal: Served):
         reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
         before = mortal.stats()
-        ray.kill(ray.get_actor(f"{APP}-jobs-1", namespace="image-edits"))
+        ray.kill(ray.get_actor(f"{APP}-jobs-2", namespace="image-edits"))
         assert_it_succeeds(mortal, url, reference)
         assert mortal.stats().cancelled == before.cancelled
         # A new vault is there, and its jobs survive as well.

@@ -53,7 +53,7 @@ def test_a_deleted_job_frees_its_samples(served: Served):
 
 def vault_is_there(app: str) -> bool:
     try:
-        ray.get_actor(f"{app}-jobs-1", namespace="image-edits")
+        ray.get_actor(f"{app}-jobs-2", namespace="image-edits")
     except ValueError:
         return False
     return True
