@@ -30,7 +30,7 @@ from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KeyedEdits, idempotenc
 from serve_app.images import PICTURE_THREADS
 from serve_app.jobs.store import Jobs, JobStore
 from serve_app.responses import edits, stream
-from serve_app.responses.errors import ErrorMiddleware, routing_error
+from serve_app.responses.errors import ErrorMiddleware, handle_routing_error
 from serve_app.responses.log import EditLogMiddleware, LogEntry
 from serve_app.responses.schemas import HealthBody, ModelBody, ModelListBody
 from serve_app.settings import AppSettings
@@ -73,7 +73,7 @@ def create_app(
         Middleware(ErrorMiddleware),
         Middleware(AuthMiddleware, keys=keys),
     ]
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: routing_error})
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: handle_routing_error})
     # A redirect would make the client upload its pictures twice.
     app.router.redirect_slashes = False
     return app
@@ -138,12 +138,12 @@ class _Api:
     async def _answer(self, form: EditForm, entry: LogEntry) -> Response:
         if form.stream:
             events = self._editor.edit_stream(form.request)
-            return await stream.respond(events, form, self._pool, entry, self._on_serialized)
+            return await stream.build_response(events, form, self._pool, entry, self._on_serialized)
         start = time.perf_counter()
         result = await self._editor.edit(form.request)
-        response, serialize_s = await edits.respond(result, form, self._pool, start)
+        response, serialize_s = await edits.build_response(result, form, self._pool, start)
         self._on_serialized(serialize_s)
-        entry.answered(result.timings, result.batch, serialize_s)
+        entry.record_result(result.timings, result.batch, serialize_s)
         return response
 
     async def _start_job(self, request: Request, form: EditForm) -> Response:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from serve_app.errors import EditError, InvalidInput
 from serve_app.idempotency.ledger import RENEW_S, Key, Lead, Lease, Ledger, LedgerUnreachable, Outcome, Stored
-from serve_app.responses.errors import for_the_caller
+from serve_app.responses.errors import to_public_error
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
@@ -135,7 +135,7 @@ async def _run(edit: Callable[[], Awaitable[Response]], request_id: str) -> Resp
     except EditError:
         raise
     except Exception as error:
-        raise for_the_caller(error, request_id) from error
+        raise to_public_error(error, request_id) from error
 
 
 def _outcome(work: asyncio.Task[Response]) -> Outcome:

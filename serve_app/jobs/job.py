@@ -8,7 +8,7 @@ from typing import Any, Literal
 import orjson
 
 from serve_app.events import Progress
-from serve_app.responses.errors import error_body, for_the_caller
+from serve_app.responses.errors import error_body, to_public_error
 from serve_app.responses.log import LogEntry
 from serve_app.responses.schemas import ErrorObject, JobBody
 from serve_app.settings import LogSettings
@@ -44,8 +44,8 @@ class Job:
 
     def fail(self, error: Exception) -> None:
         """It ends with this, of which its caller is told what may be told."""
-        seen = for_the_caller(error, self.id)
-        self.entry.failed(seen)
+        seen = to_public_error(error, self.id)
+        self.entry.record_error(seen)
         self.error = error_body(seen)["error"]
 
     def note(self, *, ended_s: float | None = None, result_bytes: int = 0) -> bytes:

@@ -68,9 +68,9 @@ async def finish(job: Job, form: EditForm, events: Events, pool: Executor) -> by
             if isinstance(event, Completed):
                 serialize_s += await _encode(event, form, outputs, pool)
             if isinstance(event, Done):
-                job.entry.answered(event.timings, event.batch, serialize_s)
+                job.entry.record_result(event.timings, event.batch, serialize_s)
     ordered = [outputs[place] for place in sorted(outputs)]
-    return orjson.dumps(edits.body(form, ordered, time.perf_counter() - start))
+    return orjson.dumps(edits.build_body(form, ordered, time.perf_counter() - start))
 
 
 async def _encode(
@@ -79,7 +79,7 @@ async def _encode(
     """The seconds it took."""
     place, start = (event.image_index, event.variant_index), time.perf_counter()
     item = (*place, event.seed, event.pixels, form)
-    outputs[place] = await asyncio.get_running_loop().run_in_executor(pool, edits.item, *item)
+    outputs[place] = await asyncio.get_running_loop().run_in_executor(pool, edits.build_output, *item)
     return time.perf_counter() - start
 
 

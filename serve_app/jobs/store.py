@@ -223,7 +223,7 @@ class JobStore:
                 data = b""
             await self._end(job, data)
         except asyncio.CancelledError:
-            job.entry.left()
+            job.entry.record_disconnect()
             raise
         finally:
             job.entry.write("job")
@@ -239,7 +239,7 @@ class JobStore:
                 await self._vault.put(self._owner, job.id, note, result)
         except ReplicaStopping as error:
             # It goes on elsewhere, and the end there is the one that counts.
-            job.entry.failed(error)
+            job.entry.record_error(error)
             del self._open[job.id]
             return
         except Exception as error:

@@ -1,1 +1,1 @@
-"""Shape answers: schemas on the wire, JSON and event-stream bodies, error bodies, the log line."""
+"""Responses: schemas on the wire, JSON and event-stream bodies, error bodies, the log line."""

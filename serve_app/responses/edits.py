@@ -1,4 +1,4 @@
-"""A finished edit as JSON: its pictures become text on the picture pool, in the order of the contract."""
+"""JSON responses of finished edits, with the pictures encoded in the order of the contract."""
 
 import asyncio
 import time
@@ -16,20 +16,27 @@ from serve_app.request import EditResult, Pixels
 from serve_app.responses.schemas import EditResponse, OutputBody, Usage
 
 
-async def respond(result: EditResult, form: EditForm, executor: Executor, started: float) -> tuple[Response, float]:
-    """The answer, and the seconds that it took to make. `started`: when the edit was, by `time.perf_counter`."""
+async def build_response(
+    result: EditResult, form: EditForm, executor: Executor, started: float
+) -> tuple[Response, float]:
+    """Return the HTTP response to an edit, and the seconds spent on building it; pictures are encoded on `executor`.
+
+    `started`: the start of the edit, by `time.perf_counter`.
+    """
     start = time.perf_counter()
     loop = asyncio.get_running_loop()
-    items = await asyncio.gather(*(loop.run_in_executor(executor, item, *output, form) for output in _in_order(result)))
+    outputs = await asyncio.gather(
+        *(loop.run_in_executor(executor, build_output, *output, form) for output in _in_order(result))
+    )
     end = time.perf_counter()
-    content = await loop.run_in_executor(executor, orjson.dumps, body(form, items, end - started))
+    content = await loop.run_in_executor(executor, orjson.dumps, build_body(form, outputs, end - started))
     timings = {**asdict(result.timings), "serialize_s": end - start}
     headers = {"Server-Timing": _server_timing(timings)}
     return Response(content, headers=headers, media_type="application/json"), end - start
 
 
 def _in_order(result: EditResult) -> Iterator[tuple[int, int, int, Pixels]]:
-    """PictureEvent, variant, seed and pixels: all variants of the first picture, then all of the second, and so on."""
+    """Yield image index, variant index, seed and pixels: all variants of the first image, then of the second, …"""
     for i, (variants, seeds) in enumerate(zip(result.pixels, result.seeds, strict=True)):
         for j, (pixels, seed) in enumerate(zip(variants, seeds, strict=True)):
             yield i, j, seed, pixels
@@ -39,21 +46,21 @@ def _server_timing(timings: dict[str, float]) -> str:
     return ", ".join(f"{name.removesuffix('_s')};dur={seconds * 1000:.1f}" for name, seconds in timings.items())
 
 
-# --- what streams and jobs say too --------------------------------------------------------------------------------
+# --- shared with streams and jobs ---------------------------------------------------------------------------------
 
 
-def body(form: EditForm, items: list[OutputBody], seconds: float) -> EditResponse:
-    """The answer, of `items` in the order of the contract."""
+def build_body(form: EditForm, outputs: list[OutputBody], seconds: float) -> EditResponse:
+    """Return the body of a finished edit; `outputs` are in the order of the contract."""
     return {
         "created": int(time.time()),
-        "data": items,
+        "data": outputs,
         "output_format": form.output_format,
-        "usage": usage(seconds, len(form.request.images), len(items)),
+        "usage": build_usage(seconds, len(form.request.images), len(outputs)),
     }
 
 
-def item(image_index: int, variant_index: int, seed: int, pixels: Pixels, form: EditForm) -> OutputBody:
-    """One output. Takes as long as its picture takes to encode: not for an event loop."""
+def build_output(image_index: int, variant_index: int, seed: int, pixels: Pixels, form: EditForm) -> OutputBody:
+    """Return one output. Encodes its picture, which is too slow for an event loop."""
     return {
         "b64_json": to_base64(pixels, form),
         "size": size_text(pixels),
@@ -64,7 +71,7 @@ def item(image_index: int, variant_index: int, seed: int, pixels: Pixels, form: 
 
 
 def to_base64(pixels: Pixels, form: EditForm) -> str:
-    """The picture file that the form asks for, as text."""
+    """Encode a picture in the file format that the form asks for, as Base64."""
     return pybase64.b64encode_as_string(encode(pixels, form.output_format, form.output_compression))
 
 
@@ -72,5 +79,5 @@ def size_text(pixels: Pixels) -> str:
     return f"{pixels.shape[1]}x{pixels.shape[0]}"
 
 
-def usage(seconds: float, inputs: int, outputs: int) -> Usage:
+def build_usage(seconds: float, inputs: int, outputs: int) -> Usage:
     return {"processing_time_seconds": round(seconds, 3), "input_images": inputs, "generated_images": outputs}

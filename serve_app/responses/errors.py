@@ -1,4 +1,4 @@
-"""The one error body, and the middleware that makes it of whatever is raised inside."""
+"""Error responses: the error body, and the middleware that turns exceptions into it."""
 
 import logging
 import re
@@ -28,7 +28,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 def error_body(error: EditError) -> ErrorBody:
-    """What the document's clients (`detail`) and OpenAI's (`error`) can both read."""
+    """Return the error for both kinds of client: `detail` in this API's own shape, `error` in OpenAI's."""
     return {
         "detail": {"error": error.code, "message": error.message},
         "error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code},
@@ -36,14 +36,14 @@ def error_body(error: EditError) -> ErrorBody:
 
 
 def error_response(error: EditError) -> Response:
-    """The error's status, body and headers."""
+    """Return the response with the error's status, body and headers."""
     response = Response(orjson.dumps(error_body(error)), error.status, media_type="application/json")
-    # OpenAI's clients repeat every 5xx twice by themselves, and an edit that failed would cost three times its work.
+    # OpenAI's clients retry every 5xx twice on their own, so a failed edit would cost three times its work.
     response.headers["x-should-retry"] = "false" if error.retry_after_s is None else "true"
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, UploadTooSlow):
-        # Else the rest would be waited for, for nothing.
+        # Otherwise the server would wait for the rest of the upload, for nothing.
         response.headers["Connection"] = "close"
     if isinstance(error, Unauthorized):
         response.headers.append("WWW-Authenticate", 'Bearer realm="image-edits"')
@@ -51,8 +51,8 @@ def error_response(error: EditError) -> Response:
     return response
 
 
-async def routing_error(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals, of paths and methods, in the one body."""
+async def handle_routing_error(request: Request, error: Exception) -> Response:
+    """Return Starlette's own errors, about paths and methods, with the error body of this API."""
     assert isinstance(error, HTTPException)
     allow = (error.headers or {}).get("Allow")
     if error.status_code == 405 and allow is not None:
@@ -64,8 +64,8 @@ async def routing_error(request: Request, error: Exception) -> Response:
     return error_response(InvalidInput(error.detail))
 
 
-def for_the_caller(error: Exception, request_id: str) -> EditError:
-    """The error as its caller may see it. Called where it was caught: what is no EditError goes into the log."""
+def to_public_error(error: Exception, request_id: str) -> EditError:
+    """Return an error as its caller may see it. Call it where the error is caught: it logs all but EditErrors."""
     if isinstance(error, EditError):
         return error
     logger.error("request_id=%s failed", request_id, exc_info=error)
@@ -73,10 +73,10 @@ def for_the_caller(error: Exception, request_id: str) -> EditError:
 
 
 class ErrorMiddleware:
-    """Around everything that may raise: the one error body goes out, tracebacks stay in the log.
+    """ASGI middleware that answers exceptions with the error body and leaves their tracebacks to the log.
 
-    x-request-id is read and never written: Ray Serve's proxy (2.60) adds it to every response, and a second one would
-    double the header.
+    It reads x-request-id and never writes it: Ray Serve's proxy (2.60) adds the header to every response, so a second
+    one would double it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -98,14 +98,14 @@ class ErrorMiddleware:
             _check_query(scope)
             await self.app(scope, receive, watched_send)
         except Exception as error:
-            seen = for_the_caller(error, request_id)
+            public = to_public_error(error, request_id)
             if started:
                 raise
-            await error_response(seen)(scope, receive, send)
+            await error_response(public)(scope, receive, send)
 
 
 def _check_query(scope: Scope) -> None:
-    """Raise InvalidInput for bytes that Starlette would stumble over wherever it looks at the URL."""
+    """Raise InvalidInput for bytes on which Starlette would fail later, wherever it reads the URL."""
     try:
         scope["query_string"].decode()
     except UnicodeDecodeError:
@@ -113,6 +113,6 @@ def _check_query(scope: Scope) -> None:
 
 
 def _request_id(headers: Headers) -> str:
-    """The caller's, if sane; else a new one, so that the log's lines about one request can be told from others."""
+    """Return the caller's request id, or a new one if that is missing or malformed."""
     sent = headers.get("x-request-id", "")
     return sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex

@@ -1,7 +1,7 @@
-"""The one log line of an edit, written when its answer has been sent, or its caller has left.
+"""The log line of an edit, written when its response has been sent or its caller has disconnected.
 
-A job has another at its end. A line is a record of the logger "ray.serve" with its figures as `extra`, which Serve's
-JSON encoding (Ray 2.60) puts beside its own. No pictures; prompts only where `log.prompts` says so.
+A job writes a second line when it ends. A line is a record of the logger "ray.serve" with its fields as `extra`, which
+Serve's JSON encoding (Ray 2.60) puts beside its own. A line holds no pictures, and prompts only if `log.prompts` is on.
 """
 
 import asyncio
@@ -17,9 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.errors import EditError
 from serve_app.forms.form import EditForm
 from serve_app.request import BatchStats, Timings
+from serve_app.responses.edits import size_text
 from serve_app.settings import LogSettings
 
-# Nobody reads it: nginx's number for a client that closed the connection.
+# nginx's status for a closed connection: it goes into the log only, since no client is left to read it.
 CLIENT_CLOSED_REQUEST = 499
 
 logger = logging.getLogger("ray.serve")
@@ -27,9 +28,9 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(slots=True)
 class LogEntry:
-    """What the line says; filled in as the request goes on. A stream changes `status` after its headers are sent.
+    """The fields of one line, filled in as the request proceeds; a stream sets `status` after its headers are sent.
 
-    Without a `request_id`, Serve writes that of the call in which the entry was made.
+    Without a `request_id`, Serve writes the id of the call in which the entry was made.
     """
 
     settings: LogSettings
@@ -45,37 +46,38 @@ class LogEntry:
     serialize_s: float | None = None
     start: float = field(default_factory=time.perf_counter)
 
-    def answered(self, timings: Timings, batch: BatchStats, serialize_s: float) -> None:
+    def record_result(self, timings: Timings, batch: BatchStats, serialize_s: float) -> None:
         self.timings, self.batch, self.serialize_s = timings, batch, serialize_s
 
-    def failed(self, error: Exception) -> None:
-        """A bug counts as what its caller is told."""
-        seen = error if isinstance(error, EditError) else EditError
-        self.status, self.code = seen.status, seen.code
+    def record_error(self, error: Exception) -> None:
+        """Record the status and code that the caller gets; for a bug, those of a 500."""
+        public = error if isinstance(error, EditError) else EditError
+        self.status, self.code = public.status, public.code
 
-    def left(self) -> None:
-        """Its caller did, before the end."""
+    def record_disconnect(self) -> None:
+        """Record that the caller closed the connection before the end."""
         self.status, self.code = CLIENT_CLOSED_REQUEST, None
 
     def write(self, message: Literal["edit", "job"]) -> None:
+        """Write the line, without the fields that are not known."""
         fields: dict[str, Any] = {
             "request_id": self.request_id or None,
             "key_name": self.key_name,
-            **({} if self.form is None else self._asked(self.form)),
+            **({} if self.form is None else self._request_fields(self.form)),
             "body_bytes": self.body_bytes,
             "status": self.status,
             "code": self.code,
-            **self._seconds(),
-            **({} if self.batch is None else _batch(self.batch)),
+            **self._duration_fields(),
+            **({} if self.batch is None else _batch_fields(self.batch)),
         }
         logger.info(message, extra={name: value for name, value in fields.items() if value is not None})
 
-    def _asked(self, form: EditForm) -> dict[str, Any]:
+    def _request_fields(self, form: EditForm) -> dict[str, Any]:
         request = form.request
-        asked: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "user": form.user,
             "mode": "job" if self.is_job else "stream" if form.stream else "plain",
-            "inputs": [f"{picture.shape[1]}x{picture.shape[0]}" for picture in request.images],
+            "inputs": [size_text(image) for image in request.images],
             "size": str(request.size or "auto"),
             "n": request.n,
             "num_inference_steps": request.num_inference_steps,
@@ -84,10 +86,10 @@ class LogEntry:
         }
         if self.settings.prompts:
             prompts = [request.prompt] if isinstance(request.prompt, str) else list(request.prompt)
-            asked |= {"prompts": prompts, "negative_prompt": request.negative_prompt}
-        return asked
+            fields |= {"prompts": prompts, "negative_prompt": request.negative_prompt}
+        return fields
 
-    def _seconds(self) -> dict[str, float]:
+    def _duration_fields(self) -> dict[str, float]:
         seconds: dict[str, float] = {} if self.timings is None else asdict(self.timings)
         if self.serialize_s is not None:
             seconds["serialize_s"] = self.serialize_s
@@ -95,7 +97,7 @@ class LogEntry:
         return {name: round(value, 3) for name, value in seconds.items()}
 
 
-def _batch(batch: BatchStats) -> dict[str, float]:
+def _batch_fields(batch: BatchStats) -> dict[str, float]:
     return {
         "forwards": batch.forwards,
         "mean_samples": round(batch.mean_samples, 2),
@@ -104,7 +106,7 @@ def _batch(batch: BatchStats) -> dict[str, float]:
 
 
 class EditLogMiddleware:
-    """Around the route of edits, inside AuthMiddleware. The route finds its LogEntry as `scope["log_entry"]`."""
+    """ASGI middleware of the route of edits, inside AuthMiddleware; the route's LogEntry is `scope["log_entry"]`."""
 
     def __init__(self, app: ASGIApp, settings: LogSettings) -> None:
         self.app = app
@@ -130,10 +132,10 @@ class EditLogMiddleware:
         except ClientDisconnect:
             await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, watched_send)
         except asyncio.CancelledError:
-            entry.left()
+            entry.record_disconnect()
             raise
         except Exception as error:
-            entry.failed(error)
+            entry.record_error(error)
             raise
         finally:
             entry.body_bytes = received_bytes

@@ -1,10 +1,10 @@
-"""What goes out as JSON. The code that makes it is checked against these types, and /openapi.json is made of them."""
+"""JSON schemas of everything that is sent: mypy checks the code against them, /openapi.json is generated from them."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, with_config
 
-# Not typing's: pydantic makes no schema of that before Python 3.12.
+# Before Python 3.12, pydantic makes no schema from typing's TypedDict.
 from typing_extensions import TypedDict
 
 from serve_app.images import OutputFormat
@@ -23,23 +23,23 @@ Base64 = Annotated[
 ]
 SizeText = Annotated[str, _field("width x height in pixels", "1024x768", pattern="^[0-9]+x[0-9]+$")]
 Seed = Annotated[int, _field("the seed of this output", 7, ge=0)]
-InputIndex = Annotated[int, _field("which picture it was made of, 0-based", 0, ge=0)]
-VariantIndex = Annotated[int, _field("which variant of that picture, 0-based", 0, ge=0)]
+InputIndex = Annotated[int, _field("index of the image that was edited, 0-based", 0, ge=0)]
+VariantIndex = Annotated[int, _field("index of the variant of that image, 0-based", 0, ge=0)]
 EpochSeconds = Annotated[int, _field("seconds since the epoch", 1702814400, ge=0)]
 Seconds = Annotated[float, _field("seconds", 22.5, ge=0)]
 StepsDone = Annotated[int, _field("denoising steps done, over all outputs", 12, ge=0)]
-Steps = Annotated[int, _field("denoising steps in all, over all outputs; 0 until it is known", 20, ge=0)]
-Place = Annotated[int, _field("place in the queue: 1 is next, 0 is in work", 0, ge=0)]
+Steps = Annotated[int, _field("denoising steps in total, over all outputs; 0 until the total is known", 20, ge=0)]
+Place = Annotated[int, _field("place in the queue: 1 is next, 0 is running", 0, ge=0)]
 
 
-# --- answers ------------------------------------------------------------------------------------------------------
+# --- responses ----------------------------------------------------------------------------------------------------
 
 
 @_closed
 class Usage(TypedDict):
     processing_time_seconds: Seconds
-    input_images: Annotated[int, _field("pictures that came in", 1, ge=1)]
-    generated_images: Annotated[int, _field("outputs that were made", 1, ge=1)]
+    input_images: Annotated[int, _field("images that were edited", 1, ge=1)]
+    generated_images: Annotated[int, _field("outputs that were generated", 1, ge=1)]
 
 
 @_closed
@@ -55,7 +55,7 @@ class OutputBody(TypedDict):
 
 @_closed
 class EditResponse(TypedDict):
-    """A finished edit. `data[i * n + j]` is variant j of picture i."""
+    """A finished edit. `data[i * n + j]` is variant j of image i."""
 
     created: EpochSeconds
     data: Annotated[list[OutputBody], Field(min_length=1)]
@@ -65,7 +65,7 @@ class EditResponse(TypedDict):
 
 @_closed
 class ModelBody(TypedDict):
-    id: Annotated[str, _field("a name that `model` may have", "builtin:tiny")]
+    id: Annotated[str, _field("a name that the field `model` accepts", "builtin:tiny")]
     object: Literal["model"]
     created: EpochSeconds
     owned_by: Literal["self-hosted"]
@@ -87,18 +87,18 @@ class HealthBody(TypedDict):
 
 @_closed
 class ErrorDetail(TypedDict):
-    error: Annotated[str, _field("the code", "INVALID_INPUT")]
-    message: Annotated[str, _field("what is wrong, in words", "At least one image is required")]
+    error: Annotated[str, _field("the error code", "INVALID_INPUT")]
+    message: Annotated[str, _field("a description of the error", "At least one image is required")]
 
 
 @_closed
 class ErrorObject(TypedDict):
-    """What OpenAI's clients read."""
+    """The error as OpenAI's clients read it."""
 
-    message: Annotated[str, _field("what is wrong, in words", "At least one image is required")]
-    type: Annotated[str, _field("the kind of error in OpenAI's words", "invalid_request_error")]
+    message: Annotated[str, _field("a description of the error", "At least one image is required")]
+    type: Annotated[str, _field("the type of error, as OpenAI names it", "invalid_request_error")]
     param: Annotated[str | None, _field("the field that is wrong", "images")]
-    code: Annotated[str, _field("the code", "INVALID_INPUT")]
+    code: Annotated[str, _field("the error code", "INVALID_INPUT")]
 
 
 @_closed
@@ -114,18 +114,18 @@ class ErrorBody(TypedDict):
 
 @_closed
 class JobBody(TypedDict):
-    """An edit that was asked for with `async=true`."""
+    """The state of an edit that was sent with `async=true`."""
 
-    id: Annotated[str, _field("what to ask for it with", "4f0f2f6e7c8f4d0f9f0a6a3b1c2d3e4f")]
+    id: Annotated[str, _field("the id, as in `/v1/jobs/{id}`", "4f0f2f6e7c8f4d0f9f0a6a3b1c2d3e4f")]
     object: Literal["image_edit.job"]
     status: Literal["queued", "running", "succeeded", "failed"]
     created_at: EpochSeconds
-    expires_at: Annotated[EpochSeconds | None, _field("when it is forgotten; null while it runs")]
+    expires_at: Annotated[EpochSeconds | None, _field("when the job is deleted; null until it has ended")]
     place: Place
     steps_done: StepsDone
     steps: Steps
-    result: Annotated[EditResponse | None, _field("once it succeeded")]
-    error: Annotated[ErrorObject | None, _field("once it failed")]
+    result: Annotated[EditResponse | None, _field("the response to the edit; null unless the job has succeeded")]
+    error: Annotated[ErrorObject | None, _field("the error; null unless the job has failed")]
 
 
 @_closed
@@ -140,7 +140,7 @@ class DeletedJobBody(TypedDict):
 
 @_closed
 class ProgressEvent(TypedDict):
-    """After every step, and while the edit waits."""
+    """The progress of the edit, sent whenever it changes."""
 
     type: Literal["image_edit.progress"]
     steps_done: StepsDone
@@ -150,7 +150,7 @@ class ProgressEvent(TypedDict):
 
 @_closed
 class PictureEvent(OutputBody):
-    """What previews and outputs have in common."""
+    """The fields that previews and outputs share."""
 
     created_at: EpochSeconds
     output_format: OutputFormat
@@ -163,12 +163,12 @@ class PartialImageEvent(PictureEvent):
     """A preview of one output."""
 
     type: Literal["image_edit.partial_image"]
-    partial_image_index: Annotated[int, _field("which preview of this output, 0-based", 0, ge=0)]
+    partial_image_index: Annotated[int, _field("index of the preview of this output, 0-based", 0, ge=0)]
 
 
 @_closed
 class CompletedEvent(PictureEvent):
-    """One output, as soon as it is done."""
+    """One output, sent as soon as it is done."""
 
     type: Literal["image_edit.completed"]
     usage: Usage
@@ -185,7 +185,7 @@ class StageSeconds(TypedDict):
 
 @_closed
 class DoneEvent(TypedDict):
-    """Every output is done."""
+    """The end of the stream: every output is done."""
 
     type: Literal["image_edit.done"]
     usage: Usage
@@ -194,7 +194,7 @@ class DoneEvent(TypedDict):
 
 @_closed
 class ErrorEvent(ErrorBody):
-    """The edit failed; nothing follows."""
+    """The error with which the edit failed, and the end of the stream."""
 
     type: Literal["error"]
 

@@ -1,4 +1,4 @@
-"""A streamed edit as server-sent events, in the shapes of OpenAI's Images API, with fields and events of our own."""
+"""Server-sent events of a streamed edit: those of OpenAI's Images API, with further fields and events."""
 
 import asyncio
 import time
@@ -11,8 +11,8 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.forms.form import EditForm
-from serve_app.responses.edits import item, usage
-from serve_app.responses.errors import error_body, for_the_caller
+from serve_app.responses.edits import build_output, build_usage
+from serve_app.responses.errors import error_body, to_public_error
 from serve_app.responses.log import LogEntry
 from serve_app.responses.schemas import PictureEvent, StageSeconds, StreamEvent, Usage
 
@@ -20,20 +20,25 @@ _LINE_END = "\n"
 _END = ServerSentEvent("[DONE]", sep=_LINE_END).encode()
 
 
-async def respond(
+async def build_response(
     events: AsyncGenerator[Event, None],
     form: EditForm,
     executor: Executor,
     entry: LogEntry,
     on_serialized: Callable[[float], None],
 ) -> EventSourceResponse:
-    """The response that streams `events`, once there is a first: what is raised until then has a status of its own."""
+    """Return the response that streams `events`, as soon as the first of them has been read.
+
+    Raises what the edit raises before its first event, so that the error is answered with its own HTTP status.
+    """
     first = await anext(events)
     stream = _Stream(form, executor, entry, on_serialized)
     return EventSourceResponse(stream.frames(first, events), sep=_LINE_END)
 
 
 class _Stream:
+    """The events of one edit as frames of server-sent events."""
+
     def __init__(
         self, form: EditForm, executor: Executor, entry: LogEntry, on_serialized: Callable[[float], None]
     ) -> None:
@@ -45,36 +50,37 @@ class _Stream:
         self._serialize_s = 0.0
 
     async def frames(self, first: Event, events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
-        self._entry.left()
+        # Stands unless the stream comes to its end: a caller that disconnects closes this generator.
+        self._entry.record_disconnect()
         try:
             async with aclosing(events):
-                yield await self._frame(first)
+                yield await self._render(first)
                 async for event in events:
-                    yield await self._frame(event)
+                    yield await self._render(event)
             yield _END
             self._entry.status = 200
         except Exception as error:
-            seen = for_the_caller(error, self._entry.request_id)
-            self._entry.failed(seen)
-            yield _encode({"type": "error", **error_body(seen)})
+            public = to_public_error(error, self._entry.request_id)
+            self._entry.record_error(public)
+            yield _encode({"type": "error", **error_body(public)})
 
-    async def _frame(self, event: Event) -> bytes:
+    async def _render(self, event: Event) -> bytes:
         if isinstance(event, Progress):
             steps_done, steps, place = event.steps_done, event.steps, event.place
             return _encode({"type": "image_edit.progress", "steps_done": steps_done, "steps": steps, "place": place})
         if isinstance(event, Done):
-            return self._done(event)
+            return self._done_frame(event)
         start = time.perf_counter()
-        frame = await asyncio.get_running_loop().run_in_executor(self._executor, self._picture, event)
+        frame = await asyncio.get_running_loop().run_in_executor(self._executor, self._picture_frame, event)
         self._serialize_s += time.perf_counter() - start
         return frame
 
-    def _picture(self, event: Preview | Completed) -> bytes:
-        """On the picture pool."""
+    def _picture_frame(self, event: Preview | Completed) -> bytes:
+        """Return a picture's frame. Encodes the picture, so it runs on the pool and not on the event loop."""
         form = self._form
         place = (event.image_index, event.variant_index)
         picture: PictureEvent = {
-            **item(*place, form.request.output_seed(*place), event.pixels, form),
+            **build_output(*place, form.request.output_seed(*place), event.pixels, form),
             "created_at": int(time.time()),
             "output_format": form.output_format,
             "background": "opaque",
@@ -85,9 +91,9 @@ class _Stream:
             return _encode({"type": "image_edit.partial_image", "partial_image_index": preview_index, **picture})
         return _encode({"type": "image_edit.completed", "usage": self._usage(1, 1), **picture})
 
-    def _done(self, event: Done) -> bytes:
+    def _done_frame(self, event: Done) -> bytes:
         self._on_serialized(self._serialize_s)
-        self._entry.answered(event.timings, event.batch, self._serialize_s)
+        self._entry.record_result(event.timings, event.batch, self._serialize_s)
         request = self._form.request
         usage = self._usage(len(request.images), request.outputs)
         timings: StageSeconds = {
@@ -100,7 +106,7 @@ class _Stream:
         return _encode({"type": "image_edit.done", "usage": usage, "timings": timings})
 
     def _usage(self, inputs: int, outputs: int) -> Usage:
-        return usage(time.perf_counter() - self._start, inputs, outputs)
+        return build_usage(time.perf_counter() - self._start, inputs, outputs)
 
 
 def _encode(event: StreamEvent) -> bytes:
