@@ -34,7 +34,7 @@ class JobKeeper:
         self._store = JobStore(handle, settings.jobs, settings.log, vault)
         # Serve runs constructors on the loop that serves the requests (Ray 2.60).
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._store.restored()), loop.create_task(vault.stay())]
+        self._tasks = [loop.create_task(self._store.restore()), loop.create_task(vault.stay())]
 
     def check_health(self) -> None:
         self._store.check_health()

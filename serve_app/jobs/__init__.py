@@ -1,1 +1,1 @@
-"""Edits that outlive their HTTP request."""
+"""Jobs: edits that outlive their request, and the process that runs them."""

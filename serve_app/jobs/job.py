@@ -1,4 +1,4 @@
-"""One job: where it is in its life, what its caller sees of it, and what a later process has to know."""
+"""The state of one job, as its caller sees it and as the vault keeps it."""
 
 import time
 import uuid
@@ -15,15 +15,16 @@ from serve_app.settings import LogSettings
 
 
 def new_id() -> str:
-    """Nobody guesses it."""
+    """Return a new, unguessable job id."""
     return uuid.uuid4().hex
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """`ended_s`: seconds since the epoch, None while it is open. Its result, where it succeeded, is in the vault.
+    """A job without its form and its result, which are in the vault.
 
-    `starts`: in how many processes it has been begun. `open_bytes`: of the pictures that it is made from.
+    `created_s`, `ended_s`: seconds since the epoch; a job is open until `ended_s` is set. `starts`: how many processes
+    have started it. `open_bytes`: size of its decoded images, which are in memory while it is open.
     """
 
     entry: LogEntry
@@ -43,29 +44,28 @@ class Job:
         return "succeeded" if self.error is None else "failed"
 
     def fail(self, error: Exception) -> None:
-        """It ends with this, of which its caller is told what may be told."""
-        seen = to_public_error(error, self.id)
-        self.entry.record_error(seen)
-        self.error = error_body(seen)["error"]
+        """Set the error with which the job ends, as its caller may see it."""
+        public = to_public_error(error, self.id)
+        self.entry.record_error(public)
+        self.error = error_body(public)["error"]
 
-    def note(self, *, ended_s: float | None = None, result_bytes: int = 0) -> bytes:
-        """What a later process has to know, besides the form or the result."""
+    def dump_state(self, *, ended_s: float | None = None, result_bytes: int = 0) -> bytes:
+        """Return as JSON what a later process needs, besides the form or the result."""
         progress = {"steps_done": self.progress.steps_done, "steps": self.progress.steps}
-        known = {"created_s": self.created_s, "starts": self.starts, "error": self.error}
-        return orjson.dumps({**known, "progress": progress, "ended_s": ended_s, "result_bytes": result_bytes})
+        state = {"created_s": self.created_s, "starts": self.starts, "error": self.error}
+        return orjson.dumps({**state, "progress": progress, "ended_s": ended_s, "result_bytes": result_bytes})
 
     @classmethod
-    def noted(cls, id: str, note: bytes, log: LogSettings) -> "Job":
-        """The job of that note."""
-        known = orjson.loads(note)
-        progress = Progress(**known.pop("progress"), place=0)
-        if known["ended_s"] is None:
-            # It begins again.
+    def from_state(cls, id: str, dumped: bytes, log: LogSettings) -> "Job":
+        """Return the job whose state `dump_state` has written; an open job is queued again."""
+        state = orjson.loads(dumped)
+        progress = Progress(**state.pop("progress"), place=0)
+        if state["ended_s"] is None:
             progress = Progress(0, progress.steps, place=1)
-        return cls(LogEntry(log, is_job=True), id, progress=progress, **known)
+        return cls(LogEntry(log, is_job=True), id, progress=progress, **state)
 
     def body(self, ttl_s: float, result: bytes | None) -> bytes:
-        """What its caller sees, as JSON; `result`: an EditResponse, as JSON."""
+        """Return the JobBody as JSON; `result`: an EditResponse as JSON, `ttl_s`: how long an ended job is kept."""
         fragment: Any = None if result is None else orjson.Fragment(result)
         value: JobBody = {
             "id": self.id,

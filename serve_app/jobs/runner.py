@@ -1,4 +1,4 @@
-"""The edit of a job: from its admission to its answer as JSON."""
+"""The edit of a job, from its admission to its response as JSON."""
 
 import asyncio
 import time
@@ -19,8 +19,8 @@ from serve_app.responses.schemas import OutputBody
 
 
 @dataclass(frozen=True, slots=True)
-class Events:
-    """Of an edit that was accepted; the first has been read. Close them where they are not read to their end."""
+class AcceptedEdit:
+    """The events of an accepted edit, the first of which has been read. Close it if it is not read to its end."""
 
     first: Event
     rest: AsyncGenerator[Event, None]
@@ -34,55 +34,58 @@ class Events:
         await self.rest.aclose()
 
 
-async def begin(editor: Editor, job: Job, form: EditForm) -> Events:
-    """As Editor.edit_stream, once the edit is accepted; raises what refuses it."""
+async def start_edit(editor: Editor, job: Job, form: EditForm) -> AcceptedEdit:
+    """Start the edit, and return its events once it is accepted. Raises the error that rejects it."""
     events = editor.edit_stream(form.request)
     try:
         first = await anext(events)
     except BaseException:
         await events.aclose()
         raise
-    _hear_progress(job, first)
-    return Events(first, events)
+    _record_progress(job, first)
+    return AcceptedEdit(first, events)
 
 
-async def begin_again(editor: Editor, job: Job, form: EditForm, patience_s: float) -> Events:
-    """The same for an edit that was accepted before: where there is no room, it waits, up to `patience_s`."""
+async def restart_edit(editor: Editor, job: Job, form: EditForm, patience_s: float) -> AcceptedEdit:
+    """Start an edit that an earlier process has accepted; if there is no room, try again for up to `patience_s`."""
     give_up_s = time.monotonic() + patience_s
     while True:
         try:
-            return await begin(editor, job, form)
+            return await start_edit(editor, job, form)
         except (Overloaded, NotReady, TooManySamples) as error:
             if time.monotonic() > give_up_s:
                 raise
             await asyncio.sleep(error.retry_after_s or RETRY_AFTER_S)
 
 
-async def finish(job: Job, form: EditForm, events: Events, pool: Executor) -> bytes:
-    """The answer as JSON, its pictures encoded in `pool`; `job` is told how far it is. Raises what fails it."""
+async def finish_edit(job: Job, form: EditForm, edit: AcceptedEdit, pool: Executor) -> bytes:
+    """Return the edit's response as JSON, with pictures encoded on `pool`; keep the progress of `job` up to date.
+
+    Raises the error with which the edit fails.
+    """
     start, serialize_s = time.perf_counter(), 0.0
     outputs: dict[tuple[int, int], OutputBody] = {}
-    async with aclosing(events):
-        async for event in events:
-            _hear_progress(job, event)
+    async with aclosing(edit):
+        async for event in edit:
+            _record_progress(job, event)
             if isinstance(event, Completed):
-                serialize_s += await _encode(event, form, outputs, pool)
+                serialize_s += await _encode_output(event, form, outputs, pool)
             if isinstance(event, Done):
                 job.entry.record_result(event.timings, event.batch, serialize_s)
-    ordered = [outputs[place] for place in sorted(outputs)]
+    ordered = [outputs[index] for index in sorted(outputs)]
     return orjson.dumps(edits.build_body(form, ordered, time.perf_counter() - start))
 
 
-async def _encode(
+async def _encode_output(
     event: Completed, form: EditForm, outputs: dict[tuple[int, int], OutputBody], pool: Executor
 ) -> float:
-    """The seconds it took."""
-    place, start = (event.image_index, event.variant_index), time.perf_counter()
-    item = (*place, event.seed, event.pixels, form)
-    outputs[place] = await asyncio.get_running_loop().run_in_executor(pool, edits.build_output, *item)
+    """Add the output to `outputs`, by image and variant index, and return the seconds that encoding it took."""
+    index, start = (event.image_index, event.variant_index), time.perf_counter()
+    output = (*index, event.seed, event.pixels, form)
+    outputs[index] = await asyncio.get_running_loop().run_in_executor(pool, edits.build_output, *output)
     return time.perf_counter() - start
 
 
-def _hear_progress(job: Job, event: Event) -> None:
+def _record_progress(job: Job, event: Event) -> None:
     if isinstance(event, Progress):
         job.progress = event

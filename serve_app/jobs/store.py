@@ -1,6 +1,6 @@
-"""Jobs: edits whose callers do not wait but ask again. Kept in bounds, for a while after their end.
+"""The store of jobs, bounded in number and in bytes; ended jobs are kept for a while.
 
-What a job is to do, and then its result, is written down in a vault; the next process goes on from there.
+A vault holds the form of an open job and the result of an ended one, so that a later process can go on with the jobs.
 """
 
 import asyncio
@@ -29,8 +29,8 @@ from serve_app.settings import JobSettings, LogSettings
 
 logger = logging.getLogger("ray.serve")
 
-_MOST_STARTS = 6
-"""A job that is open whenever its process ends may be why it does. This bounds what it may cost."""
+_MAX_STARTS = 6
+"""Processes that may start one job: a job that is open whenever its process dies may be the cause of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +42,26 @@ class JobView:
 
 
 class Jobs(Protocol):
-    """Where jobs are kept. Raises EditError."""
+    """A store of jobs, in this process or in another one. Raises EditError."""
 
     async def create(self, form: EditForm, id: str | None = None) -> JobView:
-        """Begin one. What refuses the edit itself is raised here, as without a job.
+        """Start a job. Raises the error that rejects the edit, as without a job.
 
-        `id`: unset, a new one. Who has had no answer asks again with the same, and it is the same job.
+        `id`: a new one by default. A caller that got no response repeats the call with the same id and gets the same
+        job.
         """
 
     async def get(self, id: str) -> JobView:
-        """Raises NotFound."""
+        """Return a job. Raises NotFound."""
 
     async def delete(self, id: str) -> JobView:
-        """End it where it runs, and forget it. Raises NotFound."""
+        """Cancel a job's edit if it is open, and forget the job. Raises NotFound."""
 
 
 class JobStore:
-    """The jobs of one process, on its event loop; implements Jobs. Without a `vault` they end with the process.
+    """The Jobs of one process, on its event loop. Without a `vault` the jobs end with the process.
 
-    Raises ReplicaStopping where another process has taken the jobs over.
+    Raises ReplicaStopping once another process has taken the jobs over.
     """
 
     def __init__(self, editor: Editor, settings: JobSettings, log: LogSettings, vault: Vault | None = None) -> None:
@@ -72,15 +73,15 @@ class JobStore:
         self._restoring: asyncio.Task[None] | None = None
         self._superseded = False
         self._open: dict[str, Job] = {}
-        # In the order of their ends.
+        # In the order in which they ended.
         self._ended: dict[str, Job] = {}
-        # Of the open jobs by their ids, and of what nobody waits for.
+        # Open jobs by their ids, and background work by other names.
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._pool = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="job-pictures")
 
     async def create(self, form: EditForm, id: str | None = None) -> JobView:
-        """As Jobs.create. Raises Overloaded where as many jobs are open as may be, or with too large pictures."""
-        await self.restored()
+        """As Jobs.create. Raises Overloaded if too many jobs are open, or their images are too large."""
+        await self.restore()
         if id is not None and (known := self._open.get(id) or self._ended.get(id)):
             return await self.get(known.id)
         open_bytes = form.request.picture_bytes
@@ -89,25 +90,25 @@ class JobStore:
         job = Job(entry, id or new_id(), open_bytes=open_bytes)
         self._open[job.id] = job
         try:
-            events = await self._accepted(job, form)
+            edit = await self._start_and_store(job, form)
         except BaseException:
-            # It may have been written down already.
+            # The vault may hold the form already.
             self._forget(job.id)
             raise
         view = self._view(job)
-        self._begin(job.id, self._run(job, runner.finish(job, form, events, self._pool)))
+        self._start_task(job.id, self._run(job, runner.finish_edit(job, form, edit, self._pool)))
         # A task that is cancelled before its first step would never close the events.
         await asyncio.sleep(0)
         return view
 
-    async def _accepted(self, job: Job, form: EditForm) -> runner.Events:
-        events = await runner.begin(self._editor, job, form)
+    async def _start_and_store(self, job: Job, form: EditForm) -> runner.AcceptedEdit:
+        edit = await runner.start_edit(self._editor, job, form)
         try:
-            await self._write_form(job, form)
+            await self._store_form(job, form)
         except BaseException:
-            await events.aclose()
+            await edit.aclose()
             raise
-        return events
+        return edit
 
     async def get(self, id: str) -> JobView:
         """As Jobs.get."""
@@ -118,7 +119,7 @@ class JobStore:
             with self._owning():
                 return self._view(job, await self._vault.body(self._owner, id))
         except KeyError:
-            # The vault was lost, or its time is over since.
+            # The vault was lost, or the job expired meanwhile.
             self._forget(id)
             raise self._not_found() from None
 
@@ -132,31 +133,31 @@ class JobStore:
         return JobView(job.id, orjson.dumps(deleted))
 
     async def _find(self, id: str) -> Job:
-        await self.restored()
+        await self.restore()
         job = self._open.get(id) or self._ended.get(id)
         if job is None:
             raise self._stopping() if self._superseded else self._not_found()
         return job
 
     def _not_found(self) -> NotFound:
-        return NotFound(f"There is no such job; one is kept for {self._settings.ttl_s:g} s after its end")
+        return NotFound(f"There is no such job; a job is kept for {self._settings.ttl_s:g} s after its end")
 
     def _view(self, job: Job, result: bytes | None = None) -> JobView:
         return JobView(job.id, job.body(self._settings.ttl_s, result))
 
-    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         task = self._tasks[name] = asyncio.create_task(work)
         task.add_done_callback(lambda _: self._tasks.pop(name, None))
 
-    # ---- the vault ----
+    # ---- ownership of the vault ----
 
-    async def restored(self) -> None:
-        """Take over what the process before has kept, the first time; its open jobs go on."""
-        self._restoring = self._restoring or asyncio.create_task(self._restore())
+    async def restore(self) -> None:
+        """Take over the jobs of the process before, once; open ones are started again."""
+        self._restoring = self._restoring or asyncio.create_task(self._take_over())
         await asyncio.shield(self._restoring)
 
     def check_health(self) -> None:
-        """Raise where this process can keep no jobs, so that another is started in its place."""
+        """Raise if this process cannot keep jobs, so that Serve starts another one in its place."""
         if self._superseded:
             raise Superseded("another process keeps the jobs now")
         if self._restoring is not None and self._restoring.done():
@@ -164,6 +165,7 @@ class JobStore:
 
     @contextmanager
     def _owning(self) -> Iterator[None]:
+        """Raise ReplicaStopping for Superseded, and remember it."""
         try:
             yield
         except Superseded:
@@ -173,47 +175,47 @@ class JobStore:
     def _stopping(self) -> ReplicaStopping:
         return ReplicaStopping("Another process keeps the jobs now", retry_after_s=RETRY_AFTER_S)
 
-    async def _restore(self) -> None:
-        notes = await self._vault.take_over(self._owner)
-        for job in (Job.noted(id, note, self._log) for id, note in notes.items()):
+    async def _take_over(self) -> None:
+        states = await self._vault.take_over(self._owner)
+        for job in (Job.from_state(id, state, self._log) for id, state in states.items()):
             if job.ended_s is None:
                 self._open[job.id] = job
-                self._begin(job.id, self._run(job, self._resumed(job)))
+                self._start_task(job.id, self._run(job, self._resume(job)))
             else:
                 self._ended[job.id] = job
-                self._forget_later(job)
-        self._keep_bounds()
+                self._schedule_forget(job)
+        self._drop_oldest_results()
 
-    async def _resumed(self, job: Job) -> bytes:
-        """The answer to a job of the process before."""
+    async def _resume(self, job: Job) -> bytes:
+        """Return the result of a job that the process before has accepted."""
         job.starts += 1
-        form = await self._read_form(job)
+        form = await self._load_form(job)
         job.entry.key_name, job.entry.form = form.request.caller, form
         job.open_bytes = form.request.picture_bytes
-        await self._write_form(job, form)
-        events = await runner.begin_again(self._editor, job, form, self._settings.ttl_s)
-        return await runner.finish(job, form, events, self._pool)
+        await self._store_form(job, form)
+        edit = await runner.restart_edit(self._editor, job, form, self._settings.ttl_s)
+        return await runner.finish_edit(job, form, edit, self._pool)
 
-    async def _read_form(self, job: Job) -> EditForm:
-        if job.starts > _MOST_STARTS:
-            raise GenerationError(f"the process that kept it ended, {job.starts - 1} times")
+    async def _load_form(self, job: Job) -> EditForm:
+        if job.starts > _MAX_STARTS:
+            raise GenerationError(f"the process that kept its job ended, {job.starts - 1} times")
         with self._owning():
             data = await self._vault.body(self._owner, job.id)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, kept_form.load, data)
         except Exception as error:
-            logger.warning("The kept job %s cannot be read: %r", job.id, error)
-            raise GenerationError("the server was updated, and cannot go on with it") from None
+            logger.warning("The form of job %s cannot be read: %r", job.id, error)
+            raise GenerationError("the server was updated, and its new version cannot read this job") from None
 
-    async def _write_form(self, job: Job, form: EditForm) -> None:
+    async def _store_form(self, job: Job, form: EditForm) -> None:
         data = await asyncio.get_running_loop().run_in_executor(self._pool, kept_form.dump, form)
         with self._owning():
-            await self._vault.put(self._owner, job.id, job.note(), data)
+            await self._vault.put(self._owner, job.id, job.dump_state(), data)
 
-    # ---- while it runs ----
+    # ---- while a job is open ----
 
     async def _run(self, job: Job, result: Awaitable[bytes]) -> None:
-        """Until its end."""
+        """Run a job to its end, and write its log line."""
         try:
             try:
                 data = await result
@@ -227,18 +229,18 @@ class JobStore:
             raise
         finally:
             job.entry.write("job")
-            # So that its pictures are not kept with it.
+            # Frees the images of the form.
             job.entry.form = None
 
     async def _end(self, job: Job, result: bytes) -> None:
-        """Write down how it ended; then its caller may see it."""
+        """Store how the job has ended, and only then show it to its caller."""
         ended_s = time.time()
-        note = job.note(ended_s=ended_s, result_bytes=len(result))
+        state = job.dump_state(ended_s=ended_s, result_bytes=len(result))
         try:
             with self._owning():
-                await self._vault.put(self._owner, job.id, note, result)
+                await self._vault.put(self._owner, job.id, state, result)
         except ReplicaStopping as error:
-            # It goes on elsewhere, and the end there is the one that counts.
+            # The new owner runs the job too, and its end is the one that counts.
             job.entry.record_error(error)
             del self._open[job.id]
             return
@@ -247,26 +249,26 @@ class JobStore:
             result = b""
         job.ended_s, job.result_bytes = ended_s, len(result)
         self._ended[job.id] = self._open.pop(job.id)
-        self._forget_later(job)
-        self._keep_bounds()
+        self._schedule_forget(job)
+        self._drop_oldest_results()
 
-    # ---- how long it is kept ----
+    # ---- bounds ----
 
-    def _forget_later(self, job: Job) -> None:
+    def _schedule_forget(self, job: Job) -> None:
         left_s = (job.ended_s or 0.0) + self._settings.ttl_s - time.time()
         asyncio.get_running_loop().call_later(max(0.0, left_s), self._forget, job.id)
 
     def _forget(self, id: str) -> None:
         if self._open.pop(id, None) or self._ended.pop(id, None):
-            self._begin(f"drop {id}", self._drop(id))
+            self._start_task(f"drop {id}", self._drop(id))
 
     async def _drop(self, id: str) -> None:
-        # Whoever has taken over forgets it by itself.
+        # A new owner of the vault drops the job itself.
         with suppress(Superseded):
             await self._vault.drop(self._owner, id)
 
-    def _keep_bounds(self) -> None:
-        """The newest result is kept whatever its size."""
+    def _drop_oldest_results(self) -> None:
+        """Forget the oldest results beyond `max_result_bytes`, but never the newest one, whatever its size."""
         kept_bytes = sum(job.result_bytes for job in self._ended.values())
         for id, job in list(self._ended.items())[:-1]:
             if kept_bytes <= self._settings.max_result_bytes:
@@ -275,13 +277,16 @@ class JobStore:
             self._forget(id)
 
     def _make_room(self, open_bytes: int) -> None:
-        """Of a job with pictures of so many bytes. Raises Overloaded."""
+        """Make room for a job with images of that many bytes, if need be in place of the oldest ended job.
+
+        Raises Overloaded.
+        """
         held = sum(job.open_bytes for job in self._open.values())
         if self._open and held + open_bytes > self._settings.max_open_bytes:
-            message = f"The pictures of open jobs have {held} bytes, and {open_bytes} more are too many"
+            message = f"Open jobs hold {held} bytes of images; {open_bytes} more are over the limit"
             raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
         if len(self._open) >= self._settings.max_jobs:
-            message = f"{len(self._open)} jobs are open, and no more are kept"
+            message = f"{len(self._open)} jobs are open, as many as are allowed"
             raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
         if len(self._open) + len(self._ended) >= self._settings.max_jobs:
             self._forget(next(iter(self._ended)))

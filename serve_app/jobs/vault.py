@@ -1,4 +1,7 @@
-"""Where jobs are written down, so that they outlive the process that runs them. No Ray, and no clock of its own."""
+"""The vault: where the form, then the result of each job is stored, so that jobs outlive the process that runs them.
+
+Without Ray, and without a clock.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,33 +12,34 @@ class Superseded(Exception):
 
 
 class Vault(Protocol):
-    """One owner at a time: who takes over is from then on the only one that is listened to.
+    """A store of records with one owner at a time: `take_over` makes a process the owner in place of any other.
 
-    `note` is small and comes with the takeover, `body` may be large and is asked for one at a time; what they mean is
-    the owner's. All but `take_over` raise Superseded where `owner` is not the one.
+    A record has a `state`, which is small and comes with the takeover, and a `body`, which may be large and is fetched
+    one at a time; both are opaque to the vault. Every method but `take_over` raises Superseded unless `owner` is the
+    owner.
     """
 
     async def take_over(self, owner: str) -> dict[str, bytes]:
-        """The notes by id, in the order in which they were put last."""
+        """Make `owner` the owner. Return the states by id, in the order in which they were last put."""
 
-    async def put(self, owner: str, id: str, note: bytes, body: bytes) -> None:
-        """Write one down, in place of what was there."""
+    async def put(self, owner: str, id: str, state: bytes, body: bytes) -> None:
+        """Store a record in place of the one with that id, if there is one."""
 
     async def body(self, owner: str, id: str) -> bytes:
-        """Raises KeyError."""
+        """Return the body of a record. Raises KeyError."""
 
     async def drop(self, owner: str, id: str) -> None:
-        """Forget one, if it is there."""
+        """Delete a record, if there is one with that id."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    note: bytes
+    state: bytes
     body: bytes
 
 
 class MemoryVault:
-    """A Vault in the memory of one process. Its owner keeps it within bounds."""
+    """A Vault in the memory of one process. Its owner keeps its size within bounds."""
 
     def __init__(self) -> None:
         self._owner: str | None = None
@@ -43,21 +47,21 @@ class MemoryVault:
 
     async def take_over(self, owner: str) -> dict[str, bytes]:
         self._owner = owner
-        return {id: record.note for id, record in self._records.items()}
+        return {id: record.state for id, record in self._records.items()}
 
-    async def put(self, owner: str, id: str, note: bytes, body: bytes) -> None:
-        self._check(owner)
+    async def put(self, owner: str, id: str, state: bytes, body: bytes) -> None:
+        self._check_owner(owner)
         self._records.pop(id, None)
-        self._records[id] = _Record(note, body)
+        self._records[id] = _Record(state, body)
 
     async def body(self, owner: str, id: str) -> bytes:
-        self._check(owner)
+        self._check_owner(owner)
         return self._records[id].body
 
     async def drop(self, owner: str, id: str) -> None:
-        self._check(owner)
+        self._check_owner(owner)
         self._records.pop(id, None)
 
-    def _check(self, owner: str) -> None:
+    def _check_owner(self, owner: str) -> None:
         if owner != self._owner:
             raise Superseded("another process keeps the jobs now")

@@ -420,7 +420,7 @@ def test_a_job_that_is_open_whenever_its_process_ends_fails_in_the_end() -> None
             await Caller(editor, vault).until(id, "running")
         last = Caller(editor, vault)
         job = await last.until(id, "failed")
-        assert job["error"]["message"] == "Image generation failed: the process that kept it ended, 6 times"
+        assert job["error"]["message"] == "Image generation failed: the process that kept its job ended, 6 times"
 
     play(story)
 
@@ -429,8 +429,8 @@ def test_a_form_that_this_version_cannot_read_is_a_job_that_failed() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
         id = await Caller(editor, vault).start()
-        notes = await vault.take_over("an older version")
-        await vault.put("an older version", id, notes[id], b"something else")
+        states = await vault.take_over("an older version")
+        await vault.put("an older version", id, states[id], b"something else")
         job = await Caller(editor, vault).until(id, "failed")
         assert "the server was updated" in job["error"]["message"]
 

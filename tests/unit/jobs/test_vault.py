@@ -11,14 +11,14 @@ def test_who_takes_over_finds_what_was_put_in_the_order_of_the_last_puts() -> No
     async def story() -> None:
         vault = MemoryVault()
         assert await vault.take_over("first") == {}
-        await vault.put("first", "a", b"note a", b"form a")
-        await vault.put("first", "b", b"note b", b"form b")
-        await vault.put("first", "c", b"note c", b"form c")
+        await vault.put("first", "a", b"state a", b"form a")
+        await vault.put("first", "b", b"state b", b"form b")
+        await vault.put("first", "c", b"state c", b"form c")
         await vault.put("first", "a", b"ended", b"result")
         await vault.drop("first", "b")
         await vault.drop("first", "unknown")
-        notes = await vault.take_over("second")
-        assert list(notes.items()) == [("c", b"note c"), ("a", b"ended")]
+        states = await vault.take_over("second")
+        assert list(states.items()) == [("c", b"state c"), ("a", b"ended")]
         assert await vault.body("second", "a") == b"result"
         with pytest.raises(KeyError):
             await vault.body("second", "b")
@@ -30,7 +30,7 @@ def test_only_the_last_owner_is_listened_to() -> None:
     async def story() -> None:
         vault = MemoryVault()
         await vault.take_over("first")
-        await vault.put("first", "a", b"note", b"form")
+        await vault.put("first", "a", b"state", b"form")
         await vault.take_over("second")
         for late in (
             vault.put("first", "a", b"late", b"late"),
@@ -41,11 +41,11 @@ def test_only_the_last_owner_is_listened_to() -> None:
             with pytest.raises(Superseded):
                 await late
         assert await vault.body("second", "a") == b"form"
-        assert await vault.take_over("second") == {"a": b"note"}
+        assert await vault.take_over("second") == {"a": b"state"}
 
     asyncio.run(story())
 
 
 def test_before_anybody_took_over_nobody_is_listened_to() -> None:
     with pytest.raises(Superseded):
-        asyncio.run(MemoryVault().put("first", "a", b"note", b"form"))
+        asyncio.run(MemoryVault().put("first", "a", b"state", b"form"))
