@@ -26,7 +26,7 @@ from serve_app.errors import RETRY_AFTER_S, InvalidInput, ModelNotFound, NotRead
 from serve_app.forms.form import EditForm, parse
 from serve_app.forms.memory import MemoryLimiter, MemoryLimitMiddleware
 from serve_app.idempotency.ledger import Key, Ledger, MemoryLedger
-from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KeyedEdits, idempotency_key
+from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KeyedEdits, read_idempotency_key
 from serve_app.images import PICTURE_THREADS
 from serve_app.jobs.store import Jobs, JobStore
 from serve_app.responses import edits, stream
@@ -103,7 +103,7 @@ class _Api:
     async def edit(self, request: Request) -> Response:
         entry = request.scope["log_entry"]
         check_proxy_headers(request.headers)
-        entry.is_job, key = _asynchronous(request), idempotency_key(request)
+        entry.is_job, key = _asynchronous(request), read_idempotency_key(request)
         if key is None:
             self._shedder.check()
         reservation, caller = request.scope["reservation"], request.scope["key_name"]

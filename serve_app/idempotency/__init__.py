@@ -1,1 +1,1 @@
-"""Edits that run once, however often they are sent under one Idempotency-Key."""
+"""Idempotency: an edit runs once, however many requests are sent with its Idempotency-Key."""

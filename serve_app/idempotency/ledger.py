@@ -1,11 +1,12 @@
-"""Which edit runs for an Idempotency-Key, and what came of it. No Ray and no HTTP in here.
+"""The ledger of Idempotency-Keys: which of them has a running edit, and the responses to edits that have ended.
 
-    a caller claims the key ── Lead: nobody has it. Run the edit, renew the lease meanwhile, settle it in the end
-                            ├─ Busy: wait for the end of the edit that runs
-                            └─ Stored: it ended well, this is its answer
+    a request claims its key ── Lead: the key is free. Run the edit, renew the lease meanwhile, settle it at the end
+                             ├─ Busy: an edit runs under this key. Wait for its outcome
+                             └─ Stored: the edit has succeeded. Send this response
 
-An answer is stored; a failure is told to those who wait and then forgotten, so that a later retry runs again. A lease
-that is not renewed is taken for that of a dead process: who waits claims again, and the first of them leads.
+A response is stored. An error is raised for every request that waits, and not stored, so that a later retry runs again.
+A lease that is not renewed belongs to a dead process: the requests that wait claim the key again, and the first leads.
+Without Ray and without HTTP.
 """
 
 import asyncio
@@ -18,14 +19,18 @@ from typing import Protocol
 from serve_app.errors import RETRY_AFTER_S, EditError, IdempotencyKeyReused, Overloaded
 from serve_app.settings import LimitSettings
 
-# How often a leader renews its lease, and after how long without that it is taken for dead.
 RENEW_S = 2.0
+"""How often a leader renews its lease."""
 LEASE_S = 10.0
+"""How long a lease holds without being renewed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """`caller`: the name of the API key that was sent, so that two callers who choose the same text never meet."""
+    """An Idempotency-Key of one caller.
+
+    `caller`: the name of the caller's API key, so that two callers may choose the same `text`.
+    """
 
     caller: str | None
     text: str
@@ -33,7 +38,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to run the edit of a key. `fingerprint`: of what the edit asks for."""
+    """The right to run the edit of a key. `fingerprint`: a hash of the request's content."""
 
     key: Key
     fingerprint: str
@@ -42,7 +47,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An answer as it went out."""
+    """The claim of a key whose edit has succeeded: the response as it was sent."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -51,21 +56,21 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Lead:
-    """The caller is to run the edit."""
+    """The claim of a free key: the caller runs the edit."""
 
     lease: Lease
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """The edit runs, under this lease."""
+    """The claim of a key whose edit is running, under this lease."""
 
     lease: Lease
 
 
 Claim = Lead | Busy | Stored
 Outcome = Stored | EditError | None
-"""What came of an edit. None: nobody knows, so that whoever still wants it claims the key again."""
+"""The end of an edit. None: it was cancelled or is unknown, so a request that waits claims the key again."""
 
 
 class LedgerUnreachable(Exception):
@@ -73,19 +78,22 @@ class LedgerUnreachable(Exception):
 
 
 class Ledger(Protocol):
-    """Who runs the edit of which key. Raises LedgerUnreachable where it is kept elsewhere."""
+    """The ledger, in this process or in another one. Raises LedgerUnreachable if that one does not answer."""
 
     async def claim(self, key: Key, fingerprint: str) -> Claim:
-        """At once. Raises IdempotencyKeyReused for another fingerprint, Overloaded where no more keys are kept."""
+        """Claim a key, without waiting.
+
+        Raises IdempotencyKeyReused if the key came with another fingerprint, Overloaded if no more keys can be kept.
+        """
 
     async def wait(self, lease: Lease) -> Outcome:
-        """What comes of the edit that runs under this lease, in the end."""
+        """Wait for the end of the edit that runs under this lease, and return its outcome."""
 
     async def renew(self, lease: Lease) -> int:
-        """Keep the lease; tells how many wait for the edit."""
+        """Renew the lease, and return how many requests wait for its edit."""
 
     async def settle(self, lease: Lease, outcome: Outcome) -> None:
-        """The edit has ended: tell those who wait, and store an answer."""
+        """End the lease: return the outcome to the requests that wait, and store it if it is a response."""
 
 
 @dataclass(slots=True, eq=False)
@@ -99,21 +107,22 @@ class _Running:
 @dataclass(frozen=True, slots=True)
 class _Ended:
     lease: Lease
-    answer: Stored
+    response: Stored
     ended_s: float
 
 
 class MemoryLedger:
-    """The ledger of one process, on its event loop; implements Ledger. `clock` tells seconds.
+    """The Ledger of one process, on its event loop. `clock`: returns seconds.
 
-    Bounded by `limits`: answers are dropped after their time, and the oldest ones to make room; edits that run are not.
+    Bounded by `limits`: responses are dropped when they expire, and the oldest ones to make room for newer; running
+    edits are not.
     """
 
     def __init__(self, limits: LimitSettings, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits = limits
         self._clock = clock
         self._running: dict[Key, _Running] = {}
-        # In the order of their ends.
+        # In the order in which they ended.
         self._ended: dict[Key, _Ended] = {}
         self._kept_bytes = 0
 
@@ -127,8 +136,10 @@ class MemoryLedger:
             self._running[key] = _Running(lease, self._clock())
             return Lead(lease)
         if known.lease.fingerprint != fingerprint:
-            raise IdempotencyKeyReused("This Idempotency-Key came before with another body: a new edit needs a new key")
-        return known.answer if isinstance(known, _Ended) else Busy(known.lease)
+            raise IdempotencyKeyReused(
+                "This Idempotency-Key was sent with another body before: send a new edit with a new key"
+            )
+        return known.response if isinstance(known, _Ended) else Busy(known.lease)
 
     async def wait(self, lease: Lease) -> Outcome:
         """As Ledger.wait."""
@@ -156,10 +167,13 @@ class MemoryLedger:
             return
         self._end(running, outcome)
         if isinstance(outcome, Stored):
-            self._keep(_Ended(lease, outcome, self._clock()))
+            self._store(_Ended(lease, outcome, self._clock()))
 
     def sweep(self) -> None:
-        """Drop what is over its time: to be called now and then, since those who wait for a dead leader do not call."""
+        """Drop expired leases and responses.
+
+        Call it regularly: requests that wait for a dead leader make no calls of their own.
+        """
         now_s = self._clock()
         for running in list(self._running.values()):
             if now_s - running.renewed_s > LEASE_S:
@@ -168,7 +182,10 @@ class MemoryLedger:
             self._forget_oldest()
 
     def _find(self, lease: Lease) -> _Running | None:
-        """The edit of this lease, also where it began under a ledger before this one; None where another took over."""
+        """Return the running edit of this lease, or None if the key has another lease or has ended.
+
+        A lease that is unknown comes from a ledger before this one, and is adopted.
+        """
         if lease.key in self._ended:
             return None
         if lease.key not in self._running:
@@ -180,18 +197,19 @@ class MemoryLedger:
         del self._running[running.lease.key]
         running.ended.set_result(outcome)
 
-    # ---- how much is kept ----
+    # ---- bounds ----
 
     def _make_room(self) -> None:
-        most = self._limits.idempotency_max_keys
-        if len(self._running) >= most:
-            message = f"Edits of {most} idempotency keys run, and no more are kept"
+        """Make room for a key, if need be in place of the oldest response. Raises Overloaded."""
+        max_keys = self._limits.idempotency_max_keys
+        if len(self._running) >= max_keys:
+            message = f"Edits of {max_keys} idempotency keys are running, as many as are allowed"
             raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
-        if len(self._running) + len(self._ended) >= most:
+        if len(self._running) + len(self._ended) >= max_keys:
             self._forget_oldest()
 
-    def _keep(self, ended: _Ended) -> None:
-        size = len(ended.answer.body)
+    def _store(self, ended: _Ended) -> None:
+        size = len(ended.response.body)
         if size > self._limits.idempotency_max_bytes:
             return
         while self._kept_bytes + size > self._limits.idempotency_max_bytes:
@@ -201,4 +219,4 @@ class MemoryLedger:
 
     def _forget_oldest(self) -> None:
         ended = self._ended.pop(next(iter(self._ended)))
-        self._kept_bytes -= len(ended.answer.body)
+        self._kept_bytes -= len(ended.response.body)

@@ -1,4 +1,4 @@
-"""Edits that came with an Idempotency-Key: each runs once, whoever asks for it and however often."""
+"""The runner of edits that are sent with an Idempotency-Key: one edit for all requests with the same key."""
 
 import asyncio
 import contextvars
@@ -20,34 +20,35 @@ REPLAYED = "Idempotency-Replayed"
 MAX_KEY_CHARS = 255
 KEY_PATTERN = r"[!-~]([ -~]*[!-~])?"
 
-# A caller whose connection broke comes back within this time; until then its edit goes on though nobody waits for it.
 GRACE_S = 10.0
+"""How long an edit runs on while no request waits for it: a caller whose connection broke may send another one."""
 
 logger = logging.getLogger("ray.serve")
 
 
-def idempotency_key(request: Request) -> Key | None:
-    """The request's key; None where it has none. Raises InvalidInput for one that cannot be used."""
+def read_idempotency_key(request: Request) -> Key | None:
+    """Return the request's Idempotency-Key, or None if it has none. Raises InvalidInput for a malformed one."""
     sent = request.headers.getlist(IDEMPOTENCY_KEY)
     if not sent:
         return None
     if len(sent) > 1 or len(sent[0]) > MAX_KEY_CHARS or not re.fullmatch(KEY_PATTERN, sent[0]):
-        message = f"{IDEMPOTENCY_KEY} must be given once, as 1 to {MAX_KEY_CHARS} printable ASCII characters"
+        message = f"{IDEMPOTENCY_KEY} must be sent once, as 1 to {MAX_KEY_CHARS} printable ASCII characters"
         raise InvalidInput(message, param=IDEMPOTENCY_KEY)
     return Key(request.scope["key_name"], sent[0])
 
 
 class KeyedEdits:
-    """Runs edits beside the requests that ask for them, so that an edit outlives a connection that breaks.
+    """A runner of edits in tasks of their own, so that an edit outlives a request whose connection breaks.
 
-    `grace_s`: how long an edit goes on for which nobody waits. `renew_s`: how often that is looked at.
+    `grace_s`: how long an edit runs on while no request waits for it. `renew_s`: how often that is checked, and the
+    lease renewed.
     """
 
     def __init__(self, ledger: Ledger, *, grace_s: float = GRACE_S, renew_s: float = RENEW_S) -> None:
         self._ledger = ledger
         self._grace_s = grace_s
         self._renew_s = renew_s
-        # A loop itself does not keep its tasks.
+        # An event loop holds its tasks by weak references only.
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def respond(
@@ -58,11 +59,11 @@ class KeyedEdits:
         request_id: str,
         context: contextvars.Context,
     ) -> Response:
-        """The answer of `edit`, run here, or elsewhere for another request with this key. Raises what it raises,
-        IdempotencyKeyReused for another fingerprint, and Overloaded.
+        """Return the response of `edit`, from this request, or from another one with the same key.
 
-        `context`: an empty one for what is to outlive its request. Ray (2.60) ends, with a request, every call that was
-        made in its context.
+        Raises what `edit` raises, IdempotencyKeyReused for another fingerprint, and Overloaded. `context`: the context
+        to run the edit in; an empty one lets it outlive its request, since Ray (2.60) cancels, at the end of a request,
+        every call that was made in its context.
         """
         while True:
             try:
@@ -71,7 +72,7 @@ class KeyedEdits:
                 logger.warning("request_id=%s runs without its idempotency key: %s", request_id, error)
                 return await edit()
             if isinstance(claim, Lead):
-                return await self._lead(claim.lease, _run(edit, request_id), context)
+                return await self._lead(claim.lease, _run_edit(edit, request_id), context)
             outcome = claim if isinstance(claim, Stored) else await self._wait(claim.lease)
             if isinstance(outcome, EditError):
                 raise outcome
@@ -79,21 +80,21 @@ class KeyedEdits:
                 return _replay(outcome)
 
     async def _lead(self, lease: Lease, work: Coroutine[Any, Any, Response], context: contextvars.Context) -> Response:
-        run = _Run(lease, self._start(work, context))
-        self._start(self._look_after(run), contextvars.Context())
+        run = _Run(lease, self._start_task(work, context))
+        self._start_task(self._supervise(run), contextvars.Context())
         try:
             return await asyncio.shield(run.work)
         finally:
             run.attended = False
 
-    def _start(self, work: Coroutine[Any, Any, Any], context: contextvars.Context) -> asyncio.Task[Any]:
+    def _start_task(self, work: Coroutine[Any, Any, Any], context: contextvars.Context) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def _look_after(self, run: "_Run") -> None:
-        """Renew the lease, end the edit where nobody waits for it any more, and settle what came of it."""
+    async def _supervise(self, run: "_Run") -> None:
+        """Renew the lease while the edit runs, cancel an edit for which no request waits, and settle its outcome."""
         clock = asyncio.get_running_loop().time
         awaited_s = clock()
         while not (await asyncio.wait([run.work], timeout=self._renew_s))[0]:
@@ -104,7 +105,7 @@ class KeyedEdits:
         try:
             await self._ledger.settle(run.lease, _outcome(run.work))
         except LedgerUnreachable as error:
-            logger.warning("The answer to an idempotency key is not kept: %s", error)
+            logger.warning("The response to an idempotency key is not stored: %s", error)
 
     async def _renew(self, lease: Lease) -> int:
         try:
@@ -121,15 +122,18 @@ class KeyedEdits:
 
 @dataclass(slots=True, eq=False)
 class _Run:
-    """`attended`: the request that began it is still there."""
+    """A running edit. `attended`: whether the request that started it still waits for it."""
 
     lease: Lease
     work: asyncio.Task[Response]
     attended: bool = True
 
 
-async def _run(edit: Callable[[], Awaitable[Response]], request_id: str) -> Response:
-    """Here, and not only around the request, since that may have gone when the edit fails."""
+async def _run_edit(edit: Callable[[], Awaitable[Response]], request_id: str) -> Response:
+    """Run the edit; raise every error as its caller may see it.
+
+    ErrorMiddleware does the same around the request, which may have ended before the edit fails.
+    """
     try:
         return await edit()
     except EditError:
@@ -149,6 +153,7 @@ def _outcome(work: asyncio.Task[Response]) -> Outcome:
 
 
 def _replay(stored: Stored) -> Response:
+    """Return the stored response with the header that marks a replay."""
     response = Response(stored.body, stored.status)
     response.raw_headers = [*stored.headers, (REPLAYED.lower().encode(), b"true")]
     return response
