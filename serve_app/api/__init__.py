@@ -1,1 +1,1 @@
-"""The HTTP application: routes, authentication, load shedding, OpenAPI, and the pages for people."""
+"""The HTTP application: routes, authentication, load shedding, OpenAPI, and the web pages."""

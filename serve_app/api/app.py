@@ -1,4 +1,4 @@
-"""The HTTP edge: the application and its routes. The editor is a Protocol to it."""
+"""The Starlette application: its routes and their handlers, over any implementation of the Editor protocol."""
 
 import contextvars
 import time
@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from serve_app.api import openapi
 from serve_app.api.auth import AuthMiddleware
-from serve_app.api.cors import cross_origin
+from serve_app.api.cors import cors_middleware
 from serve_app.api.keys import KeyRing
 from serve_app.api.load_shedding import LoadShedder
 from serve_app.api.pages import docs_routes, page_routes
@@ -44,10 +44,10 @@ def create_app(
     shedder: LoadShedder | None = None,
     ledger: Ledger | None = None,
 ) -> Starlette:
-    """The application. Raises ValueError where the API keys that the settings name cannot be had.
+    """Create the application. Raises ValueError if the API keys that the settings name cannot be loaded.
 
-    `on_serialized` hears how many seconds it took to make an answer of a result. `jobs`, `ledger`: unset, they are
-    kept here. `shedder`: unset, a new one.
+    `on_serialized`: called with the seconds spent on building the response to an edit. `jobs`, `ledger`: in the memory
+    of this process by default.
     """
     jobs = jobs or JobStore(editor, settings.jobs, settings.log)
     api = _Api(editor, settings, on_serialized, jobs, shedder or LoadShedder(), ledger or MemoryLedger(settings.limits))
@@ -58,7 +58,7 @@ def create_app(
     ]
     routes = [
         Route("/v1/images/edits", api.edit, methods=["POST"], middleware=around_edits),
-        # One route, so that a refusal of other methods names both.
+        # One route for both methods, so that the `Allow` of a 405 names both.
         Route("/v1/jobs/{id}", api.job, methods=["GET", "DELETE"]),
         Route("/v1/models", api.models),
         Route("/v1/models/{id:path}", api.model),
@@ -69,17 +69,19 @@ def create_app(
         *(page_routes(settings.limits, needs_key=bool(keys)) if settings.page.enabled else ()),
     ]
     middleware = [
-        *cross_origin(settings.cors),
+        *cors_middleware(settings.cors),
         Middleware(ErrorMiddleware),
         Middleware(AuthMiddleware, keys=keys),
     ]
     app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: handle_routing_error})
-    # A redirect would make the client upload its pictures twice.
+    # A redirect would make the client upload its images twice.
     app.router.redirect_slashes = False
     return app
 
 
 class _Api:
+    """The handlers of the routes."""
+
     def __init__(
         self,
         editor: Editor,
@@ -97,13 +99,13 @@ class _Api:
         self._on_serialized = on_serialized
         self._started = int(time.time())
         self._pool = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="pictures")
-        # Others than those that make answers: a picture that takes long to decode keeps only pictures waiting.
+        # Apart from the pool that encodes outputs, so that slow images delay only other uploads.
         self._decoding = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="decoding")
 
     async def edit(self, request: Request) -> Response:
         entry = request.scope["log_entry"]
         check_proxy_headers(request.headers)
-        entry.is_job, key = _asynchronous(request), read_idempotency_key(request)
+        entry.is_job, key = _wants_job(request), read_idempotency_key(request)
         if key is None:
             self._shedder.check()
         reservation, caller = request.scope["reservation"], request.scope["key_name"]
@@ -111,31 +113,31 @@ class _Api:
             request, self._settings, self._decoding, reservation, caller, fingerprinted=key is not None
         )
         if key is not None:
-            return await self._once(key, request, form, entry)
+            return await self._respond_once(key, request, form, entry)
         if entry.is_job:
             return await self._start_job(request, form)
-        return await self._watched(form, entry)
+        return await self._respond_watched(form, entry)
 
-    async def _once(self, key: Key, request: Request, form: EditForm, entry: LogEntry) -> Response:
+    async def _respond_once(self, key: Key, request: Request, form: EditForm, entry: LogEntry) -> Response:
         if form.stream:
-            message = f"stream: a stream cannot be joined or told again; send it without {IDEMPOTENCY_KEY}"
+            message = f"stream: a stream can be neither joined nor replayed; send it without {IDEMPOTENCY_KEY}"
             raise InvalidInput(message, param="stream")
 
         async def edit() -> Response:
-            # Only here: what has been done already is told again also where nothing new is let in.
+            # Checked only here, so that stored responses are replayed even while new edits are refused.
             self._shedder.check()
-            return await (self._start_job(request, form) if entry.is_job else self._watched(form, entry))
+            return await (self._start_job(request, form) if entry.is_job else self._respond_watched(form, entry))
 
         fingerprint = f"{form.fingerprint} async={entry.is_job}"
-        # A job outlives its request anyway; in the request's context, its line in the log has the request's id.
+        # A job outlives its request anyway. In the request's context, its log line has the request's id.
         context = contextvars.copy_context() if entry.is_job else contextvars.Context()
         return await self._keyed.respond(key, fingerprint, edit, entry.request_id, context)
 
-    async def _watched(self, form: EditForm, entry: LogEntry) -> Response:
+    async def _respond_watched(self, form: EditForm, entry: LogEntry) -> Response:
         with self._shedder.watch(form.request.outputs):
-            return await self._answer(form, entry)
+            return await self._respond(form, entry)
 
-    async def _answer(self, form: EditForm, entry: LogEntry) -> Response:
+    async def _respond(self, form: EditForm, entry: LogEntry) -> Response:
         if form.stream:
             events = self._editor.edit_stream(form.request)
             return await stream.build_response(events, form, self._pool, entry, self._on_serialized)
@@ -148,14 +150,14 @@ class _Api:
 
     async def _start_job(self, request: Request, form: EditForm) -> Response:
         if form.stream:
-            raise InvalidInput("stream: an edit is either streamed or, with async=true, a job", param="stream")
+            raise InvalidInput("stream: an edit is either streamed or, with async=true, run as a job", param="stream")
         job = await self._jobs.create(form)
         headers = {"Location": f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"}
         return Response(job.body, 202, headers, media_type="application/json")
 
     async def job(self, request: Request) -> Response:
-        ask = self._jobs.delete if request.method == "DELETE" else self._jobs.get
-        return Response((await ask(request.path_params["id"])).body, media_type="application/json")
+        call = self._jobs.delete if request.method == "DELETE" else self._jobs.get
+        return Response((await call(request.path_params["id"])).body, media_type="application/json")
 
     async def models(self, request: Request) -> Response:
         models: ModelListBody = {
@@ -182,11 +184,11 @@ class _Api:
         return _json(HealthBody(status="ready"))
 
 
-def _asynchronous(request: Request) -> bool:
-    """The query parameter `async`. Raises InvalidInput where it is neither true nor false, or not alone."""
+def _wants_job(request: Request) -> bool:
+    """Return the query parameter `async`. Raises InvalidInput unless it is true or false, and sent at most once."""
     values = request.query_params.getlist("async")
     if len(values) > 1 or any(value not in ("true", "false") for value in values):
-        raise InvalidInput("async must be given once, as true or false", param="async")
+        raise InvalidInput("async must be sent once, as true or false", param="async")
     return values == ["true"]
 
 

@@ -1,4 +1,4 @@
-"""The middleware that asks for an API key before a body is read."""
+"""Authentication: the middleware that checks the API key before the body is read."""
 
 import base64
 import binascii
@@ -13,18 +13,18 @@ from serve_app.errors import Unauthorized
 
 logger = logging.getLogger("ray.serve")
 
-# Load balancers and Kubernetes probes carry no key; the page and /docs are where people enter theirs. The document
-# tells no more than the source does, besides the names of the model and the limits.
+# Load balancers and Kubernetes probes send no key, and users enter theirs on the page and at /docs. Beyond what is in
+# the source, the OpenAPI document shows only the names of the model and the limits.
 _OPEN_PATHS = re.compile(r"/health(/live|/ready)?|/?|/static/[^/]+|/openapi\.json|/docs(/[^/]+)?")
 
 _LOGGED_PATH_CHARS = 200
 
 
 class AuthMiddleware:
-    """Pure ASGI, so that a request without a key is answered before its body is read. No keys: everybody may pass.
+    """ASGI middleware that raises Unauthorized, into ErrorMiddleware, for a request without a valid API key.
 
-    The name of the key that fits is `scope["key_name"]` for what is inside; None where none is asked for. Raises
-    Unauthorized into the middleware around it.
+    Pure ASGI, so that it runs before the body is read. It sets `scope["key_name"]` to the name of the request's key, or
+    to None if the path is open or the server has no keys.
     """
 
     def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
@@ -34,15 +34,16 @@ class AuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             is_open = not self._keys or _OPEN_PATHS.fullmatch(_path(scope))
-            scope["key_name"] = None if is_open else self._name(scope)
+            scope["key_name"] = None if is_open else self._authenticate(scope)
         await self.app(scope, receive, send)
 
-    def _name(self, scope: Scope) -> str:
-        sent = _sent_key(Headers(scope=scope).get("authorization", ""))
+    def _authenticate(self, scope: Scope) -> str:
+        """Return the name of the request's key. Raises Unauthorized, and logs it."""
+        sent = _parse_key(Headers(scope=scope).get("authorization", ""))
         name = None if sent is None else self._keys.name_of(sent)
         if name is not None:
             return name
-        # Never what was sent: it may be a key with a typing error.
+        # What was sent is not logged: it may be a key with a typing error.
         client = scope.get("client")
         logger.warning(
             "unauthorized",
@@ -64,8 +65,8 @@ def _path(scope: Scope) -> str:
     return path.removeprefix(scope.get("root_path", ""))
 
 
-def _sent_key(authorization: str) -> bytes | None:
-    """The key in an Authorization header: Bearer's token, or Basic's password. None where there is none."""
+def _parse_key(authorization: str) -> bytes | None:
+    """Return the key in an Authorization header, Bearer's token or Basic's password, or None if there is none."""
     scheme, _, credentials = authorization.strip().partition(" ")
     credentials = credentials.strip()
     if scheme.lower() == "bearer":

@@ -1,4 +1,4 @@
-"""Pages of other origins: what a browser must be told before it lets them read an answer."""
+"""CORS: the headers by which browsers allow pages of other origins to read responses."""
 
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
@@ -10,14 +10,15 @@ from serve_app.responses.errors import error_response
 from serve_app.settings import CorsSettings
 
 _METHODS = ("GET", "POST", "DELETE")
-# What a page cannot read of an answer unless it is named.
+# Response headers that a page can read only if they are named here.
 _EXPOSED = ("x-request-id", "Retry-After", "Server-Timing", "Idempotency-Replayed")
 
 
-def cross_origin(cors: CorsSettings) -> list[Middleware]:
-    """The outermost middleware, so that errors can be read by pages too, and a preflight needs no key. None where off.
+def cors_middleware(cors: CorsSettings) -> list[Middleware]:
+    """Return the middleware for CORS, or nothing if CORS is off.
 
-    No credentials: keys are in a header that the page sets, never in cookies.
+    It must be the outermost, so that pages can read errors too, and a preflight needs no key. It allows no credentials:
+    keys are in a header that the page sets, never in cookies.
     """
     if not cors.origins:
         return []
@@ -30,12 +31,12 @@ def cross_origin(cors: CorsSettings) -> list[Middleware]:
 
 class _Cors(CORSMiddleware):
     def preflight_response(self, request_headers: Headers) -> Response:
-        """As Starlette's, with the one error body."""
-        answer = super().preflight_response(request_headers)
-        if answer.status_code < 400:
-            return answer
-        response = error_response(InvalidInput(bytes(answer.body).decode()))
-        for name, value in answer.headers.items():
+        """Return Starlette's response, with the error body of this API if it is an error."""
+        original = super().preflight_response(request_headers)
+        if original.status_code < 400:
+            return original
+        response = error_response(InvalidInput(bytes(original.body).decode()))
+        for name, value in original.headers.items():
             if name.startswith(("access-control-", "vary")):
                 response.headers[name] = value
         return response

@@ -1,4 +1,4 @@
-"""Load shedding: refuse edits before their upload where there is no room, or while the server drains."""
+"""Load shedding: edits are refused before their upload if there is no room for them, or while the server drains."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 from serve_app.errors import RETRY_AFTER_S, NotReady, Overloaded
 
-_REPEATED_S = 1.0
-"""How long a refusal is repeated for later callers: short, since nothing reports when there is room again."""
-_SMALL = 4
-"""Outputs. A larger edit that found no room says nothing about the next one, which may be smaller."""
+_REPEAT_S = 1.0
+"""How long the refusal of one edit is repeated for others: short, since nothing reports when there is room again."""
+_SMALL_OUTPUTS = 4
+"""The most outputs of an edit whose refusal is repeated: if a larger one finds no room, a smaller one still may."""
 
 
 class LoadShedder:
-    """Sheds load for one ingress process, by its last refusal and by whether it drains."""
+    """The load shedder of one ingress process: refuses edits after a recent refusal, and while the process drains."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -26,18 +26,18 @@ class LoadShedder:
         self.is_draining = True
 
     def check(self) -> None:
-        """Raise NotReady while draining, Overloaded where the queue was full a moment ago."""
+        """Raise NotReady while draining, Overloaded if the queue was full a moment ago."""
         if self.is_draining:
             raise NotReady("This server is stopping", retry_after_s=RETRY_AFTER_S)
-        if self._refusal is not None and self._clock() < self._refused_at_s + _REPEATED_S:
+        if self._refusal is not None and self._clock() < self._refused_at_s + _REPEAT_S:
             raise Overloaded(self._refusal.message, retry_after_s=self._refusal.retry_after_s)
 
     @contextmanager
     def watch(self, outputs: int) -> Iterator[None]:
-        """Run an edit of that many outputs. Where it is refused for want of room, `check` repeats the refusal."""
+        """Watch an edit of that many outputs: if it raises Overloaded, `check` repeats the error for a moment."""
         try:
             yield
         except Overloaded as refusal:
-            if outputs <= _SMALL:
+            if outputs <= _SMALL_OUTPUTS:
                 self._refusal, self._refused_at_s = refusal, self._clock()
             raise

@@ -1,6 +1,7 @@
-"""The pages for people: the editor at `/`, and Swagger UI over /openapi.json at `/docs`.
+"""The web pages: the editor at `/`, and Swagger UI over /openapi.json at `/docs`.
 
-Their files are held in memory, each with its headers; nothing comes from another origin."""
+Their files are read once and held in memory with their headers; none comes from another origin.
+"""
 
 import hashlib
 import re
@@ -18,14 +19,20 @@ from starlette.routing import Route
 from serve_app.settings import LimitSettings
 
 _STATIC_FOLDER = Path(__file__).parent / "static"
-_TYPES = {
+_SWAGGER_FOLDER = Path(__file__).parent / "swagger"
+# The package that ships Swagger UI. It is located, not imported: importing it would import FastAPI.
+_SWAGGER_PACKAGE, _SWAGGER_PACKAGE_FOLDER = "fastapi_offline", "static"
+_SWAGGER_ASSETS = ("swagger-ui.css", "swagger-ui-bundle.js")
+# The limits that the page checks itself, before it uploads anything.
+_PAGE_LIMITS = {"max_images", "max_file_bytes", "max_request_bytes"}
+_MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".json": "application/json",
     ".svg": "image/svg+xml",
 }
-# Its own files and its own server, nothing else: a prompt or a file name that holds markup could load and send nothing.
+# Only the page's own files and its own server, so that markup in a prompt or a file name can load and send nothing.
 _POLICY = {
     "default-src": "'none'",
     "script-src": "'self'",
@@ -41,18 +48,27 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Asked for each time, answered by 304: after an update nobody has half of the old page.
+    # Browsers validate every file by its ETag, so that after an update no page mixes old files and new ones.
     "Cache-Control": "no-cache",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """A file of a page, which a browser asks for anew only where it has changed."""
+    """A file of a page, which answers a browser that has it already with 304."""
 
     content: bytes
     media_type: str
     etag: str
+
+    @classmethod
+    def of(cls, content: bytes, suffix: str) -> "File":
+        """Return the file of that content; its media type follows from the suffix of its name."""
+        return cls(content, _MEDIA_TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+
+    @classmethod
+    def read(cls, path: Path) -> "File":
+        return cls.of(path.read_bytes(), path.suffix)
 
     async def respond(self, request: Request) -> Response:
         headers = {**_HEADERS, "ETag": self.etag}
@@ -61,50 +77,42 @@ class File:
         return Response(self.content, headers=headers, media_type=self.media_type)
 
     def route(self, path: str) -> Route:
+        """Return a route to the file, which the OpenAPI document does not list."""
         return Route(path, self.respond, include_in_schema=False)
 
 
+# --- the editor ---------------------------------------------------------------------------------------------------
+
+
 def page_routes(limits: LimitSettings, needs_key: bool) -> list[Route]:
-    """`/`, and the files beside it under `/static/`. `needs_key`: whether the page has to ask for an API key."""
-    files = dict(_files(limits, needs_key))
+    """Return the routes of `/` and of its files under `/static/`. `needs_key`: whether the page asks for an API key."""
+    files = dict(_page_files(limits, needs_key))
     index = files.pop("index.html")
 
     async def root(request: Request) -> Response:
-        # Where the application has a route prefix. The page's own addresses are relative, and count from the slash.
+        # Under a route prefix, the page's relative addresses resolve only if the path ends in a slash.
         if not request.url.path.endswith("/"):
             return RedirectResponse(f"{request.url.path.rpartition('/')[2]}/")
         return await index.respond(request)
 
     route = Route("/", root, include_in_schema=False)
-    # Starlette takes an empty path, which is what a bare route prefix leaves, for no path at all.
+    # A bare route prefix leaves an empty path, which Starlette's own pattern does not match.
     route.path_regex = re.compile("^/?$")
     return [route, *(file.route(f"/static/{name}") for name, file in files.items())]
 
 
-def _files(limits: LimitSettings, needs_key: bool) -> Iterator[tuple[str, File]]:
+def _page_files(limits: LimitSettings, needs_key: bool) -> Iterator[tuple[str, File]]:
     for path in sorted(_STATIC_FOLDER.iterdir()):
-        yield path.name, file_of(path.read_bytes(), path.suffix)
-    facts = {"needs_key": needs_key, "limits": limits.model_dump(include=_SHOWN_LIMITS)}
-    yield "server.json", file_of(orjson.dumps(facts), ".json")
+        yield path.name, File.read(path)
+    facts = {"needs_key": needs_key, "limits": limits.model_dump(include=_PAGE_LIMITS)}
+    yield "server.json", File.of(orjson.dumps(facts), ".json")
 
 
-def file_of(content: bytes, suffix: str) -> File:
-    """`suffix` tells the media type."""
-    return File(content, _TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
-
-
-# The page keeps them itself, so that nothing is uploaded only to be refused.
-_SHOWN_LIMITS = {"max_images", "max_file_bytes", "max_request_bytes"}
-
-
-_SWAGGER_FOLDER = Path(__file__).parent / "swagger"
-# Where the package with Swagger UI keeps it. Found, not imported: it would bring in FastAPI.
-_PACKAGE, _PACKAGE_FOLDER = "fastapi_offline", "static"
-_ASSETS = ("swagger-ui.css", "swagger-ui-bundle.js")
+# --- the API documentation ----------------------------------------------------------------------------------------
 
 
 def docs_routes(document: dict[str, Any]) -> list[Route]:
-    """The routes, none of which is in the document itself."""
+    """Return the routes of `/openapi.json`, of `/docs`, and of its files; the document itself lists none of them."""
 
     async def openapi(request: Request) -> Response:
         # Under a route prefix, Ray Serve sets root_path.
@@ -112,15 +120,16 @@ def docs_routes(document: dict[str, Any]) -> list[Route]:
         return Response(orjson.dumps({**document, "servers": servers}), media_type="application/json")
 
     files = {"/docs": _SWAGGER_FOLDER / "index.html", "/docs/start.js": _SWAGGER_FOLDER / "start.js"}
-    files |= {f"/docs/{path.name}": path for path in _assets()}
+    files |= {f"/docs/{path.name}": path for path in _swagger_assets()}
     return [
         Route("/openapi.json", openapi, include_in_schema=False),
-        *(file_of(path.read_bytes(), path.suffix).route(address) for address, path in files.items()),
+        *(File.read(path).route(address) for address, path in files.items()),
     ]
 
 
-def _assets() -> list[Path]:
-    spec = find_spec(_PACKAGE)
+def _swagger_assets() -> list[Path]:
+    spec = find_spec(_SWAGGER_PACKAGE)
     # It is a dependency of this package.
     assert spec is not None and spec.submodule_search_locations is not None  # noqa: PT018
-    return [Path(spec.submodule_search_locations[0]) / _PACKAGE_FOLDER / name for name in _ASSETS]
+    folder = Path(spec.submodule_search_locations[0]) / _SWAGGER_PACKAGE_FOLDER
+    return [folder / name for name in _SWAGGER_ASSETS]

@@ -1,8 +1,7 @@
-"""Connections of Ray Serve's HTTP proxy, bounded: headers are short, and arrive in time; connections are not too many.
+"""Bounds for the connections of Ray Serve's HTTP proxy: size and time of the headers, and number of connections.
 
-Serve (2.60) parses with httptools where it is installed, which reads headers without end into memory and waits for the
-end of half a request for ever. Nothing of this is a setting of Serve's, so its callback for middlewares changes the
-parser.
+Serve (2.60) parses with httptools if it is installed, which reads endless headers into memory and waits forever for the
+rest of a request. Serve has no setting for this, so the callback by which it collects middleware replaces the parser.
 """
 
 import asyncio
@@ -17,44 +16,47 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from serve_app.errors import RETRY_AFTER_S, Overloaded
 from serve_app.responses.errors import error_response
 
-# Ray reads it where it starts a proxy: it must stand in the environment of each node's Ray.
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 VALUE = "serve_app.api.proxy_connection.bound"
+"""The value of VARIABLE, which a proxy reads when it starts: set it in the environment of Ray on every node."""
 
 
 class BoundedConnection(H11Protocol):
-    """h11 refuses with 400 headers that are not complete after 64 KiB; this one closes where they take too long.
+    """uvicorn's h11 connection, closed if the head of a request takes too long, or if too many are open.
 
-    A connection that waits between two requests is closed by uvicorn, after Serve's `keep_alive_timeout_s`.
+    h11 itself answers a head of more than 64 KiB with 400. uvicorn closes a connection that is idle between two
+    requests, after Serve's `keep_alive_timeout_s`.
     """
 
     head_s: ClassVar[float] = 20.0
-    most: ClassVar[int] = 4096
-    """Connections of a proxy. What is beyond is answered with 503 and closed."""
+    """How long the head of a request may take."""
+    max_connections: ClassVar[int] = 4096
+    """Open connections of one proxy; a further one is answered with 503 and closed."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._too_late: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.most:
+        if len(self.connections) > self.max_connections:
             self._refuse()
         else:
-            self._expect_head()
+            self._start_head_timer()
 
     def data_received(self, data: bytes) -> None:
-        self._expect_head()
+        self._start_head_timer()
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
-            self._forget_head()
+            self._stop_head_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._forget_head()
+        self._stop_head_timer()
         super().connection_lost(exc)
 
     def _refuse(self) -> None:
-        error = Overloaded(f"{self.most} connections are open, and no more are taken", retry_after_s=RETRY_AFTER_S)
+        message = f"{self.max_connections} connections are open, as many as are allowed"
+        error = Overloaded(message, retry_after_s=RETRY_AFTER_S)
         response = error_response(error)
         response.headers["Connection"] = "close"
         for event in (
@@ -65,23 +67,23 @@ class BoundedConnection(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
-    def _expect_head(self) -> None:
-        """Counted from the first byte of a request, of a connection's first request from its beginning."""
-        if self._too_late is None and self.conn.their_state is h11.IDLE:
-            self._too_late = self.loop.call_later(self.head_s, self.transport.close)
+    def _start_head_timer(self) -> None:
+        """Start the timer with the first byte of a request, or, for the first request, with the connection."""
+        if self._head_timer is None and self.conn.their_state is h11.IDLE:
+            self._head_timer = self.loop.call_later(self.head_s, self.transport.close)
 
-    def _forget_head(self) -> None:
-        if self._too_late is not None:
-            self._too_late.cancel()
-            self._too_late = None
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
-def ask_ray() -> None:
-    """Have the proxies bounded of a Ray that this process starts from now on."""
+def enable_bounds() -> None:
+    """Bound the connections of every proxy of a Ray that this process starts later, by setting VARIABLE."""
     os.environ.setdefault(VARIABLE, VALUE)
 
 
 def bound() -> list[Middleware]:
-    """Have this process, one of Serve's proxies, make its connections of BoundedConnection. Adds no middleware."""
+    """Use BoundedConnection in this process, which is one of Serve's proxies. Returns no middleware."""
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedConnection.__name__}"
     return []

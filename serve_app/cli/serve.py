@@ -38,7 +38,7 @@ def main(prog: str, words: Sequence[str]) -> None:
     print(f"Starting; loading {settings.model.source} …", flush=True)
     # One CPU each for ingress and replica, also where the machine has only one. Ray's own lines go to its log.
     cpus = max(2, len(os.sched_getaffinity(0)))
-    proxy_connection.ask_ray()
+    proxy_connection.enable_bounds()
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         for name in (signal.SIGINT, signal.SIGTERM):

@@ -44,7 +44,7 @@ class Served:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[int]:
     """A started cluster; the port of its HTTP proxy."""
-    proxy_connection.ask_ray()
+    proxy_connection.enable_bounds()
     port = free_port()
     # Logical CPUs: the actors share whatever cores there are.
     # The figures at /metrics are brought up to date each second, not each tenth.

@@ -120,7 +120,7 @@ def main() -> None:
     # Ray's workers are at niceness 15 by default, where a busy machine gives them next to nothing.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
     port = free_port()
-    proxy_connection.ask_ray()
+    proxy_connection.enable_bounds()
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})

@@ -116,7 +116,7 @@ class TestTime:
 
 
 class Few(BoundedConnection):
-    most = 2
+    max_connections = 2
 
 
 class TestNumber:
