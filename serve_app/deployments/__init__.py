@@ -1,1 +1,1 @@
-"""Ray Serve: deployments, handles, autoscaling, metrics, retries. Imports ray, as do `app` and `cli.serve`."""
+"""Ray Serve: deployments, handles, autoscaling, metrics, retries. Only `app` and `cli.serve` import ray besides."""

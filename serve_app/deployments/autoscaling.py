@@ -1,6 +1,6 @@
-"""How many replicas the open work calls for: the policy that `autoscaling_config` in serve_config.yaml names.
+"""The autoscaling policy that `autoscaling_config` in serve_config.yaml names: replicas follow the open work.
 
-Pure: no Ray, and no clock of its own. Serve's controller asks the policy; benchmarks/scaling.py asks the same object.
+Pure, without Ray and without a clock: Serve's controller and benchmarks/scaling.py call the same object.
 """
 
 import math
@@ -8,16 +8,17 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-# What a replica reports of its engine, by name.
+# The names of the figures that a replica reports.
 WORK_S = "work_s"
 OPEN_REQUESTS = "open_requests"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is open in the whole deployment, averaged over Serve's `look_back_period_s`.
+    """The open work of the whole deployment, averaged over Serve's `look_back_period_s`.
 
-    `work_s`: seconds of work at the replicas, of `requests` requests; `queued`: requests that no replica has taken yet.
+    `work_s`: seconds of work of the requests at the replicas, of which there are `requests`; `queued`: requests that no
+    replica has accepted yet.
     """
 
     work_s: float
@@ -26,12 +27,14 @@ class Load:
 
 
 class OpenWorkPolicy:
-    """As many replicas as leave each `target_s` seconds of open work, but never more than there are open requests.
+    """A policy for Serve: `target_s` seconds of open work for each replica, and no more replicas than open requests.
 
-    More replicas only once all of the last `upscale_window_s` called for them, and as few more as any moment of it;
-    fewer in the same way over `downscale_window_s`. Serve's own delays look at the last moment alone, so that one quiet
-    second at the end of the delay stops every replica but one; set them to 0. Serve applies `min_replicas` and
-    `max_replicas` afterwards. Raises ValueError where `target_s` is not positive or a window is negative.
+    It adds replicas only if every moment of the last `upscale_window_s` called for more, and adds the fewest that any
+    of these moments called for; it removes replicas in the same way over `downscale_window_s`. Set Serve's own delays
+    to 0: they count only the last moment, so that one quiet second at the end of a delay stops every replica but one.
+    Serve applies `min_replicas` and `max_replicas` afterwards.
+
+    Raises ValueError if `target_s` is not positive or a window is negative.
     """
 
     def __init__(
@@ -40,16 +43,16 @@ class OpenWorkPolicy:
         if not target_s > 0 or not upscale_window_s >= 0 or not downscale_window_s >= 0:
             raise ValueError(
                 f"target_s ({target_s}) must be more than 0, upscale_window_s ({upscale_window_s}) and "
-                f"downscale_window_s ({downscale_window_s}) not less"
+                f"downscale_window_s ({downscale_window_s}) at least 0"
             )
         self._target_s = target_s
         self._upscale_window_s = upscale_window_s
         self._downscale_window_s = downscale_window_s
-        # (at_s, replicas wanted then), as far back as the longer window.
+        # (time, replicas wanted at that time), as far back as the longer window.
         self._wanted: deque[tuple[float, int]] = deque()
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """Serve's interface: an AutoscalingContext in, the number of replicas and no state of Serve's out."""
+        """Return the number of replicas for Serve's AutoscalingContext, and no state for Serve to keep."""
         metrics = context.aggregated_metrics or {}
         load = Load(
             work_s=sum(metrics.get(WORK_S, {}).values()),
@@ -59,21 +62,21 @@ class OpenWorkPolicy:
         return self.decide(load, replicas=context.target_num_replicas, now_s=context.current_time), {}
 
     def decide(self, load: Load, *, replicas: int, now_s: float) -> int:
-        """The number of replicas from now on, where `replicas` is the number decided last; `now_s` never goes back."""
+        """Return the number of replicas from now on. `replicas`: the last decision; `now_s` never decreases."""
         if not self._wanted:
-            # A new controller knows no past: the present number has to be outvoted for a whole window.
+            # A new controller has no history, so the present number counts as wanted until a whole window has passed.
             self._wanted.append((now_s, replicas))
-        self._wanted.append((now_s, self._wanted_by(load)))
-        return self._settle(replicas, now_s)
+        self._wanted.append((now_s, self._replicas_for(load)))
+        return self._apply_windows(replicas, now_s)
 
-    def _wanted_by(self, load: Load) -> int:
-        """What the load calls for at this moment. A queued request counts like the mean of those at the replicas."""
+    def _replicas_for(self, load: Load) -> int:
+        """Return the replicas that the load alone calls for; a queued request counts as the mean of the others."""
         mean_s = load.work_s / load.requests if load.requests > 0 else self._target_s
         for_work = (load.work_s + load.queued * mean_s) / self._target_s
         # A request stays on one replica, so a replica beyond the last request would have nothing to do.
         return math.ceil(min(for_work, load.requests + load.queued))
 
-    def _settle(self, replicas: int, now_s: float) -> int:
+    def _apply_windows(self, replicas: int, now_s: float) -> int:
         while self._wanted[0][0] < now_s - max(self._upscale_window_s, self._downscale_window_s):
             self._wanted.popleft()
         at_least = min(wanted for at_s, wanted in self._wanted if at_s >= now_s - self._upscale_window_s)

@@ -1,4 +1,4 @@
-"""The editor behind its Serve handle; edits whose replica dies run again."""
+"""The Editor over the Serve handle of the replicas, with retries for edits whose replica dies."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
-from serve_app.deployments.ray_errors import DEADLINE_MARGIN_S, cancel, our_errors
+from serve_app.deployments.ray_errors import DEADLINE_MARGIN_S, cancel, translate_ray_errors
 from serve_app.deployments.retries import Attempts, ReplicaGone
 from serve_app.errors import ReplicaStopping
 from serve_app.events import Completed, Event, Preview, result_of
@@ -22,10 +22,10 @@ _READY_TIMEOUT_S = 2.0
 
 
 class EditorHandle:
-    """The editor behind its handle. An edit whose replica dies runs again elsewhere, with the seed that it has.
+    """The Editor of callers in the cluster. An edit whose replica dies runs again on another one, with the same seed.
 
-    Deadlines count from here, so that they hold while no replica is there to keep them. `on_retry` hears of each
-    attempt after the first.
+    Deadlines start here, so that they hold even if no replica is there to enforce them. `timeout_s`: the time limit of
+    an edit. `on_retry`: called before each attempt after the first.
     """
 
     def __init__(self, handle: DeploymentHandle, timeout_s: float, on_retry: Callable[[], None] = lambda: None) -> None:
@@ -40,39 +40,36 @@ class EditorHandle:
             try:
                 return await self._edit_once(request, attempts.left_s)
             except (ReplicaGone, ReplicaStopping) as error:
-                await self._pause(attempts, error)
-        # As a stream, which tells when the edit runs: only then is a death its own.
+                await self._wait_to_retry(attempts, error)
+        # As a stream, whose events show when the edit has started: only after that is a death its own fault.
         async with aclosing(self._events(request, attempts)) as events:
             return await result_of(events, request)
 
     async def _edit_once(self, request: EditRequest, timeout_s: float) -> EditResult:
         response = self._handle.edit.remote(request, timeout_s=timeout_s)
-        with our_errors(response, self._timeout_s):
+        with translate_ray_errors(response, self._timeout_s):
             async with asyncio.timeout(timeout_s + DEADLINE_MARGIN_S):
                 result: EditResult = await response
                 return result
 
     def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
-        """As ImageEditor.edit_stream. Close it where it is not read to its end: that frees the request's samples.
-
-        Where a replica dies, progress begins again; no preview and no output is told twice.
-        """
+        """As ImageEditor.edit_stream. If a replica dies, progress starts again, but no picture is sent twice."""
         return self._events(request, Attempts(self._timeout_s))
 
     async def _events(self, request: EditRequest, attempts: Attempts) -> AsyncGenerator[Event, None]:
-        told: set[tuple[int, ...]] = set()
+        sent: set[tuple[int, ...]] = set()
         while True:
             try:
                 async with aclosing(self._events_once(request, attempts)) as events:
                     async for event in events:
-                        attempts.hear(event)
-                        if (picture := _picture(event)) not in told:
+                        attempts.record_event(event)
+                        if (picture := _picture_index(event)) not in sent:
                             yield event
                         if picture is not None:
-                            told.add(picture)
+                            sent.add(picture)
                 return
             except (ReplicaGone, ReplicaStopping) as error:
-                await self._pause(attempts, error)
+                await self._wait_to_retry(attempts, error)
 
     async def _events_once(self, request: EditRequest, attempts: Attempts) -> AsyncGenerator[Event, None]:
         timeout_s = attempts.left_s
@@ -86,39 +83,39 @@ class EditorHandle:
             cancel(response)
 
     async def _next(self, response: DeploymentResponseGenerator, deadline_s: float) -> Event | None:
-        with our_errors(response, self._timeout_s):
+        with translate_ray_errors(response, self._timeout_s):
             async with asyncio.timeout_at(deadline_s):
                 event: Event | None = await anext(response, None)
                 return event
 
-    async def _pause(self, attempts: Attempts, error: ReplicaGone | ReplicaStopping) -> None:
-        pause_s = attempts.after(error)
+    async def _wait_to_retry(self, attempts: Attempts, error: ReplicaGone | ReplicaStopping) -> None:
+        pause_s = attempts.record_failure(error)
         logger.warning("An edit is run again%s: %s", ", alone" if attempts.alone else "", error)
         self._on_retry()
         await asyncio.sleep(pause_s)
 
     async def ready(self) -> bool:
-        """Whether a replica with a warm model answers within two seconds, or is there and busy."""
+        """Return whether a replica with a warm model answers within two seconds, or is there and busy."""
         response = self._handle.ready.remote()
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 return bool(await response)
         except (TimeoutError, BackPressureError):
-            # Where replicas have as many requests as they take, the question waits behind those that they do not take.
+            # If all replicas have as many requests as they accept, this call waits behind the other requests.
             cancel(response)
-            return await self._runs_by_controller()
+            return await self._has_running_replica()
         except (RayError, RayServeException):
             return False
 
-    async def _runs_by_controller(self) -> bool:
+    async def _has_running_replica(self) -> bool:
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
-                return await asyncio.to_thread(self._runs)
+                return await asyncio.to_thread(self._controller_reports_running)
         except TimeoutError:
             return False
 
-    def _runs(self) -> bool:
-        """Whether Serve's controller knows a replica that has loaded its model, and is healthy."""
+    def _controller_reports_running(self) -> bool:
+        """Return whether Serve's controller reports a healthy replica, which has loaded its model."""
         try:
             application = serve.status().applications.get(self._handle.app_name)
         except (RayError, RayServeException):
@@ -128,8 +125,8 @@ class EditorHandle:
         return any(count > 0 for state, count in states if state == "RUNNING")
 
 
-def _picture(event: Event) -> tuple[int, ...] | None:
-    """Which picture an event shows; None where it shows none."""
+def _picture_index(event: Event) -> tuple[int, ...] | None:
+    """Return the index of the picture that an event holds, or None if it holds none."""
     if isinstance(event, Completed):
         return (event.image_index, event.variant_index)
     if isinstance(event, Preview):

@@ -1,4 +1,4 @@
-"""A events: the events of one request, from the engine's threads to a reader on an event loop."""
+"""The event queue of one request, from the engine's threads to a reader on an event loop."""
 
 import asyncio
 from collections import deque
@@ -10,8 +10,9 @@ from serve_app.events import Event, Progress
 
 
 class EventQueue:
-    """Made on the reader's loop. A slow reader holds nobody up and loses no picture: only unread progress is replaced
-    by newer, so that no more waits than the request has previews and outputs.
+    """A queue of events, created on the reader's loop, that never blocks a writer and loses no picture.
+
+    Unread progress is replaced by newer progress, so the number of unread events is bounded by that of the pictures.
     """
 
     def __init__(self) -> None:
@@ -21,15 +22,15 @@ class EventQueue:
         self._closed = False
 
     def put(self, event: Event) -> None:
-        """From any thread; returns at once."""
-        self._on_loop(self._store, event)
+        """Append an event, from any thread, without blocking."""
+        self._call_on_loop(self._append, event)
 
     def close(self) -> None:
-        """From any thread: nothing more will be put."""
-        self._on_loop(self._end)
+        """Mark the end of the events, from any thread."""
+        self._call_on_loop(self._mark_closed)
 
     async def get(self) -> Event | None:
-        """The next event; None where the events is closed and read to its end."""
+        """Return the next event, or None once the queue is closed and empty."""
         while not self._unread:
             if self._closed:
                 return None
@@ -37,17 +38,17 @@ class EventQueue:
             await self._arrived.wait()
         return self._unread.popleft()
 
-    def _on_loop(self, call: Callable[..., None], *args: Any) -> None:
+    def _call_on_loop(self, call: Callable[..., None], *args: Any) -> None:
         # A replica that shuts down closes its loop before the engine's threads have ended.
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(call, *args)
 
-    def _store(self, event: Event) -> None:
+    def _append(self, event: Event) -> None:
         if isinstance(event, Progress) and self._unread and isinstance(self._unread[-1], Progress):
             self._unread.pop()
         self._unread.append(event)
         self._arrived.set()
 
-    def _end(self) -> None:
+    def _mark_closed(self) -> None:
         self._closed = True
         self._arrived.set()

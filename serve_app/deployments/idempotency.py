@@ -1,4 +1,4 @@
-"""The Serve deployment IdempotencyKeeper, one process that holds the ledger of all ingress replicas, and its handle."""
+"""The Serve deployment IdempotencyKeeper, one process with the ledger of all ingress replicas, and the handle to it."""
 
 import asyncio
 from typing import Any
@@ -8,25 +8,29 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 
-from serve_app.deployments.logging import log_in_one_line
+from serve_app.deployments.logging import log_refusals_in_one_line
 from serve_app.deployments.ray_errors import DEADLINE_MARGIN_S
 from serve_app.errors import EditError
 from serve_app.idempotency.ledger import Claim, Key, Lease, LedgerUnreachable, MemoryLedger, Outcome
 from serve_app.settings import LimitSettings
 
-_SWEEP_S = 1.0
+_SWEEP_PERIOD_S = 1.0
+_CALL_TIMEOUT_S = 2.0
+"""How long an edit waits for the ledger before it runs without one."""
+_SETTLE_TIMEOUT_S = 30.0
+"""How long a response may take to the ledger; no request waits for that."""
 
 
 @serve.deployment(name="IdempotencyKeeper")
 class IdempotencyKeeper:
-    """A MemoryLedger for callers in the cluster. Always one replica: a second one would not know what runs.
+    """A MemoryLedger for callers in the cluster. Always one replica, since a second one would have a second ledger.
 
-    It edits nothing and encodes nothing, but holds each answer to a key for a while, up to
-    `limits.idempotency_max_bytes`; an answer passes through it once, and once more for each retry.
+    It edits and encodes nothing. It holds responses, up to `limits.idempotency_max_bytes`; each passes through it once
+    when it is stored, and once for each replay.
     """
 
     def __init__(self, limits: LimitSettings) -> None:
-        log_in_one_line()
+        log_refusals_in_one_line()
         self._ledger = MemoryLedger(limits)
         # Serve runs constructors on the loop that serves the requests (Ray 2.60).
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
@@ -46,16 +50,14 @@ class IdempotencyKeeper:
     async def _sweep(self) -> None:
         while True:
             self._ledger.sweep()
-            await asyncio.sleep(_SWEEP_S)
-
-
-# What an edit waits for the ledger before it runs without; and what nobody waits for, an answer on its way there.
-_LEDGER_S = 2.0
-_LEDGER_SETTLE_S = 30.0
+            await asyncio.sleep(_SWEEP_PERIOD_S)
 
 
 class LedgerHandle:
-    """Implements Ledger. Where the keeper does not answer soon, it is unreachable."""
+    """The Ledger of an ingress replica: calls the IdempotencyKeeper, and is unreachable if that does not answer soon.
+
+    `timeout_s`: the time limit of an edit.
+    """
 
     def __init__(self, handle: DeploymentHandle, timeout_s: float) -> None:
         self._handle = handle
@@ -63,29 +65,29 @@ class LedgerHandle:
 
     async def claim(self, key: Key, fingerprint: str) -> Claim:
         """As Ledger.claim."""
-        claim: Claim = await _reach(self._handle.claim.remote(key, fingerprint), _LEDGER_S)
+        claim: Claim = await _call(self._handle.claim.remote(key, fingerprint), _CALL_TIMEOUT_S)
         return claim
 
     async def wait(self, lease: Lease) -> Outcome:
         """As Ledger.wait."""
         wait_s = self._timeout_s + 2 * DEADLINE_MARGIN_S
-        outcome: Outcome = await _reach(self._handle.wait.remote(lease), wait_s)
+        outcome: Outcome = await _call(self._handle.wait.remote(lease), wait_s)
         return outcome
 
     async def renew(self, lease: Lease) -> int:
         """As Ledger.renew."""
-        waiters: int = await _reach(self._handle.renew.remote(lease), _LEDGER_S)
+        waiters: int = await _call(self._handle.renew.remote(lease), _CALL_TIMEOUT_S)
         return waiters
 
     async def settle(self, lease: Lease, outcome: Outcome) -> None:
         """As Ledger.settle."""
-        await _reach(self._handle.settle.remote(lease, outcome), _LEDGER_SETTLE_S)
+        await _call(self._handle.settle.remote(lease, outcome), _SETTLE_TIMEOUT_S)
 
 
-async def _reach(response: DeploymentResponse, within_s: float) -> Any:
-    """The ledger's answer. Raises its EditError, LedgerUnreachable for all that is not its own."""
+async def _call(response: DeploymentResponse, timeout_s: float) -> Any:
+    """Return the ledger's reply. Raises the ledger's own EditErrors, and LedgerUnreachable for every other failure."""
     try:
-        async with asyncio.timeout(within_s):
+        async with asyncio.timeout(timeout_s):
             try:
                 return await response
             except asyncio.CancelledError:

@@ -1,4 +1,4 @@
-"""The Serve deployment EditIngress: the Starlette application in front of the editor's handle."""
+"""The Serve deployment EditIngress: the HTTP application over the handles of the other deployments."""
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -17,26 +17,26 @@ from serve_app.settings import AppSettings
 @serve.deployment(name="EditIngress")
 @serve.ingress()
 class EditIngress:
-    """Parses untrusted bytes and shapes answers; CPU only, so it scales cheaply."""
+    """The HTTP ingress: parses untrusted uploads and builds responses. It needs no GPU, so more replicas are cheap."""
 
     def __init__(
         self, editor: DeploymentHandle, jobs: DeploymentHandle, ledger: DeploymentHandle, settings: AppSettings
     ) -> None:
         timeout_s = settings.limits.request_timeout_s
         self._metrics = IngressMetrics(settings.model.served_name)
-        self._editor = EditorHandle(editor, timeout_s, self._metrics.retried)
+        self._editor = EditorHandle(editor, timeout_s, self._metrics.count_retry)
         self._jobs = JobsHandle(jobs, timeout_s)
         self._ledger = LedgerHandle(ledger, timeout_s)
         self._settings = settings
         self._shedder = LoadShedder()
-        # By its module: Ray pickles this class by value, with what it names.
+        # Named through its module: Ray pickles this class by value, and with it every object that it names directly.
         pool.DECODERS.warm()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         return create_app(
-            self._editor, self._settings, self._metrics.serialized, self._jobs, self._shedder, self._ledger
+            self._editor, self._settings, self._metrics.record_serialization, self._jobs, self._shedder, self._ledger
         )
 
     async def drain(self) -> None:
-        """Refuse new edits with 503 from now on, and say so at /health/ready; those that run are answered."""
+        """Answer new edits and /health/ready with 503 from now on; running edits go on."""
         self._shedder.drain()

@@ -1,7 +1,7 @@
-"""What the application measures of itself, for Prometheus through Ray: the table METRICS, and who fills it.
+"""The application's own metrics, for Prometheus through Ray: the table METRICS, and the classes that record them.
 
-Ray's histograms (2.60) have a false sum: the agent makes it of the middles of the buckets. So each histogram here has
-two counters beside it, what was observed and how often, which are exact.
+The sum of a histogram is wrong in Ray (2.60), whose agent computes it from the middles of the buckets. So each
+histogram here has two counters beside it, the exact sum and the exact count of what was observed.
 """
 
 import asyncio
@@ -20,16 +20,16 @@ from serve_app.images import Size
 from serve_app.request import EditResult
 
 SAMPLE_PERIOD_S = 1.0
-"""Between two looks at what changes by itself: the queue, the memory."""
+"""Time between two readings of the gauges, such as the queue and the memory."""
 
-# Of `area` and `aspect`, so that their values are bounded whatever callers send.
+# Bounds of the labels `area` and `aspect`, so that they have few values whatever callers send.
 _AREA_EXPONENTS = (-4, 2)
-_SQUARE = 1.1
+_MAX_SQUARE_ASPECT = 1.1
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. `labels` are beside those that all have: model, application, deployment, replica."""
+    """One metric. `labels`: besides those of every metric, which are model, application, deployment and replica."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
@@ -39,7 +39,7 @@ class Metric:
 
     @property
     def exported(self) -> tuple[str, ...]:
-        """Its names at /metrics."""
+        """The names of the metric at /metrics."""
         endings = {"gauge": ("",), "counter": ("_total",), "histogram": ("_bucket", "_count", "_sum")}
         return tuple(f"ray_image_edits_{self.name}{ending}" for ending in endings[self.kind])
 
@@ -67,41 +67,41 @@ EDITOR_METRICS = (
     Metric("forward_seconds", "counter", "seconds in forwards", _SHAPE),
     Metric("forward_samples", "histogram", "samples of a forward", boundaries=_SAMPLES),
 )
-# Each stage is measured where it happens: `serialize` in the ingress, the others in the editor.
+# The ingress records the stage `serialize`, the editor the others.
 STAGE_METRICS = (
     Metric("stage_seconds", "counter", "seconds of answered requests in a stage", ("stage",)),
     Metric("stage_requests", "counter", "requests that went through a stage", ("stage",)),
     Metric("stage_duration_seconds", "histogram", "seconds of a request in a stage", ("stage",), _SECONDS),
 )
-# Of those who send edits to replicas: the ingress and the keeper of the jobs.
+# Recorded by the deployments that send edits to replicas: EditIngress and JobKeeper.
 RETRY_METRICS = (Metric("retries", "counter", "attempts at an edit after the first, since a replica died or stopped"),)
 METRICS = EDITOR_METRICS + STAGE_METRICS + RETRY_METRICS
 
 
 class _Recorder:
-    """The metrics of a table as Ray's objects. Any thread may record. Made in a replica, so that Serve adds labels."""
+    """The metrics of a table as Ray's objects, thread-safe. Create it in a replica, so that Serve adds its labels."""
 
     def __init__(self, table: Sequence[Metric], model: str) -> None:
-        self._instruments = {metric.name: _instrument(metric, model) for metric in table}
+        self._instruments = {metric.name: _create_instrument(metric, model) for metric in table}
 
     def set(self, name: str, value: float, **labels: str) -> None:
         self._instruments[name].set(value, labels)
 
     def add(self, name: str, value: float, **labels: str) -> None:
-        # Ray refuses to add nothing, which is also what no time on a coarse clock looks like.
+        # Ray rejects an increment of 0, which a duration may be on a coarse clock.
         if value > 0:
             self._instruments[name].inc(value, labels)
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         self._instruments[name].observe(value, labels)
 
-    def stage(self, stage: str, seconds: float) -> None:
+    def record_stage(self, stage: str, seconds: float) -> None:
         self.add("stage_seconds", seconds, stage=stage)
         self.add("stage_requests", 1, stage=stage)
         self.observe("stage_duration_seconds", seconds, stage=stage)
 
 
-def _instrument(metric: Metric, model: str) -> Any:
+def _create_instrument(metric: Metric, model: str) -> Any:
     name, keys = f"image_edits_{metric.name}", ("model", *metric.labels)
     if metric.kind == "histogram":
         instrument = serve_metrics.Histogram(name, metric.meaning, list(metric.boundaries), keys)
@@ -114,14 +114,14 @@ def _instrument(metric: Metric, model: str) -> Any:
 
 
 class EditorMetrics:
-    """What an ImageEditor replica measures. `native_area` is the model's, in pixels."""
+    """The metrics of an ImageEditor replica. `native_area`: the model's native area, in pixels."""
 
     def __init__(self, model: str, native_area: int) -> None:
         self._recorder = _Recorder(EDITOR_METRICS + STAGE_METRICS, model)
         self._native_area = native_area
 
-    def forward(self, samples: Sequence[Sample], seconds: float) -> None:
-        """One forward has been done. Called on the engine's thread; all samples have one shape."""
+    def record_forward(self, samples: Sequence[Sample], seconds: float) -> None:
+        """Record a forward, whose samples have one shape. Called on the engine's thread."""
         shape = shape_labels(samples[0].shape.output, self._native_area)
         self._recorder.add("forwards", 1, **shape)
         self._recorder.add("sample_steps", len(samples), **shape)
@@ -130,8 +130,8 @@ class EditorMetrics:
         self._recorder.observe("forward_samples", len(samples))
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Around one request: counts how it leaves."""
+    def count_request(self) -> Iterator[None]:
+        """Count a request, by how it ends."""
         code, error = "OK", ""
         try:
             yield
@@ -147,14 +147,14 @@ class EditorMetrics:
         finally:
             self._recorder.add("requests", 1, code=code, error=error)
 
-    def finished(self, result: EditResult) -> None:
-        """A result is ready."""
+    def record_result(self, result: EditResult) -> None:
+        """Record the outputs of a finished request, and the duration of its stages."""
         self._recorder.add("outputs", sum(len(variants) for variants in result.pixels))
         for stage, seconds in asdict(result.timings).items():
-            self._recorder.stage(stage.removesuffix("_s"), seconds)
+            self._recorder.record_stage(stage.removesuffix("_s"), seconds)
 
-    def look(self, stats: EngineStats, knee_tokens: int, memory: Mapping[str, int]) -> None:
-        """What is there at this moment; `memory` in bytes by kind."""
+    def set_gauges(self, stats: EngineStats, knee_tokens: int, memory: Mapping[str, int]) -> None:
+        """Set the gauges to their values at this moment; `memory`: bytes by kind."""
         self._recorder.set("waiting_samples", stats.waiting)
         self._recorder.set("preparing_samples", stats.preparing)
         self._recorder.set("running_samples", stats.running)
@@ -167,25 +167,28 @@ class EditorMetrics:
 
 
 class IngressMetrics:
-    """What an EditIngress replica measures, beside Serve's own figures of HTTP; of a JobKeeper, its retries."""
+    """The metrics of an EditIngress replica besides Serve's own, and the retries of a JobKeeper."""
 
     def __init__(self, model: str) -> None:
         self._recorder = _Recorder(STAGE_METRICS + RETRY_METRICS, model)
 
-    def retried(self) -> None:
-        """An edit is run again."""
+    def count_retry(self) -> None:
+        """Count a further attempt at an edit."""
         self._recorder.add("retries", 1)
 
-    def serialized(self, seconds: float) -> None:
-        """An answer has been made from a result."""
-        self._recorder.stage("serialize", seconds)
+    def record_serialization(self, seconds: float) -> None:
+        """Record the seconds spent on building the response to an edit."""
+        self._recorder.record_stage("serialize", seconds)
 
 
 def shape_labels(size: Size, native_area: int) -> dict[str, str]:
-    """`area`: in native areas, the nearest power of two from 1/16 to 4. `aspect`: portrait, square or landscape."""
+    """Return the labels of an output size.
+
+    `area`: in native areas, the nearest power of two from 1/16 to 4; `aspect`: portrait, square or landscape.
+    """
     least, most = _AREA_EXPONENTS
     exponent = min(max(round(math.log2(size.pixels / native_area)), least), most)
     area = str(2**exponent) if exponent >= 0 else f"1/{2**-exponent}"
-    if size.aspect_ratio <= _SQUARE:
+    if size.aspect_ratio <= _MAX_SQUARE_ASPECT:
         return {"area": area, "aspect": "square"}
     return {"area": area, "aspect": "landscape" if size.width > size.height else "portrait"}

@@ -1,4 +1,4 @@
-"""The Serve deployment ImageEditor: one process, one GPU, one engine."""
+"""The Serve deployment ImageEditor: each replica is one process with one GPU and one engine."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ from ray import serve
 
 from serve_app.deployments.autoscaling import OPEN_REQUESTS, WORK_S
 from serve_app.deployments.event_queue import EventQueue
-from serve_app.deployments.logging import log_in_one_line
+from serve_app.deployments.logging import log_refusals_in_one_line
 from serve_app.deployments.metrics import SAMPLE_PERIOD_S, EditorMetrics
 from serve_app.engine.requests import EditFuture, RunOptions
 from serve_app.engine.stats import EngineStats
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 
-# Requests that @serve.batch hands over at once; more than ever arrive within `engine.gather_s`.
+# Requests that @serve.batch merges into one submission; more than ever arrive within `engine.gather_s`.
 _MAX_SUBMISSION = 256
 
 
@@ -34,60 +34,61 @@ class ImageEditor:
     """Edits pictures for callers in the cluster: `handle.edit.remote(EditRequest(...))`."""
 
     def __init__(self, settings: AppSettings) -> None:
-        log_in_one_line()
+        log_refusals_in_one_line()
         editor = self._start(settings)
         self._model, self._engine = editor.model, editor.engine
         self._limits = settings.limits
         self._geometry = editor.model.pipeline.geometry
-        # Made before the first request, and so before the first forward.
+        # Set before the first request, and so before the first forward uses it.
         self._metrics = EditorMetrics(settings.model.served_name, self._geometry.native_area)
         self._submit.set_batch_wait_timeout_s(settings.engine.gather_s)
         # Serve runs constructors on the loop that serves the requests (Ray 2.60).
-        self._watching = asyncio.get_running_loop().create_task(self._watch())
+        self._monitoring = asyncio.get_running_loop().create_task(self._monitor())
 
     def _start(self, settings: AppSettings) -> "LocalEditor":
-        # Here, so that building the application and running the ingress need no torch.
+        # Imported here, so that building the application and running the ingress need no torch.
         from serve_app.models import runtime
 
-        return runtime.start(settings, on_forward=lambda samples, seconds: self._metrics.forward(samples, seconds))
+        # A lambda, since the metrics are created after the engine.
+        return runtime.start(settings, on_forward=lambda *forward: self._metrics.record_forward(*forward))
 
     async def edit(self, request: EditRequest, *, timeout_s: float = math.inf) -> EditResult:
-        """The request's pictures. Raises the errors of `serve_app.errors`; cancelling the call frees its samples.
+        """Return the request's outputs. Raises the errors of `serve_app.errors`; cancelling the call frees its samples.
 
-        `timeout_s`: a deadline nearer than that of the settings.
+        `timeout_s`: a time limit shorter than that of the settings.
         """
-        with self._metrics.request():
+        with self._metrics.count_request():
             if request.partial_images:
                 message = "partial_images: only a stream has previews; call edit_stream"
                 raise InvalidInput(message, param="partial_images")
             result: EditResult = await asyncio.wrap_future(await self._admit(request, RunOptions(timeout_s=timeout_s)))
-            self._metrics.finished(result)
+            self._metrics.record_result(result)
             return result
 
     async def edit_stream(
         self, request: EditRequest, *, timeout_s: float = math.inf, alone: bool = False
     ) -> AsyncGenerator[Event, None]:
-        """The same, told while it happens: progress, previews, each output as soon as it is done, and last Done.
+        """Yield progress, previews, each output as soon as it is done, and at the end Done.
 
         Raises as `edit`, between any two events. Closing or cancelling the stream frees the request's samples. With
-        `alone`, no other request is in flight on this replica while it is.
+        `alone`, no other request is in flight on this replica together with this one.
         """
         queue = EventQueue()
-        with self._metrics.request():
+        with self._metrics.count_request():
             future = await self._admit(request, RunOptions(queue.put, timeout_s, alone))
-            # The engine tells of every output before it resolves the future.
+            # The engine puts every output into the queue before it resolves the future.
             future.add_done_callback(lambda _: queue.close())
             try:
                 while (event := await queue.get()) is not None:
                     yield event
                 result = future.result()
-                self._metrics.finished(result)
+                self._metrics.record_result(result)
                 yield Done(result.timings, result.batch)
             finally:
                 future.cancel()
 
     async def _admit(self, request: EditRequest, options: RunOptions) -> EditFuture:
-        """The request's future. Where the caller leaves before it has one, the future is cancelled when it is made."""
+        """Submit the request to the engine, and return its future, which is cancelled if this call is."""
         check_limits(request, self._limits)
         check_output_size(request, self._geometry, self._limits)
         submission = asyncio.ensure_future(self._submit(request, options))
@@ -100,28 +101,28 @@ class ImageEditor:
             raise future
         return future
 
-    # Only merges and returns at once: @serve.batch itself closes batches while the GPU is busy, one request each
-    # (Ray 2.60). The engine owns the queue.
+    # Merges requests and returns at once, since the engine owns the queue. If it waited for the results, @serve.batch
+    # would go on closing batches while the GPU is busy, of one request each (Ray 2.60).
     @serve.batch(max_batch_size=_MAX_SUBMISSION, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
     async def _submit(self, requests: list[EditRequest], options: list[RunOptions]) -> list[EditFuture | EditError]:
         return self._engine.submit(requests, options)
 
-    async def _watch(self) -> None:
+    async def _monitor(self) -> None:
         while True:
-            self._metrics.look(self._engine.stats(), self._engine.knee_tokens, self._model.memory())
+            self._metrics.set_gauges(self._engine.stats(), self._engine.knee_tokens, self._model.memory())
             await asyncio.sleep(SAMPLE_PERIOD_S)
             try:
                 self._engine.check_health()
             except DeviceLost as error:
-                await self._end(error)
+                await self._exit(error)
 
-    async def _end(self, error: DeviceLost) -> None:
-        """End this process, once those who waited have been told.
+    async def _exit(self, error: DeviceLost) -> None:
+        """Exit the process, after a pause in which the errors of its requests are sent.
 
-        Serve asks for health every ten seconds and acts on the third bad answer; until then an idle replica that can do
-        nothing would be sent more requests than any other.
+        Serve checks health every ten seconds and acts on the third failure. Until then a replica that can run nothing
+        is idle, and would get more requests than any other.
         """
-        logger.critical("This replica ends itself: %s", error)
+        logger.critical("This replica exits: %s", error)
         await asyncio.sleep(SAMPLE_PERIOD_S)
         os._exit(1)
 
@@ -129,19 +130,19 @@ class ImageEditor:
         return self._engine.stats()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `OpenWorkPolicy` decides by; Serve asks for it."""
+        """Return the figures that OpenWorkPolicy needs; called by Serve."""
         stats = self._engine.stats()
         return {WORK_S: stats.work_s, OPEN_REQUESTS: stats.open_requests}
 
     async def ready(self) -> bool:
-        """True: a replica that answers has loaded and warmed its model."""
+        """Return True: a replica that answers has loaded and warmed its model."""
         return True
 
     async def check_health(self) -> None:
         self._engine.check_health()
 
     def __del__(self) -> None:
-        """Serve calls this once the replica's last request is answered."""
+        """Stop the engine. Serve calls this after the replica's last request."""
         if hasattr(self, "_engine"):
             self._engine.stop()
 
@@ -149,6 +150,6 @@ class ImageEditor:
 def _cancel_future(submission: "asyncio.Future[EditFuture | EditError]") -> None:
     if submission.cancelled() or submission.exception() is not None:
         return
-    answer = submission.result()
-    if not isinstance(answer, EditError):
-        answer.cancel()
+    future = submission.result()
+    if not isinstance(future, EditError):
+        future.cancel()

@@ -1,4 +1,4 @@
-"""Whether an edit whose replica died runs again, and how: with others, alone, or not at all. Pure: no Ray."""
+"""The rules for retrying an edit whose replica has died: together with others, alone, or not at all. Without Ray."""
 
 import random
 import time
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from serve_app.errors import DeadlineExceeded, GenerationError, ReplicaStopping
 from serve_app.events import Event, Progress
 
-_DEATHS_TOGETHER = 2
-"""After so many, an edit is suspected and runs alone, so that it takes nobody with it again."""
-_MOST_DEATHS = 6
-"""An edit that only waits while others' replicas die is innocent; this bounds what it may cost all the same."""
+_DEATHS_UNTIL_ALONE = 2
+"""Replica deaths after which an edit is suspected of causing them and runs alone, so that it harms no other edit."""
+_MAX_DEATHS = 6
+"""Replica deaths after which an edit fails, even if it was only waiting each time and cannot have caused them."""
 _PAUSE_S = 0.2
-_LONGEST_DOUBLING = 5
+_MAX_DOUBLINGS = 5
 
 
 class ReplicaGone(Exception):
-    """The process that worked on an edit has ended, or can work no more."""
+    """The replica that worked on an edit has died, or can run nothing any more."""
 
 
 class Attempts:
@@ -43,26 +43,26 @@ class Attempts:
 
     @property
     def alone(self) -> bool:
-        """Whether the next attempt shares no step with anybody."""
-        return self._deaths >= _DEATHS_TOGETHER
+        """Whether the next attempt runs without any other edit on its replica."""
+        return self._deaths >= _DEATHS_UNTIL_ALONE
 
-    def hear(self, event: Event) -> None:
-        """What the present attempt tells. Place 0 means that its first sample has joined."""
+    def record_event(self, event: Event) -> None:
+        """Record from an event of the present attempt that it has started; place 0: its first sample has joined."""
         if self.alone and isinstance(event, Progress) and event.place == 0:
             self._runs_alone = True
 
-    def after(self, error: ReplicaGone | ReplicaStopping) -> float:
-        """How many seconds to wait before the next attempt, at random so that callers do not come back as one.
+    def record_failure(self, error: ReplicaGone | ReplicaStopping) -> float:
+        """Record that an attempt has failed, and return the seconds to wait before the next one.
 
-        Raises GenerationError where the edit has ended a replica alone, or has been there too often; DeadlineExceeded
-        where there is no time left.
+        The wait is random, so that edits of one replica do not all come back at once. Raises GenerationError if the
+        replica died while the edit ran alone, or too many replicas have died; DeadlineExceeded if no time is left.
         """
         self._failures += 1
         if isinstance(error, ReplicaGone):
             self._deaths += 1
-            if self._runs_alone or self._deaths >= _MOST_DEATHS:
+            if self._runs_alone or self._deaths >= _MAX_DEATHS:
                 raise GenerationError(f"the process that worked on it ended, {self._deaths} times")
         if not self.left_s:
             raise DeadlineExceeded.after(self._timeout_s)
-        longest_s = _PAUSE_S * 2 ** min(self._failures, _LONGEST_DOUBLING)
+        longest_s = _PAUSE_S * 2 ** min(self._failures, _MAX_DOUBLINGS)
         return self._jitter(longest_s / 2, longest_s)

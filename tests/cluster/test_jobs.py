@@ -71,7 +71,7 @@ def test_a_vault_is_found_by_name_and_ends_once_nobody_calls_any_more(cluster: i
             await first.drop("first", "a")
         with pytest.raises(KeyError):
             await second.body("second", "b")
-        staying = asyncio.create_task(second.stay())
+        staying = asyncio.create_task(second.keep_alive())
         await asyncio.sleep(6)
         assert vault_is_there("deleted")
         assert await second.take_over("third") == {"a": b"note"}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve_app.deployments.logging import log_in_one_line
+from serve_app.deployments.logging import log_refusals_in_one_line
 from serve_app.errors import DeviceLost, EditError, InvalidInput, OutOfMemory, Overloaded
 
 LOGGER = logging.getLogger("ray.serve")
@@ -15,7 +15,7 @@ LOGGER = logging.getLogger("ray.serve")
 def _filtered(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.INFO, logger="ray.serve")
     before = list(LOGGER.filters)
-    log_in_one_line()
+    log_refusals_in_one_line()
     yield
     LOGGER.filters[:] = before
 

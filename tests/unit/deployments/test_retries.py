@@ -15,50 +15,50 @@ def attempts(clock: Clock, timeout_s: float = 60.0) -> Attempts:
 def test_two_deaths_among_others_then_alone():
     tried = attempts(Clock())
     assert not tried.alone
-    tried.after(ReplicaGone())
+    tried.record_failure(ReplicaGone())
     assert not tried.alone
-    tried.after(ReplicaGone())
+    tried.record_failure(ReplicaGone())
     assert tried.alone
 
 
 def test_who_ends_a_replica_alone_is_not_tried_again():
     tried = attempts(Clock())
     for _ in range(2):
-        tried.after(ReplicaGone())
-    tried.hear(Progress(0, 4, place=0))
+        tried.record_failure(ReplicaGone())
+    tried.record_event(Progress(0, 4, place=0))
     with pytest.raises(GenerationError, match=r"^Image generation failed: .* ended, 3 times$"):
-        tried.after(ReplicaGone())
+        tried.record_failure(ReplicaGone())
 
 
 def test_who_only_waits_for_its_turn_alone_is_innocent_of_a_death():
     tried = attempts(Clock())
     for _ in range(2):
-        tried.after(ReplicaGone())
-    tried.hear(Progress(0, 4, place=1))
-    tried.after(ReplicaGone())
+        tried.record_failure(ReplicaGone())
+    tried.record_event(Progress(0, 4, place=1))
+    tried.record_failure(ReplicaGone())
     assert tried.alone
 
 
 def test_what_ran_among_others_says_nothing_of_the_run_alone():
     tried = attempts(Clock())
-    tried.hear(Progress(2, 4, place=0))
+    tried.record_event(Progress(2, 4, place=0))
     for _ in range(3):
-        tried.after(ReplicaGone())
+        tried.record_failure(ReplicaGone())
     assert tried.alone
 
 
 def test_even_the_innocent_are_not_tried_for_ever():
     tried = attempts(Clock())
     for _ in range(5):
-        tried.after(ReplicaGone())
+        tried.record_failure(ReplicaGone())
     with pytest.raises(GenerationError, match="6 times"):
-        tried.after(ReplicaGone())
+        tried.record_failure(ReplicaGone())
 
 
 def test_a_replica_that_takes_nothing_new_is_no_death():
     tried = attempts(Clock())
     for _ in range(20):
-        tried.after(ReplicaStopping("stops", retry_after_s=5))
+        tried.record_failure(ReplicaStopping("stops", retry_after_s=5))
     assert not tried.alone
 
 
@@ -67,16 +67,16 @@ def test_all_attempts_share_one_deadline():
     tried = attempts(clock, timeout_s=10)
     clock.now_s += 7
     assert tried.left_s == 3
-    tried.after(ReplicaGone())
+    tried.record_failure(ReplicaGone())
     clock.now_s += 7
     assert tried.left_s == 0
     with pytest.raises(DeadlineExceeded, match="within 10 s"):
-        tried.after(ReplicaGone())
+        tried.record_failure(ReplicaGone())
 
 
 def test_pauses_grow_and_stay_short():
     tried = attempts(Clock())
-    pauses_s = [tried.after(ReplicaStopping("stops", retry_after_s=5)) for _ in range(8)]
+    pauses_s = [tried.record_failure(ReplicaStopping("stops", retry_after_s=5)) for _ in range(8)]
     assert pauses_s == [0.4, 0.8, 1.6, 3.2, 6.4, 6.4, 6.4, 6.4]
-    low_s = Attempts(60, Clock(), jitter=lambda low, high: low).after(ReplicaGone())
+    low_s = Attempts(60, Clock(), jitter=lambda low, high: low).record_failure(ReplicaGone())
     assert low_s == 0.2
