@@ -1,4 +1,4 @@
-"""API keys with names, of which the server keeps only the SHA-256, reloaded when their file changes.
+"""API keys: the server keeps a name and a SHA-256 of each, and reloads them when their file changes.
 
 A fast hash without salt is enough for the keys of `image-edits key`: 256 random bits cannot be guessed.
 """
@@ -126,7 +126,7 @@ class KeyRing:
         self._keys = load_keys(auth)
 
     def __bool__(self) -> bool:
-        """Whether the server requires keys."""
+        """Return whether the server requires keys."""
         return bool(self._keys)
 
     def name_of(self, key: bytes) -> str | None:

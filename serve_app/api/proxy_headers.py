@@ -12,7 +12,7 @@ from serve_app.errors import InvalidInput
 _DISCONNECT = "x-request-disconnect-disabled"
 _TIMEOUT = "x-request-timeout-seconds"
 
-# Zero, negative numbers, NaN and infinity would turn the proxy's timeout off; it silently ignores all but numbers.
+# Zero, negative numbers, NaN and infinity would turn the proxy's timeout off; the proxy silently ignores words.
 _SECONDS = re.compile(r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,3})?")
 
 

@@ -1,1 +1,1 @@
-"""Ray Serve: deployments, handles, autoscaling, metrics, retries. Only `app` and `cli.serve` import ray besides."""
+"""Ray Serve: deployments, handles, autoscaling, metrics, retries. Elsewhere, only `app` and `cli.serve` import ray."""

@@ -19,7 +19,7 @@ from serve_app.jobs.store import JobStore, JobView
 from serve_app.settings import AppSettings
 
 _MIN_VAULT_IDLE_S = 3600.0
-"""How long the vault outlives its application at least: a new version may take longer to start than jobs are kept."""
+"""Least time for which the vault outlives its keeper: a new version may take longer to start than jobs are kept."""
 
 
 @serve.deployment(name="JobKeeper")

@@ -50,19 +50,19 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600)
 
 EDITOR_METRICS = (
     Metric("waiting_samples", "gauge", "samples accepted and not yet encoded"),
-    Metric("preparing_samples", "gauge", "of those that wait, the samples whose pictures are not prepared yet"),
+    Metric("preparing_samples", "gauge", "waiting samples whose images are not prepared yet"),
     Metric("running_samples", "gauge", "samples in the present forward"),
     Metric("paused_samples", "gauge", "samples encoded, and not in the present forward"),
-    Metric("oldest_waiting_seconds", "gauge", "age of the oldest request with a waiting sample; 0 where none waits"),
-    Metric("work_seconds", "gauge", "seconds that the steps of the open requests still take; autoscaling goes by it"),
-    Metric("knee_tokens", "gauge", "tokens of a forward beyond which more bring nothing: measured, or as set"),
+    Metric("oldest_waiting_seconds", "gauge", "age of the oldest request with a waiting sample; 0 if none is waiting"),
+    Metric("work_seconds", "gauge", "seconds that the remaining steps of open requests take; autoscaling uses it"),
+    Metric("knee_tokens", "gauge", "tokens of a forward beyond which it gains no throughput: measured, or as set"),
     Metric(
         "gpu_memory_bytes", "gauge", "`allocated` by tensors, `reserved` by PyTorch, `total`; only on CUDA", ("kind",)
     ),
-    Metric("requests", "counter", "requests that left the editor, by how: see below", ("code", "error")),
-    Metric("outputs", "counter", "pictures handed out"),
+    Metric("requests", "counter", "requests that have ended, by how they ended: see below", ("code", "error")),
+    Metric("outputs", "counter", "output pictures returned"),
     Metric("forwards", "counter", "forwards of the transformer", _SHAPE),
-    Metric("sample_steps", "counter", "steps of samples: the sum of the samples of all forwards", _SHAPE),
+    Metric("sample_steps", "counter", "steps of samples: the samples of all forwards, added up", _SHAPE),
     Metric("forward_tokens", "counter", "tokens of all forwards", _SHAPE),
     Metric("forward_seconds", "counter", "seconds in forwards", _SHAPE),
     Metric("forward_samples", "histogram", "samples of a forward", boundaries=_SAMPLES),
@@ -74,7 +74,7 @@ STAGE_METRICS = (
     Metric("stage_duration_seconds", "histogram", "seconds of a request in a stage", ("stage",), _SECONDS),
 )
 # Recorded by the deployments that send edits to replicas: EditIngress and JobKeeper.
-RETRY_METRICS = (Metric("retries", "counter", "attempts at an edit after the first, since a replica died or stopped"),)
+RETRY_METRICS = (Metric("retries", "counter", "further attempts at an edit whose replica died or stopped"),)
 METRICS = EDITOR_METRICS + STAGE_METRICS + RETRY_METRICS
 
 

@@ -38,7 +38,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """The right to run the edit of a key. `fingerprint`: a hash of the request's content."""
+    """The right to run the edit of a key. `fingerprint`: identifies the content of the request."""
 
     key: Key
     fingerprint: str
@@ -83,7 +83,7 @@ class Ledger(Protocol):
     async def claim(self, key: Key, fingerprint: str) -> Claim:
         """Claim a key, without waiting.
 
-        Raises IdempotencyKeyReused if the key came with another fingerprint, Overloaded if no more keys can be kept.
+        Raises IdempotencyKeyReused if the key has another fingerprint, Overloaded if no more keys can be kept.
         """
 
     async def wait(self, lease: Lease) -> Outcome:
@@ -184,7 +184,7 @@ class MemoryLedger:
     def _find(self, lease: Lease) -> _Running | None:
         """Return the running edit of this lease, or None if the key has another lease or has ended.
 
-        A lease that is unknown comes from a ledger before this one, and is adopted.
+        A lease that is unknown was granted by an earlier ledger, and is adopted.
         """
         if lease.key in self._ended:
             return None

@@ -152,7 +152,7 @@ class JobStore:
     # ---- ownership of the vault ----
 
     async def restore(self) -> None:
-        """Take over the jobs of the process before, once; open ones are started again."""
+        """Take over the jobs of the previous process, once; open ones are started again."""
         self._restoring = self._restoring or asyncio.create_task(self._take_over())
         await asyncio.shield(self._restoring)
 
@@ -165,7 +165,7 @@ class JobStore:
 
     @contextmanager
     def _owning(self) -> Iterator[None]:
-        """Raise ReplicaStopping for Superseded, and remember it."""
+        """Raise ReplicaStopping for Superseded, and remember that this process is no longer the owner."""
         try:
             yield
         except Superseded:
@@ -187,7 +187,7 @@ class JobStore:
         self._drop_oldest_results()
 
     async def _resume(self, job: Job) -> bytes:
-        """Return the result of a job that the process before has accepted."""
+        """Return the result of a job that the previous process has accepted."""
         job.starts += 1
         form = await self._load_form(job)
         job.entry.key_name, job.entry.form = form.request.caller, form
@@ -229,7 +229,7 @@ class JobStore:
             raise
         finally:
             job.entry.write("job")
-            # Frees the images of the form.
+            # The log entry would keep the images of the form in memory.
             job.entry.form = None
 
     async def _end(self, job: Job, result: bytes) -> None:

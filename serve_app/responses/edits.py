@@ -36,7 +36,7 @@ async def build_response(
 
 
 def _in_order(result: EditResult) -> Iterator[tuple[int, int, int, Pixels]]:
-    """Yield image index, variant index, seed and pixels: all variants of the first image, then of the second, …"""
+    """Yield image index, variant index, seed and pixels: all variants of an image before those of the next."""
     for i, (variants, seeds) in enumerate(zip(result.pixels, result.seeds, strict=True)):
         for j, (pixels, seed) in enumerate(zip(variants, seeds, strict=True)):
             yield i, j, seed, pixels
