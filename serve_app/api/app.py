@@ -52,11 +52,27 @@ def create_app(
     jobs = jobs or JobStore(editor, settings.jobs, settings.log)
     api = _Api(editor, settings, on_serialized, jobs, shedder or LoadShedder(), ledger or MemoryLedger(settings.limits))
     keys = KeyRing(settings.auth)
+    middleware = [
+        *cors_middleware(settings.cors),
+        Middleware(ErrorMiddleware),
+        Middleware(AuthMiddleware, keys=keys),
+    ]
+    app = Starlette(
+        routes=_routes(api, settings, needs_key=bool(keys)),
+        middleware=middleware,
+        exception_handlers={HTTPException: handle_routing_error},
+    )
+    # A redirect would make the client upload its images twice.
+    app.router.redirect_slashes = False
+    return app
+
+
+def _routes(api: "_Api", settings: AppSettings, needs_key: bool) -> list[Route]:
     around_edits = [
         Middleware(EditLogMiddleware, settings=settings.log),
         Middleware(MemoryLimitMiddleware, limiter=MemoryLimiter(settings.limits)),
     ]
-    routes = [
+    return [
         Route("/v1/images/edits", api.edit, methods=["POST"], middleware=around_edits),
         # One route for both methods, so that the `Allow` of a 405 names both.
         Route("/v1/jobs/{id}", api.job, methods=["GET", "DELETE"]),
@@ -65,18 +81,9 @@ def create_app(
         Route("/health/live", api.live),
         Route("/health/ready", api.ready),
         Route("/health", api.ready),
-        *docs_routes(openapi.document(settings, needs_key=bool(keys))),
-        *(page_routes(settings.limits, needs_key=bool(keys)) if settings.page.enabled else ()),
+        *docs_routes(openapi.document(settings, needs_key)),
+        *(page_routes(settings.limits, needs_key) if settings.page.enabled else ()),
     ]
-    middleware = [
-        *cors_middleware(settings.cors),
-        Middleware(ErrorMiddleware),
-        Middleware(AuthMiddleware, keys=keys),
-    ]
-    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: handle_routing_error})
-    # A redirect would make the client upload its images twice.
-    app.router.redirect_slashes = False
-    return app
 
 
 class _Api:
