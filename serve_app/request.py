@@ -28,7 +28,7 @@ MAX_VARIANTS = 10
 MAX_PROMPT_CHARS = 4000
 MAX_STEPS = 150
 MAX_PREVIEWS = 3
-MAX_GUIDANCE = 20.0
+MAX_GUIDANCE = 20
 # The largest integer that JSON clients (JavaScript) carry exactly.
 MAX_SEED = 2**53 - 1
 
@@ -62,36 +62,43 @@ def _new_seed() -> int:
     return secrets.randbelow(2**32)
 
 
+Guidance = Annotated[float | None, Field(ge=1, le=MAX_GUIDANCE, allow_inf_nan=False, examples=[4.0])]
+
+
 class EditParams(BaseModel):
     """What a request asks for, besides its pictures. Fields, ranges and defaults as in the README's field table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     prompt: Annotated[str | tuple[str, ...], BeforeValidator(_as_tuple), WithJsonSchema(_PROMPTS_SCHEMA)] = Field(
-        description="the instruction; once for every picture, or once for each picture, in order"
+        description="the instruction; once for every picture, or once for each picture, in order",
+        examples=["make the sky blue"],
     )
     negative_prompt: Annotated[str, WithJsonSchema(_TEXT_SCHEMA)] = Field(
         " ", max_length=MAX_PROMPT_CHARS, description="what guidance steers away from"
     )
     n: int = Field(1, ge=1, le=MAX_VARIANTS, description="variants of each picture")
     size: Annotated[Size | None, BeforeValidator(_as_size), WithJsonSchema(_SIZE_SCHEMA)] = Field(
-        None, description="`auto`: the picture's aspect ratio at the model's native area; `WxH`: exactly these pixels"
+        None,
+        description="`auto`: the picture's aspect ratio at the model's native area; `WxH`: exactly these pixels",
+        json_schema_extra={"default": "auto"},
     )
     num_inference_steps: int | None = Field(
-        None, ge=1, le=MAX_STEPS, description="denoising steps; left out: as many as the model was made for"
-    )
-    guidance_scale: float | None = Field(
         None,
         ge=1,
-        le=MAX_GUIDANCE,
-        allow_inf_nan=False,
-        description="classifier-free guidance; 1 turns it off; left out: what the model was made for",
+        le=MAX_STEPS,
+        description="denoising steps; left out: as many as the model was made for",
+        examples=[20],
+    )
+    guidance_scale: Guidance = Field(
+        None, description="classifier-free guidance; 1 turns it off; left out: what the model was made for"
     )
     seed: int = Field(
         default_factory=_new_seed,
         ge=0,
         le=MAX_SEED,
-        description="output k, in the order of the answer, is drawn from seed + k; left out: random, and told",
+        description="output k, in the order of the answer, is drawn from seed + k; leave it out for a random one",
+        examples=[7],
     )
     partial_images: int = Field(0, ge=0, le=MAX_PREVIEWS, description="previews of each output; only a stream has them")
 

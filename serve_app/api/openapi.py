@@ -7,7 +7,7 @@ tree), so that it cannot promise what the server does not keep.
 from collections import defaultdict
 from collections.abc import Iterable
 from importlib.metadata import version
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -29,8 +29,7 @@ from serve_app.errors import (
 )
 from serve_app.forms import fields, json_body, multipart
 from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KEY_PATTERN, MAX_KEY_CHARS, REPLAYED
-from serve_app.images import READ_FORMATS_TEXT, OutputFormat
-from serve_app.request import EditParams
+from serve_app.images import READ_FORMATS_TEXT
 from serve_app.responses import schemas
 from serve_app.settings import AppSettings, ModelSettings
 
@@ -355,58 +354,13 @@ _STREAMED = {"required": ["stream"], "properties": {"stream": {"const": True}}}
 
 
 def _texts(settings: AppSettings) -> Schema:
-    """Every field but the pictures."""
-    known = EditParams.model_json_schema()["properties"]
-    params = {name: _plain(schema) for name, schema in known.items()}
+    """Return every field but the pictures, with this server's limits and names."""
+    texts = fields.properties()
     # A form gives one by one what JSON may give as a list.
-    params["prompt"]["anyOf"][1]["maxItems"] = settings.limits.max_images
-    for name, example in _EXAMPLES.items():
-        params[name]["examples"] = [example]
-    params["size"]["default"] = "auto"
-    params["n"]["description"] += f"; pictures × n is at most {settings.limits.max_outputs}"
-    params["true_cfg_scale"] = {
-        **params["guidance_scale"],
-        "description": "diffusers' name of guidance_scale; both, different: 400",
-    }
-    harmless = {
-        name: {"type": "string", "enum": list(values), "description": reason}
-        for name, (values, reason) in fields.HARMLESS.items()
-    }
-    return {**params, **_options(settings.model), **harmless}
-
-
-# Where there is no default, Swagger UI fills its form with these.
-_EXAMPLES = {"prompt": "make the sky blue", "num_inference_steps": 20, "guidance_scale": 4.0, "seed": 7}
-
-
-def _options(model: ModelSettings) -> Schema:
-    return {
-        "output_format": {"type": "string", "enum": list(get_args(OutputFormat)), "default": "png"},
-        "output_compression": {
-            "type": "integer",
-            "minimum": 0,
-            "maximum": fields.MAX_COMPRESSION,
-            "default": fields.MAX_COMPRESSION,
-            "description": "quality of jpeg and webp; webp at 100 is lossless",
-        },
-        "stream": {"type": "boolean", "default": False, "description": "server-sent events"},
-        "model": {"type": "string", "enum": list(model.all_names), "default": model.served_name},
-        "user": {
-            "type": "string",
-            "maxLength": fields.MAX_USER_CHARS,
-            "description": "goes into the log",
-            "examples": ["ann"],
-        },
-    }
-
-
-def _plain(schema: Schema) -> Schema:
-    """Pydantic's schema of a field, without its title, and without None where that only means left out."""
-    schema = {name: value for name, value in schema.items() if name != "title" and (name, value) != ("default", None)}
-    if "anyOf" in schema and {"type": "null"} in schema["anyOf"]:
-        (value,) = (option for option in schema.pop("anyOf") if option != {"type": "null"})
-        return {**value, **schema}
-    return schema
+    texts["prompt"]["anyOf"][1]["maxItems"] = settings.limits.max_images
+    texts["n"]["description"] += f"; pictures × n is at most {settings.limits.max_outputs}"
+    texts["model"].update(enum=list(settings.model.all_names), default=settings.model.served_name)
+    return texts
 
 
 # One pixel each, grey and black.

@@ -1,205 +1,123 @@
-"""The fields of an edit, whatever body they come in. Every rule about fields lives here; rules about values are
-EditRequest's.
-"""
+"""The text fields of an edit: one model, which validates every body and describes the fields in /openapi.json."""
 
-import difflib
-import re
-from collections import Counter
-from collections.abc import Callable
-from typing import Any, get_args
+import reprlib
+from typing import Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from serve_app.errors import InvalidInput, ModelNotFound
-from serve_app.forms.upload import Texts
+from serve_app.forms.upload import Values
 from serve_app.images import OutputFormat
-from serve_app.request import EditParams, invalid_input
-from serve_app.settings import AppSettings, LimitSettings
+from serve_app.request import EditParams, Guidance, invalid_input
+from serve_app.settings import ModelSettings
 
-MAX_USER_CHARS = 256
 MAX_COMPRESSION = 100
 
-# FormData serializers (axios, PHP, Rails) and OpenAI's clients put brackets after the name of a list.
-SYNONYMS = {"images[]": "images", "image[]": "image", "prompt[]": "prompt"}
-PICTURE_FIELDS = frozenset({"images", "images[]", "image", "image[]"})
 
-# What a value is where the body has types; text where it is not named here.
-KINDS: dict[str, type] = {
-    "n": int,
-    "num_inference_steps": int,
-    "guidance_scale": float,
-    "true_cfg_scale": float,
-    "seed": int,
-    "output_compression": int,
-    "stream": bool,
-    "partial_images": int,
-}
+class EditFields(EditParams):
+    """Text fields of one edit. Strict: values.py reads texts and JSON's numbers, and nothing is converted here.
 
-# Fields of the OpenAI API that change nothing here, at the values that ask for what is done anyway.
-HARMLESS = {
-    "background": (("auto", "opaque"), "results are opaque"),
-    "input_fidelity": (("low",), "the model has no such setting"),
-    "moderation": (("auto",), "this server does not moderate"),
-    "quality": (("auto",), "set num_inference_steps instead"),
-    "response_format": (("b64_json",), "this server keeps no files that a url could point to"),
-}
+    The context of validation is the ModelSettings. Raises ModelNotFound, and InvalidInput for fields that exclude each
+    other.
+    """
 
-_INTEGER = re.compile(r"-?[0-9]{1,20}")
-_DECIMAL = re.compile(r"-?([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})")
+    model_config = ConfigDict(strict=True)
 
+    true_cfg_scale: Guidance = Field(None, description="diffusers' name of guidance_scale; both, different: 400")
+    output_format: OutputFormat = Field("png", description="how the results are encoded")
+    output_compression: int = Field(
+        MAX_COMPRESSION,
+        ge=0,
+        le=MAX_COMPRESSION,
+        description="quality of jpeg and webp; webp at 100 is lossless",
+    )
+    stream: bool = Field(False, description="server-sent events")
+    model: str | None = None
+    user: str | None = Field(None, max_length=256, description="goes into the log", examples=["ann"])
 
-# --- which fields may come ----------------------------------------------------------------------------------------
+    # Fields of the OpenAI API that change nothing here, at the values that ask for what is done anyway.
+    background: Literal["auto", "opaque"] | None = Field(None, description="results are opaque")
+    input_fidelity: Literal["low"] | None = Field(None, description="the model has no such setting")
+    moderation: Literal["auto"] | None = Field(None, description="this server does not moderate")
+    quality: Literal["auto"] | None = Field(None, description="set num_inference_steps instead")
+    response_format: Literal["b64_json"] | None = Field(
+        None, description="this server keeps no files that a url could point to"
+    )
 
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, name: str, info: ValidationInfo) -> str:
+        served = info.context
+        assert isinstance(served, ModelSettings)
+        if name not in served.all_names:
+            raise ModelNotFound(f"The model {name[:80]!r} is not served here; {served.served_name!r} is", param="model")
+        return name
 
-def check_name(name: str) -> None:
-    """Raise InvalidInput for a field that this API has not."""
-    if name == "mask":
-        raise InvalidInput("mask: this model does not inpaint; say in the prompt what should change", param="mask")
-    if name not in FIELDS:
-        raise _unknown(name)
+    @field_validator("user")
+    @classmethod
+    def _printable(cls, user: str) -> str | None:
+        # It goes into the log, where a line break would forge a line.
+        return "".join(filter(str.isprintable, user)) or None
 
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        name = "output_compression"
+        if self.output_format == "png" and self.output_compression != MAX_COMPRESSION:
+            raise InvalidInput(f"{name} is the quality of jpeg and webp; png is lossless, leave it out", param=name)
+        if self.partial_images and not self.stream:
+            raise InvalidInput("partial_images: only a stream has previews; send stream=true", param="partial_images")
+        if len({self.guidance_scale, self.true_cfg_scale} - {None}) > 1:
+            message = "guidance_scale and true_cfg_scale are one setting: send only one"
+            raise InvalidInput(message, param="true_cfg_scale")
+        return self
 
-def count(name: str, seen: Counter[str], limits: LimitSettings) -> None:
-    """Add one value to those `seen`, or raise InvalidInput because of what came before it."""
-    field = SYNONYMS.get(name, name)
-    seen[field] += 1
-    if field in PICTURE_FIELDS:
-        _check_pictures(name, seen, limits)
-    elif seen[field] > (limits.max_images if field == "prompt" else 1):
-        times = f"more than {limits.max_images} times" if field == "prompt" else "more than once"
-        raise InvalidInput(f"{name} is given {times}", param=name)
-
-
-def _check_pictures(name: str, seen: Counter[str], limits: LimitSettings) -> None:
-    if seen["image"] and seen["images"]:
-        raise InvalidInput("image and images cannot be mixed: send every picture of a batch as `images`", param=name)
-    if seen["image"] > 1:
-        raise InvalidInput(
-            f"{name}: several of them mean references for one picture, and this model takes one picture; "
-            "to edit each picture on its own, send them as `images`",
-            param=name,
-        )
-    if seen["images"] > limits.max_images:
-        raise InvalidInput(f"At most {limits.max_images} images are allowed", param="images")
-
-
-def _unknown(name: str) -> InvalidInput:
-    shown = name[:64]
-    similar = difflib.get_close_matches(shown, sorted(FIELDS), n=1)
-    hint = f"; did you mean {similar[0]}?" if similar else ""
-    return InvalidInput(f"Unknown field {shown!r}{hint}", param=shown)
+    def params(self) -> dict[str, Any]:
+        """Return the fields of EditParams."""
+        params = {name: getattr(self, name) for name in EditParams.model_fields}
+        params["guidance_scale"] = self.guidance_scale or self.true_cfg_scale
+        # A list of one stands for every picture, as a form has no other way to give one prompt.
+        params["prompt"] = self.prompt[0] if len(self.prompt) == 1 else self.prompt
+        return params
 
 
-# --- what their texts mean ----------------------------------------------------------------------------------------
+def properties() -> dict[str, dict[str, Any]]:
+    """Return the JSON Schema of every field, in plain words: no null for a field left out, no constants, no titles."""
+    return {name: _plain(schema) for name, schema in EditFields.model_json_schema()["properties"].items()}
 
 
-def _text(name: str, text: str) -> str:
-    return text
+def _plain(schema: dict[str, Any]) -> dict[str, Any]:
+    schema = {name: value for name, value in schema.items() if name != "title" and (name, value) != ("default", None)}
+    if {"type": "null"} in schema.get("anyOf", ()):
+        (value,) = (option for option in schema.pop("anyOf") if option != {"type": "null"})
+        schema = {**value, **schema}
+    if "const" in schema:
+        # Swagger UI offers the values of an enum only.
+        schema["enum"] = [schema.pop("const")]
+    return schema
 
 
-def _integer(name: str, text: str) -> int:
-    if _INTEGER.fullmatch(text) is None:
-        raise InvalidInput(f"{name} must be a whole number in digits, not {text[:40]!r}", param=name)
-    return int(text)
-
-
-def _decimal(name: str, text: str) -> float:
-    if _DECIMAL.fullmatch(text) is None:
-        raise InvalidInput(f"{name} must be a number such as 4 or 4.5, not {text[:40]!r}", param=name)
-    return float(text)
-
-
-def _seed(name: str, text: str) -> int:
-    seed = _integer(name, text)
-    if seed < 0:
-        raise InvalidInput(f"seed must be 0 or more, not {seed}; leave it out for a random one", param=name)
-    return seed
-
-
-# The fields that go to EditParams under their own name, and how their text is read.
-_PARAMS: dict[str, Callable[[str, str], Any]] = {
-    "negative_prompt": _text,
-    "n": _integer,
-    "size": _text,
-    "num_inference_steps": _integer,
-    "partial_images": _integer,
-    "seed": _seed,
-}
-_GUIDANCE_NAMES = ("guidance_scale", "true_cfg_scale")
-_OPTIONS = ("output_format", "output_compression", "stream", "model", "user")
-FIELDS = frozenset({*SYNONYMS, *PICTURE_FIELDS, "prompt", *_PARAMS, *_GUIDANCE_NAMES, *HARMLESS, *_OPTIONS})
-
-
-def params(texts: Texts) -> dict[str, Any]:
-    """The fields of EditParams. They are validated here too, so that no picture is decoded for a bad one."""
-    params = {name: read(name, texts[name][0]) for name, read in _PARAMS.items() if name in texts}
-    if prompts := texts.get("prompt"):
-        params["prompt"] = prompts[0] if len(prompts) == 1 else tuple(prompts)
-    scales = {name: _decimal(name, texts[name][0]) for name in _GUIDANCE_NAMES if name in texts}
-    if len(set(scales.values())) > 1:
-        raise InvalidInput("guidance_scale and true_cfg_scale are one setting: send only one", param="true_cfg_scale")
-    if scales:
-        params["guidance_scale"] = next(iter(scales.values()))
+def validate(values: Values, model: ModelSettings) -> EditFields:
+    """Return the fields of a body. Raise InvalidInput, which names the field in `param`, or ModelNotFound."""
+    given = {name: value if name == "prompt" else value[0] for name, value in values.items()}
     try:
-        EditParams(**params)
+        return EditFields.model_validate(given, context=model)
     except ValidationError as error:
-        raise _as_sent(invalid_input(error), texts) from None
-    return params
+        raise _refusal(error) from None
 
 
-def _as_sent(refusal: InvalidInput, texts: Texts) -> InvalidInput:
-    """The refusal in the word that the caller used, where it is the alias."""
-    name, alias = _GUIDANCE_NAMES
-    if refusal.param != name or name in texts:
-        return refusal
-    return InvalidInput(refusal.message.replace(name, alias), param=alias)
-
-
-def options(texts: Texts, settings: AppSettings) -> tuple[OutputFormat, int, str | None, bool]:
-    """Output format, compression, user, stream; the options that have only one value here are checked."""
-    for name, (values, reason) in HARMLESS.items():
-        if name in texts and texts[name][0] not in values:
-            allowed = " or ".join(values)
-            raise InvalidInput(f"{name} must be {allowed}, not {texts[name][0][:40]!r}: {reason}", param=name)
-    model = texts.get("model", [settings.model.served_name])[0]
-    if model not in settings.model.all_names:
-        raise ModelNotFound(
-            f"The model {model[:80]!r} is not served here; {settings.model.served_name!r} is", param="model"
-        )
-    output_format = _output_format(texts)
-    return output_format, _compression(texts, output_format), _user(texts), _stream(texts)
-
-
-def _stream(texts: Texts) -> bool:
-    stream = texts.get("stream", ["false"])[0].lower()
-    if stream not in ("true", "false"):
-        raise InvalidInput(f"stream must be true or false, not {stream[:40]!r}", param="stream")
-    if stream == "false" and _integer("partial_images", texts.get("partial_images", ["0"])[0]) != 0:
-        raise InvalidInput("partial_images: only a stream has previews; send stream=true", param="partial_images")
-    return stream == "true"
-
-
-def _output_format(texts: Texts) -> OutputFormat:
-    text = texts.get("output_format", ["png"])[0]
-    for output_format in get_args(OutputFormat):
-        if text == output_format:
-            return output_format  # type: ignore[no-any-return]
-    raise InvalidInput(f"output_format must be png, jpeg or webp, not {text[:40]!r}", param="output_format")
-
-
-def _compression(texts: Texts, output_format: OutputFormat) -> int:
-    name = "output_compression"
-    compression = _integer(name, texts.get(name, [str(MAX_COMPRESSION)])[0])
-    if not 0 <= compression <= MAX_COMPRESSION:
-        raise InvalidInput(f"{name} must be from 0 to {MAX_COMPRESSION}, not {compression}", param=name)
-    if output_format == "png" and compression != MAX_COMPRESSION:
-        raise InvalidInput(f"{name} is the quality of jpeg and webp; png is lossless, leave it out", param=name)
-    return compression
-
-
-def _user(texts: Texts) -> str | None:
-    user = texts.get("user", [""])[0]
-    if len(user) > MAX_USER_CHARS:
-        raise InvalidInput(f"user must have at most {MAX_USER_CHARS} characters, not {len(user)}", param="user")
-    # It goes into the log, where a line break would forge a line.
-    return "".join(character for character in user if character.isprintable()) or None
+def _refusal(error: ValidationError) -> InvalidInput:
+    """Return the first complaint of pydantic in the words of this API."""
+    first = error.errors(include_url=False)[0]
+    name, value = str(first["loc"][0]), first["input"]
+    schema = properties()[name]
+    match first["type"]:
+        case "literal_error":
+            wanted = first["ctx"]["expected"].replace("'", "")
+        case "greater_than_equal" | "less_than_equal":
+            wanted = f"from {schema['minimum']} to {schema['maximum']}"
+        case "string_too_long":
+            message = f"{name}: must have at most {schema['maxLength']} characters, not {len(value)}"
+            return InvalidInput(message, param=name)
+        case _:
+            return invalid_input(error)
+    return InvalidInput(f"{name}: must be {wanted}, not {reprlib.repr(value)}; {schema['description']}", param=name)

@@ -5,7 +5,7 @@ from functools import partial
 
 import orjson
 
-from serve_app.forms.upload import ReadPicture, Texts
+from serve_app.forms.upload import ReadPicture, Values
 
 
 class Fingerprint:
@@ -14,8 +14,8 @@ class Fingerprint:
     `pictures`: to be read in the place of those given; each is hashed by whoever reads it first.
     """
 
-    def __init__(self, texts: Texts, pictures: list[ReadPicture]) -> None:
-        self._texts = texts
+    def __init__(self, values: Values, pictures: list[ReadPicture]) -> None:
+        self._values = values
         self._digests: list[bytes | None] = [None] * len(pictures)
         self.pictures: list[ReadPicture] = [partial(self._read, index, read) for index, read in enumerate(pictures)]
 
@@ -27,7 +27,7 @@ class Fingerprint:
 
     def hexdigest(self) -> str:
         """Once every picture has been read."""
-        asked = hashlib.sha256(orjson.dumps(self._texts, option=orjson.OPT_SORT_KEYS))
+        asked = hashlib.sha256(orjson.dumps(self._values, option=orjson.OPT_SORT_KEYS))
         for digest in self._digests:
             assert digest is not None
             asked.update(digest)

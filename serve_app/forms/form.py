@@ -12,10 +12,11 @@ from starlette.requests import Request
 
 from serve_app.decoding.pool import DECODERS
 from serve_app.errors import DeadlineExceeded, InvalidInput, UnsupportedMediaType
-from serve_app.forms import fields, json_body, multipart
+from serve_app.forms import json_body, multipart
+from serve_app.forms.fields import validate
 from serve_app.forms.fingerprint import Fingerprint
 from serve_app.forms.memory import Reservation
-from serve_app.forms.upload import ReadPicture, Texts
+from serve_app.forms.upload import ReadPicture, Values
 from serve_app.images import OutputFormat
 from serve_app.request import EditRequest, check_limits
 from serve_app.settings import AppSettings, LimitSettings
@@ -57,12 +58,11 @@ async def parse(
     client left during the upload.
     """
     limits = settings.limits
-    async with _opened(request, limits, executor) as (texts, pictures):
-        form_options = fields.options(texts, settings)
-        params = fields.params(texts)
+    async with _opened(request, limits, executor) as (values, pictures):
+        given = validate(values, settings.model)
         if not pictures:
             raise InvalidInput("At least one image is required", param="images")
-        fingerprint = Fingerprint(texts, pictures) if fingerprinted else None
+        fingerprint = Fingerprint(values, pictures) if fingerprinted else None
         reads = pictures if fingerprint is None else fingerprint.pictures
         sizes = await _each(DECODERS.measure, reads, limits, executor)
         if reservation is not None:
@@ -70,9 +70,16 @@ async def parse(
         images = await _each(DECODERS.decode, reads, limits, executor)
     if reservation is not None:
         reservation.release_bytes()
-    edit = EditRequest(images=images, caller=caller, **params)
+    edit = EditRequest(images=images, caller=caller, **given.params())
     check_limits(edit, limits)
-    return EditForm(edit, *form_options, fingerprint=None if fingerprint is None else fingerprint.hexdigest())
+    return EditForm(
+        edit,
+        given.output_format,
+        given.output_compression,
+        given.user,
+        given.stream,
+        fingerprint=None if fingerprint is None else fingerprint.hexdigest(),
+    )
 
 
 async def _each(
@@ -101,7 +108,7 @@ async def _wait_for_room(reservation: Reservation, pixels: int, limits: LimitSet
 
 def _opened(
     request: Request, limits: LimitSettings, executor: Executor | None
-) -> AbstractAsyncContextManager[tuple[Texts, list[ReadPicture]]]:
+) -> AbstractAsyncContextManager[tuple[Values, list[ReadPicture]]]:
     media_type = parse_options_header(request.headers.get("content-type"))[0].decode("latin-1")
     if media_type == multipart.MEDIA_TYPE:
         return multipart.opened(request, limits)

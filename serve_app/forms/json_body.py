@@ -1,4 +1,4 @@
-"""A JSON body: the fields of the form with JSON's types. Pictures are base64 or data URLs; no URL is fetched."""
+"""A JSON body: the fields with JSON's types. Pictures are base64 or data URLs; no URL is fetched."""
 
 import asyncio
 import json
@@ -14,8 +14,9 @@ import pybase64
 from starlette.requests import Request
 
 from serve_app.errors import InvalidInput
-from serve_app.forms.fields import KINDS, PICTURE_FIELDS, SYNONYMS, check_name, count
-from serve_app.forms.upload import ReadPicture, Texts, file_too_large, text_too_large, within_limit
+from serve_app.forms.names import PICTURE_FIELDS, SYNONYMS, check_name, count
+from serve_app.forms.upload import ReadPicture, Values, file_too_large, text_too_large, within_limit
+from serve_app.forms.values import WORDS, from_json
 from serve_app.images import undecodable
 from serve_app.settings import LimitSettings
 
@@ -25,35 +26,26 @@ MEDIA_TYPE = "application/json"
 _MAX_MARKS = 100_000
 _MARKS = (b",", b"[", b"{")
 
-_WORDS = {
-    str: "text",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    list: "a list",
-    dict: "an object",
-    type(None): "null",
-}
 _URL = re.compile("[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
 
 
 @asynccontextmanager
 async def opened(
     request: Request, limits: LimitSettings, executor: Executor | None
-) -> AsyncIterator[tuple[Texts, list[ReadPicture]]]:
-    """The texts and the pictures of the body, which is parsed in `executor`."""
+) -> AsyncIterator[tuple[Values, list[ReadPicture]]]:
+    """Yield the values and the pictures of the body, which is parsed in `executor`."""
     yield await _read(request, limits, executor)
 
 
-async def _read(request: Request, limits: LimitSettings, executor: Executor | None) -> tuple[Texts, list[ReadPicture]]:
+async def _read(request: Request, limits: LimitSettings, executor: Executor | None) -> tuple[Values, list[ReadPicture]]:
     body = bytearray()
     async for chunk in within_limit(request, limits):
         body += chunk
     return await asyncio.get_running_loop().run_in_executor(executor, _parse, body, limits)
 
 
-def _parse(body: bytearray, limits: LimitSettings) -> tuple[Texts, list[ReadPicture]]:
-    texts: Texts = {}
+def _parse(body: bytearray, limits: LimitSettings) -> tuple[Values, list[ReadPicture]]:
+    values: Values = {}
     pictures: list[ReadPicture] = []
     seen: Counter[str] = Counter()
     for name, value in _load(body).items():
@@ -70,8 +62,8 @@ def _parse(body: bytearray, limits: LimitSettings) -> tuple[Texts, list[ReadPict
             continue
         for item in value if isinstance(value, list) and SYNONYMS.get(name, name) == "prompt" else [value]:
             count(name, seen, limits)
-            texts.setdefault(SYNONYMS.get(name, name), []).append(_text(name, item, limits))
-    return texts, pictures
+            values.setdefault(SYNONYMS.get(name, name), []).append(_value(name, item, limits))
+    return values, pictures
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------------
@@ -88,7 +80,7 @@ def _load(body: bytearray) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise InvalidInput("The JSON body cannot be read: not UTF-8, nested too deep, or a number too long") from None
     if not isinstance(value, dict):
-        raise InvalidInput(f"The JSON body must be an object, not {_WORDS[type(value)]}")
+        raise InvalidInput(f"The JSON body must be an object, not {WORDS[type(value)]}")
     return value
 
 
@@ -108,20 +100,13 @@ def _refuse(constant: str) -> None:
 # --- values -------------------------------------------------------------------------------------------------------
 
 
-def _text(name: str, value: Any, limits: LimitSettings) -> str:
-    """The value as a form would have it."""
-    kind = KINDS.get(name, str)
-    if kind is int and type(value) is float and value.is_integer():
-        value = int(value)
-    if type(value) is not kind and (kind, type(value)) != (float, int):
-        raise InvalidInput(f"{name} must be {_WORDS[kind]}, not {_WORDS[type(value)]}", param=name)
-    if isinstance(value, bool):
-        return "true" if value else "false"
+def _value(name: str, item: Any, limits: LimitSettings) -> Any:
+    value = from_json(name, item)
     if isinstance(value, str):
         _check_unicode(name, value, name)
         if len(value.encode()) > limits.max_field_bytes:
             raise text_too_large(name, limits)
-    return str(value)
+    return value
 
 
 def _check_unicode(what: str, text: str, param: str | None) -> None:
@@ -148,7 +133,7 @@ def _picture_texts(name: str, value: Any) -> Iterator[str]:
     for item in items:
         text = item.get("image_url") if isinstance(item, dict) and set(item) == {"image_url"} else item
         if not isinstance(text, str):
-            raise InvalidInput(f"{name} must be base64 text, or a list of them, not {_WORDS[type(text)]}", param=name)
+            raise InvalidInput(f"{name} must be base64 text, or a list of them, not {WORDS[type(text)]}", param=name)
         yield text
 
 

@@ -1,6 +1,4 @@
-"""A multipart body: a part is judged by its name as soon as its headers are read, so that what will be refused is never
-stored.
-"""
+"""A multipart body. Each part is checked once its headers are read, so no part that will be rejected is stored."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -13,28 +11,29 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from serve_app.errors import InvalidInput
-from serve_app.forms.fields import PICTURE_FIELDS, SYNONYMS, check_name, count
-from serve_app.forms.upload import ReadPicture, Texts, file_too_large, text_too_large, within_limit
+from serve_app.forms.names import PICTURE_FIELDS, SYNONYMS, check_name, count
+from serve_app.forms.upload import ReadPicture, Values, file_too_large, text_too_large, within_limit
+from serve_app.forms.values import from_text
 from serve_app.settings import LimitSettings
 
 MEDIA_TYPE = "multipart/form-data"
 
 
 @asynccontextmanager
-async def opened(request: Request, limits: LimitSettings) -> AsyncIterator[tuple[Texts, list[ReadPicture]]]:
-    """The texts and the pictures of the body, whose files are closed on the way out."""
+async def opened(request: Request, limits: LimitSettings) -> AsyncIterator[tuple[Values, list[ReadPicture]]]:
+    """Yield the values and the pictures of the body, whose files are closed on the way out."""
     if not parse_options_header(request.headers.get("content-type"))[1].get(b"boundary"):
         raise InvalidInput("The Content-Type header has no boundary: let your HTTP client set this header itself")
     files: list[UploadFile] = []
-    texts: Texts = {}
+    values: Values = {}
     try:
-        for name, value in await _read(request, limits):
+        items = await _read(request, limits)
+        files += (value for _, value in items if not isinstance(value, str))
+        for name, value in items:
             if isinstance(value, str):
-                texts.setdefault(SYNONYMS.get(name, name), []).append(value)
-            else:
-                files.append(value)
-        # Not what a browser sends for a file input that was left empty.
-        yield texts, [partial(_contents, file) for file in files if file.filename or file.size]
+                values.setdefault(SYNONYMS.get(name, name), []).append(from_text(name, value))
+        # A browser sends a file without a name and without bytes for a file input that was left empty.
+        yield values, [partial(_contents, file) for file in files if file.filename or file.size]
     finally:
         for file in files:
             file.file.close()  # not UploadFile.close(): an await here would not run once the request is cancelled

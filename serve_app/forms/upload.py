@@ -1,26 +1,30 @@
-"""The body of a request, read within its limits, and what every kind of body is read into."""
+"""Body of a request, read within its limits, and the types that every kind of body is read into."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import Any
 
 from starlette.requests import Request
 
 from serve_app.errors import PayloadTooLarge, UploadTooSlow
 from serve_app.settings import LimitSettings
 
-Texts = dict[str, list[str]]
-"""The text fields: every value that came under a name, in order."""
+Values = dict[str, list[Any]]
+"""Text fields: every value under a name, in order, as JSON has it or as the text of a form stands for it."""
 
 ReadPicture = Callable[[], bytes]
-"""Gives the bytes of one picture file, each time anew. It may block, so it is called on the picture pool."""
+"""Return the bytes of one picture file, each time anew. It may block, so it is called on the picture pool."""
 
-# More digits than any size has; of thousands, int() would raise.
+# More digits than any size has. int() raises ValueError for thousands of digits.
 _MAX_LENGTH_DIGITS = 18
 
 
 async def within_limit(request: Request, limits: LimitSettings) -> AsyncGenerator[bytes, None]:
-    """The chunks of the body. Raises PayloadTooLarge, before reading where it can; UploadTooSlow; ClientDisconnect."""
+    """Yield the chunks of the body.
+
+    Raise PayloadTooLarge, before the body is read if its length is announced; UploadTooSlow; ClientDisconnect.
+    """
     too_large = PayloadTooLarge(f"The request is larger than {limits.max_request_bytes} bytes")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and (len(length) > _MAX_LENGTH_DIGITS or int(length) > limits.max_request_bytes):
@@ -38,7 +42,7 @@ async def within_limit(request: Request, limits: LimitSettings) -> AsyncGenerato
 async def _next(
     stream: AsyncGenerator[bytes, None], start_s: float, received_bytes: int, limits: LimitSettings
 ) -> bytes | None:
-    """The next chunk, None at the end. The rate is that of the whole upload, so that a short pause is no offence."""
+    """Return the next chunk, None at the end. The rate is that of the whole upload, so a short pause is no offence."""
     latest_s = start_s + limits.upload_grace_s + received_bytes / limits.min_upload_bytes_per_s
     try:
         async with asyncio.timeout_at(latest_s):

@@ -28,7 +28,7 @@ from starlette.types import Message, Scope
 from serve_app.api.app import create_app
 from serve_app.decoding.pool import DecoderPool
 from serve_app.errors import EditError, InvalidInput
-from serve_app.forms.fields import FIELDS
+from serve_app.forms.names import FIELDS
 from serve_app.settings import AppSettings, CorsSettings, LimitSettings
 from tests.fuzzing import ROUNDS, SEED, fuzz, tried
 from tests.unit.api.test_app import Inverter

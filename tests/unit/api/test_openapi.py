@@ -16,7 +16,7 @@ from starlette.routing import Route
 from serve_app.api import openapi
 from serve_app.api.app import create_app
 from serve_app.errors import DeadlineExceeded, EditError, GenerationError, Overloaded, TooManySamples
-from serve_app.forms.fields import FIELDS, SYNONYMS
+from serve_app.forms.names import FIELDS, SYNONYMS
 from serve_app.settings import AppSettings, AuthSettings, LimitSettings
 from tests.unit.api.test_app import MODEL, Inverter, call, png
 from tests.unit.responses.test_stream import Stumbler, events_of

@@ -1,12 +1,12 @@
 """What makes two edits the same: their fields and the bytes of their pictures, nothing else."""
 
 from serve_app.forms.fingerprint import Fingerprint
-from serve_app.forms.upload import ReadPicture, Texts
+from serve_app.forms.upload import ReadPicture, Values
 
 
-def of(texts: Texts, *files: bytes) -> str:
+def of(values: Values, *files: bytes) -> str:
     reads: list[ReadPicture] = [lambda file=file: file for file in files]  # type: ignore[misc]
-    fingerprint = Fingerprint(texts, reads)
+    fingerprint = Fingerprint(values, reads)
     # In any order, and as often as they are read.
     for _ in range(2):
         assert [read() for read in reversed(fingerprint.pictures)] == list(reversed(files))

@@ -190,7 +190,7 @@ def test_pictures_are_bounded() -> None:
         ("n", 1.5, "a whole number, not a number"),
         ("n", [1], "a whole number, not a list"),
         ("n", 0, "n"),
-        ("n", 10**30, "digits"),
+        ("n", 10**30, "from 1 to 10"),
         ("num_inference_steps", "20", "a whole number"),
         ("partial_images", "1", "a whole number"),
         ("partial_images", 1, "send stream=true"),

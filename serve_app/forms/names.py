@@ -1,0 +1,48 @@
+"""Names of fields: which of them a body may have, and how often."""
+
+import difflib
+from collections import Counter
+
+from serve_app.errors import InvalidInput
+from serve_app.forms.fields import EditFields
+from serve_app.settings import LimitSettings
+
+# FormData serializers (axios, PHP, Rails) and OpenAI's clients put brackets after the name of a list.
+SYNONYMS = {"images[]": "images", "image[]": "image", "prompt[]": "prompt"}
+PICTURE_FIELDS = frozenset({"images", "images[]", "image", "image[]"})
+FIELDS = frozenset({*SYNONYMS, *PICTURE_FIELDS, *EditFields.model_fields})
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidInput for a field that this API does not have."""
+    if name == "mask":
+        raise InvalidInput("mask: this model does not inpaint; say in the prompt what should change", param="mask")
+    if name not in FIELDS:
+        shown = name[:64]
+        similar = difflib.get_close_matches(shown, sorted(FIELDS), n=1)
+        hint = f"; did you mean {similar[0]}?" if similar else ""
+        raise InvalidInput(f"Unknown field {shown!r}{hint}", param=shown)
+
+
+def count(name: str, seen: Counter[str], limits: LimitSettings) -> None:
+    """Add one value to those `seen`. Raise InvalidInput for more values than the field may have."""
+    field = SYNONYMS.get(name, name)
+    seen[field] += 1
+    if field in PICTURE_FIELDS:
+        _check_pictures(name, seen, limits)
+    elif seen[field] > (limits.max_images if field == "prompt" else 1):
+        times = f"more than {limits.max_images} times" if field == "prompt" else "more than once"
+        raise InvalidInput(f"{name} is given {times}", param=name)
+
+
+def _check_pictures(name: str, seen: Counter[str], limits: LimitSettings) -> None:
+    if seen["image"] and seen["images"]:
+        raise InvalidInput("image and images cannot be mixed: send every picture of a batch as `images`", param=name)
+    if seen["image"] > 1:
+        raise InvalidInput(
+            f"{name}: several of them mean references for one picture, and this model takes one picture; "
+            "to edit each picture on its own, send them as `images`",
+            param=name,
+        )
+    if seen["images"] > limits.max_images:
+        raise InvalidInput(f"At most {limits.max_images} images are allowed", param="images")
