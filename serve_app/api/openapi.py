@@ -1,9 +1,10 @@
-"""/openapi.json: the API as programs read it.
+"""The OpenAPI document, /openapi.json.
 
-Made of what validates and what is sent (EditParams, the rules of fields, the limits, the types of wire, the error
-tree), so that it cannot promise what the server does not keep.
+Built from the code that validates requests and types responses (EditFields, the limits, the response schemas, the
+error tree), so that the document cannot differ from the server.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -48,13 +49,13 @@ _BODIES: tuple[Any, ...] = (
 
 _ABOUT = (
     "Edits pictures by instruction. `images` is a batch: each picture is edited on its own. Every error of every route "
-    "has one body; a method that a path does not have is answered with 405 and `Allow`, a path that is not served with "
-    "404. The answer to HEAD is that to GET without its body."
+    "has the same body. An unsupported method returns 405 with `Allow`, an unknown path 404, and HEAD the headers of "
+    "GET."
 )
 
 
 def document(settings: AppSettings, needs_key: bool) -> Schema:
-    """The OpenAPI 3.1 document, without `servers`. `needs_key`: whether the server has API keys."""
+    """Return the OpenAPI 3.1 document, without `servers`. `needs_key`: whether the server has API keys."""
     paths: dict[str, Schema] = {
         "/v1/images/edits": {"post": _edit(settings)},
         "/v1/jobs/{id}": {"parameters": [_JOB_ID], "get": _get_job(), "delete": _delete_job()},
@@ -69,7 +70,7 @@ def document(settings: AppSettings, needs_key: bool) -> Schema:
     if needs_key:
         components["securitySchemes"] = _SECURITY_SCHEMES
         for operation in (paths[path][method] for path in paths for method in paths[path] if method != "parameters"):
-            _ask_for_key(operation)
+            _require_key(operation)
     return {"openapi": "3.1.1", "info": about, "paths": paths, "components": components}
 
 
@@ -78,7 +79,7 @@ def _schemas(settings: AppSettings) -> Schema:
     refs, definitions = TypeAdapter.json_schemas(
         [(index, "serialization", adapter) for index, adapter in enumerate(adapters)], ref_template=_REF
     )
-    # Only the events are no type of their own, and so have no name yet.
+    # A union has no name of its own.
     return {
         **definitions["$defs"],
         "StreamEvent": refs[len(_BODIES), "serialization"],
@@ -96,24 +97,24 @@ def _ref(body: Any) -> Schema:
 
 def _edit(settings: AppSettings) -> Schema:
     answer = {
-        "description": "the outputs; or, with `stream`, what happens, as server-sent events",
+        "description": "the outputs; with `stream`, the events of the edit as server-sent events",
         "headers": {
             "Server-Timing": {
-                "description": "where the time went, in ms: queue, encode, denoise, decode, serialize; not of a stream",
+                "description": "times in ms: queue, encode, denoise, decode, serialize; absent from a stream",
                 "schema": {"type": "string"},
             },
             REPLAYED: _REPLAYED,
         },
         "content": {
             "application/json": {"schema": _ref(schemas.EditResponse)},
-            # Of one event, since OpenAPI has a place of its own for that only from 3.2 on.
+            # The schema of one event: OpenAPI describes sequences of events only from 3.2 on.
             "text/event-stream": {"schema": _EVENT},
         },
     }
     job = {
-        "description": "with `async=true`: the job that was begun",
+        "description": "with `async=true`: the job that was created",
         "headers": {
-            "Location": {"description": "where to ask for it", "required": True, "schema": {"type": "string"}},
+            "Location": {"description": "the address of the job", "required": True, "schema": {"type": "string"}},
             REPLAYED: _REPLAYED,
         },
         "content": {"application/json": {"schema": _ref(schemas.JobBody)}},
@@ -149,13 +150,11 @@ def _operation(id: str, summary: str, body: Any, *errors: type[EditError]) -> Sc
 
 
 def _get_job() -> Schema:
-    return _operation(
-        "getJob", "How far a job is, and its result", schemas.JobBody, NotFound, *_ANYWHERE_IN_THE_CLUSTER
-    )
+    return _operation("getJob", "Progress and result of a job", schemas.JobBody, NotFound, *_ANYWHERE_IN_THE_CLUSTER)
 
 
 def _delete_job() -> Schema:
-    summary = "End a job where it runs, and forget it"
+    summary = "Cancel a job if it runs, and delete it"
     return _operation("deleteJob", summary, schemas.DeletedJobBody, NotFound, *_ANYWHERE_IN_THE_CLUSTER)
 
 
@@ -187,23 +186,23 @@ _EVENT = {
     ],
 }
 
-# What may go wrong wherever another process is asked.
+# Errors of every operation that calls another process.
 _ANYWHERE_IN_THE_CLUSTER = (GenerationError, NotReady, DeadlineExceeded)
 
 _ASYNC = {
     "name": "async",
     "in": "query",
-    "description": "answer at once, with a job; not together with `stream`",
+    "description": "return a job at once; not together with `stream`",
     "schema": {"type": "boolean", "default": False},
 }
 _REQUEST_ID = {
     "name": "x-request-id",
     "in": "header",
-    "description": "to be found in the log and in the answer, where it is 1 to 128 letters, digits, `.`, `_`, `-`",
+    "description": "written to the log and returned, if it is 1 to 128 letters, digits, `.`, `_`, `-`",
     "schema": {"type": "string"},
 }
 _REPLAYED = {
-    "description": f"`true` where this is the answer to an earlier request with the same {IDEMPOTENCY_KEY}",
+    "description": f"`true` if this is the answer to an earlier request with the same {IDEMPOTENCY_KEY}",
     "schema": {"type": "string", "enum": ["true"]},
 }
 _JOB_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -213,8 +212,8 @@ def _idempotency_key(settings: AppSettings) -> Schema:
     return {
         "name": IDEMPOTENCY_KEY,
         "in": "header",
-        "description": "your own name for this edit. The same key with the same body joins the edit that runs, or gets "
-        f"its answer for {settings.limits.idempotency_ttl_s:g} s; not together with `stream`",
+        "description": "your own name for this edit. The same key with the same body joins the running edit or, for "
+        f"{settings.limits.idempotency_ttl_s:g} s, returns its answer again; not together with `stream`",
         "schema": {"type": "string", "maxLength": MAX_KEY_CHARS, "pattern": f"^{KEY_PATTERN}$"},
     }
 
@@ -234,7 +233,7 @@ def _error_responses(classes: Iterable[type[EditError]]) -> dict[str, Schema]:
 
 
 def _error_response(classes: list[type[EditError]]) -> Schema:
-    """What is answered with one status."""
+    """Return the response of one status."""
     of_these = {"properties": {"error": {"properties": {"code": {"enum": [cls.code for cls in classes]}}}}}
     return {
         "description": "; ".join(f"{cls.code}: {cls.when}" for cls in classes),
@@ -246,7 +245,7 @@ def _error_response(classes: list[type[EditError]]) -> Schema:
 def _error_headers(cls: type[EditError]) -> Schema:
     headers = {
         "x-should-retry": _header(
-            "whether the same may succeed later; OpenAI's clients read it", enum=["true", "false"]
+            "whether the same request may succeed later; OpenAI's clients read it", enum=["true", "false"]
         )
     }
     if issubclass(cls, (TooManySamples, Overloaded, NotReady)):
@@ -268,7 +267,7 @@ _SECURITY_SCHEMES = {
 }
 
 
-def _ask_for_key(operation: Schema) -> None:
+def _require_key(operation: Schema) -> None:
     if "security" in operation:
         return
     operation["security"] = [{name: []} for name in _SECURITY_SCHEMES]
@@ -288,7 +287,7 @@ def _edit_form(settings: AppSettings) -> Schema:
         "items": picture,
         "minItems": 1,
         "maxItems": settings.limits.max_images,
-        # Not a field of its own: Swagger UI would send it empty beside `images`.
+        # `image` has no property: Swagger UI would send it empty beside `images`.
         "description": f"{_BATCH}. `images[]` is the same; `image`, `image[]`: OpenAI's names, for one picture",
     }
     texts = _texts(settings)
@@ -323,7 +322,7 @@ def _json_pictures(most: int) -> Schema:
 
 
 def _or_null(schema: Schema) -> Schema:
-    """Typed clients send every field, with null for those that were left out."""
+    """Return a schema that allows null: typed clients send null for every field that was left out."""
     about = schema.keys() & {"description", "default", "examples"}
     rules = {name: schema[name] for name in schema.keys() - about}
     return {**{name: schema[name] for name in about}, "anyOf": [rules, {"type": "null"}]}
@@ -334,8 +333,8 @@ def _body(properties: Schema) -> Schema:
         "type": "object",
         "properties": properties,
         "allOf": [
-            _where("output_compression", {"type": "integer", "maximum": fields.MAX_COMPRESSION - 1}, _LOSSY),
-            _where("partial_images", {"type": "integer", "minimum": 1}, _STREAMED),
+            _if_then("output_compression", {"type": "integer", "maximum": fields.MAX_COMPRESSION - 1}, _LOSSY),
+            _if_then("partial_images", {"type": "integer", "minimum": 1}, _STREAMED),
         ],
         "additionalProperties": False,
     }
@@ -345,7 +344,7 @@ def _given(name: str) -> Schema:
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 
 
-def _where(name: str, value: Schema, then: Schema) -> Schema:
+def _if_then(name: str, value: Schema, then: Schema) -> Schema:
     return {"if": {"required": [name], "properties": {name: value}}, "then": then}
 
 
@@ -354,9 +353,9 @@ _STREAMED = {"required": ["stream"], "properties": {"stream": {"const": True}}}
 
 
 def _texts(settings: AppSettings) -> Schema:
-    """Return every field but the pictures, with this server's limits and names."""
-    texts = fields.properties()
-    # A form gives one by one what JSON may give as a list.
+    """Return the schemas of all fields but the pictures, with this server's limits and names."""
+    texts = copy.deepcopy(fields.properties())
+    # JSON has prompts as a list, a form as repeated fields.
     texts["prompt"]["anyOf"][1]["maxItems"] = settings.limits.max_images
     texts["n"]["description"] += f"; pictures × n is at most {settings.limits.max_outputs}"
     texts["model"].update(enum=list(settings.model.all_names), default=settings.model.served_name)

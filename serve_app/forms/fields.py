@@ -1,6 +1,7 @@
-"""The text fields of an edit: one model, which validates every body and describes the fields in /openapi.json."""
+"""Text fields of an edit: one model, which validates every body and describes the fields in /openapi.json."""
 
 import reprlib
+from functools import cache
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -15,10 +16,10 @@ MAX_COMPRESSION = 100
 
 
 class EditFields(EditParams):
-    """Text fields of one edit. Strict: values.py reads texts and JSON's numbers, and nothing is converted here.
+    """Text fields of one edit, validated strictly: `values` makes values of the right types before.
 
-    The context of validation is the ModelSettings. Raises ModelNotFound, and InvalidInput for fields that exclude each
-    other.
+    The context of the validation is the ModelSettings. Validators raise ModelNotFound, and InvalidInput for fields that
+    exclude each other.
     """
 
     model_config = ConfigDict(strict=True)
@@ -35,7 +36,7 @@ class EditFields(EditParams):
     model: str | None = None
     user: str | None = Field(None, max_length=256, description="goes into the log", examples=["ann"])
 
-    # Fields of the OpenAI API that change nothing here, at the values that ask for what is done anyway.
+    # OpenAI's fields that change nothing here, with the values that already hold. The description is the reason.
     background: Literal["auto", "opaque"] | None = Field(None, description="results are opaque")
     input_fidelity: Literal["low"] | None = Field(None, description="the model has no such setting")
     moderation: Literal["auto"] | None = Field(None, description="this server does not moderate")
@@ -56,7 +57,7 @@ class EditFields(EditParams):
     @field_validator("user")
     @classmethod
     def _printable(cls, user: str) -> str | None:
-        # It goes into the log, where a line break would forge a line.
+        # The log holds this text, and a line break in it would forge a line of the log.
         return "".join(filter(str.isprintable, user)) or None
 
     @model_validator(mode="after")
@@ -72,16 +73,17 @@ class EditFields(EditParams):
         return self
 
     def params(self) -> dict[str, Any]:
-        """Return the fields of EditParams."""
+        """Return the values for the fields of EditParams."""
         params = {name: getattr(self, name) for name in EditParams.model_fields}
         params["guidance_scale"] = self.guidance_scale or self.true_cfg_scale
-        # A list of one stands for every picture, as a form has no other way to give one prompt.
+        # A list of one prompt means that prompt for every picture: in a form, each prompt is in a list.
         params["prompt"] = self.prompt[0] if len(self.prompt) == 1 else self.prompt
         return params
 
 
+@cache
 def properties() -> dict[str, dict[str, Any]]:
-    """Return the JSON Schema of every field, in plain words: no null for a field left out, no constants, no titles."""
+    """Return the JSON Schema of every field, without titles, null for a field left out, and constants."""
     return {name: _plain(schema) for name, schema in EditFields.model_json_schema()["properties"].items()}
 
 
@@ -91,13 +93,13 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
         (value,) = (option for option in schema.pop("anyOf") if option != {"type": "null"})
         schema = {**value, **schema}
     if "const" in schema:
-        # Swagger UI offers the values of an enum only.
+        # Swagger UI offers a choice only for an enum.
         schema["enum"] = [schema.pop("const")]
     return schema
 
 
 def validate(values: Values, model: ModelSettings) -> EditFields:
-    """Return the fields of a body. Raise InvalidInput, which names the field in `param`, or ModelNotFound."""
+    """Return the validated fields of a body. Raise ModelNotFound, or InvalidInput for the first bad field."""
     given = {name: value if name == "prompt" else value[0] for name, value in values.items()}
     try:
         return EditFields.model_validate(given, context=model)
@@ -106,7 +108,7 @@ def validate(values: Values, model: ModelSettings) -> EditFields:
 
 
 def _refusal(error: ValidationError) -> InvalidInput:
-    """Return the first complaint of pydantic in the words of this API."""
+    """Return the first error of pydantic with a message that names the allowed values."""
     first = error.errors(include_url=False)[0]
     name, value = str(first["loc"][0]), first["input"]
     schema = properties()[name]

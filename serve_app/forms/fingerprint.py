@@ -1,4 +1,4 @@
-"""What an edit asks for, as a short text: the same for a retry, whose bytes differ by their multipart boundary."""
+"""Digests of edits. A retry has the digest of its first try, though its bytes have another multipart boundary."""
 
 import hashlib
 from functools import partial
@@ -9,9 +9,9 @@ from serve_app.forms.upload import ReadPicture, Values
 
 
 class Fingerprint:
-    """Of the text fields as they were sent, and of the bytes of every picture file, in order.
+    """Digest of the values of the text fields and of the bytes of every picture file, in order.
 
-    `pictures`: to be read in the place of those given; each is hashed by whoever reads it first.
+    Read `pictures` in place of those given: the first read of each picture hashes it.
     """
 
     def __init__(self, values: Values, pictures: list[ReadPicture]) -> None:
@@ -26,9 +26,9 @@ class Fingerprint:
         return data
 
     def hexdigest(self) -> str:
-        """Once every picture has been read."""
-        asked = hashlib.sha256(orjson.dumps(self._values, option=orjson.OPT_SORT_KEYS))
+        """Return the digest. Every picture must have been read."""
+        edit = hashlib.sha256(orjson.dumps(self._values, option=orjson.OPT_SORT_KEYS))
         for digest in self._digests:
             assert digest is not None
-            asked.update(digest)
-        return asked.hexdigest()
+            edit.update(digest)
+        return edit.hexdigest()

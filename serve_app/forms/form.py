@@ -1,4 +1,4 @@
-"""An HTTP form, of either kind of body, becomes a validated request."""
+"""Forms: HTTP bodies of either kind, read into validated requests."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,9 +26,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EditForm:
-    """What one HTTP request asks for: the edit, and how its answer is written.
+    """One HTTP request: the edit, and the format of its response.
 
-    `fingerprint`: where it was asked for, of all that was sent, to tell a retry from another edit.
+    `fingerprint`: digest of all that was sent, which distinguishes a retry from another edit; None if not requested.
     """
 
     request: EditRequest
@@ -48,14 +48,14 @@ async def parse(
     *,
     fingerprinted: bool = False,
 ) -> EditForm:
-    """Read and validate the body of an edit; pictures are decoded one after another, waited for in `executor`.
+    """Read and validate the body of an edit. Threads of `executor` wait for the decoders.
 
-    `reservation` counts the body and takes the pixels of all pictures; unset, as many as there are. `caller`: as in
+    `reservation` holds the bytes of the body, and then the pixels of all pictures; None: no limit. `caller`: as in
     EditRequest; no field can set it.
 
-    Raises UnsupportedMediaType, PayloadTooLarge, UploadTooSlow and Overloaded (while reading), ModelNotFound,
-    InvalidInput, DeadlineExceeded where there is no room for the pixels, and Starlette's ClientDisconnect where the
-    client left during the upload.
+    Raise UnsupportedMediaType, PayloadTooLarge, UploadTooSlow and Overloaded (while reading), ModelNotFound,
+    InvalidInput, DeadlineExceeded if the pixels cannot be reserved in time, and Starlette's ClientDisconnect if the
+    client leaves during the upload.
     """
     limits = settings.limits
     async with _opened(request, limits, executor) as (values, pictures):
@@ -66,38 +66,32 @@ async def parse(
         reads = pictures if fingerprint is None else fingerprint.pictures
         sizes = await _each(DECODERS.measure, reads, limits, executor)
         if reservation is not None:
-            await _wait_for_room(reservation, sum(size.pixels for size in sizes), limits)
+            await _reserve(reservation, sum(size.pixels for size in sizes), limits)
         images = await _each(DECODERS.decode, reads, limits, executor)
     if reservation is not None:
         reservation.release_bytes()
     edit = EditRequest(images=images, caller=caller, **given.params())
     check_limits(edit, limits)
-    return EditForm(
-        edit,
-        given.output_format,
-        given.output_compression,
-        given.user,
-        given.stream,
-        fingerprint=None if fingerprint is None else fingerprint.hexdigest(),
-    )
+    digest = None if fingerprint is None else fingerprint.hexdigest()
+    return EditForm(edit, given.output_format, given.output_compression, given.user, given.stream, digest)
 
 
 async def _each(
-    ask: Callable[[bytes, int, LimitSettings], T],
+    call: Callable[[bytes, int, LimitSettings], T],
     pictures: list[ReadPicture],
     limits: LimitSettings,
     executor: Executor | None,
 ) -> list[T]:
-    """The answers for the pictures, one after another, so that a request with many does not take every decoder."""
+    """Call for one picture after another, so that a request with many pictures does not take every decoder."""
     loop = asyncio.get_running_loop()
 
-    def answer(read: ReadPicture, index: int) -> T:
-        return ask(read(), index, limits)
+    def result(read: ReadPicture, index: int) -> T:
+        return call(read(), index, limits)
 
-    return [await loop.run_in_executor(executor, answer, read, index) for index, read in enumerate(pictures)]
+    return [await loop.run_in_executor(executor, result, read, index) for index, read in enumerate(pictures)]
 
 
-async def _wait_for_room(reservation: Reservation, pixels: int, limits: LimitSettings) -> None:
+async def _reserve(reservation: Reservation, pixels: int, limits: LimitSettings) -> None:
     try:
         async with asyncio.timeout(limits.request_timeout_s):
             await reservation.reserve_pixels(pixels)

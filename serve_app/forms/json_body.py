@@ -22,7 +22,7 @@ from serve_app.settings import LimitSettings
 
 MEDIA_TYPE = "application/json"
 
-# A body of `[[],[],[],…` would take fifty times its size as objects. Sixteen prompts of nothing but commas pass.
+# As objects, a body of `[[],[],[],…` takes fifty times its size. The limit allows sixteen prompts of commas only.
 _MAX_MARKS = 100_000
 _MARKS = (b",", b"[", b"{")
 
@@ -49,7 +49,7 @@ def _parse(body: bytearray, limits: LimitSettings) -> tuple[Values, list[ReadPic
     pictures: list[ReadPicture] = []
     seen: Counter[str] = Counter()
     for name, value in _load(body).items():
-        # Typed clients send every field, with null for those that were left out.
+        # Typed clients send null for every field that was left out.
         if (name, value) == ("mask", None):
             continue
         check_name(name)
@@ -73,7 +73,7 @@ def _load(body: bytearray) -> dict[str, Any]:
     if sum(body.count(mark) for mark in _MARKS) > _MAX_MARKS:
         raise InvalidInput(f"The JSON body holds more than {_MAX_MARKS} values")
     try:
-        # Not orjson: of a name that comes twice it takes the last, in silence.
+        # Not orjson: it silently keeps the last value of a name that comes twice.
         value = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_refuse)
     except json.JSONDecodeError as error:
         raise InvalidInput(f"The JSON body cannot be read: {error}") from None
@@ -110,7 +110,7 @@ def _value(name: str, item: Any, limits: LimitSettings) -> Any:
 
 
 def _check_unicode(what: str, text: str, param: str | None) -> None:
-    # JSON can write half a surrogate pair, which no encoding can.
+    # JSON can escape half a surrogate pair, which no encoding can write.
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -153,7 +153,7 @@ def _decode_base64(text: str, start: int, index: int) -> bytes:
         if start and not text[:start].lower().endswith(";base64,"):
             raise ValueError("percent-encoded")
         payload = text[start:]
-        # MIME's base64 comes in lines.
+        # MIME breaks base64 into lines.
         return pybase64.b64decode("".join(payload.split()) if "\n" in payload else payload, validate=True)
     except ValueError:
         raise undecodable(index, "neither base64 nor a data URL of base64") from None

@@ -1,4 +1,4 @@
-"""Bounds on what all callers' requests together take in memory: bytes while a body is read, pixels once decoded."""
+"""Limits of the memory that all requests together hold: bytes while bodies are read, pixels of decoded pictures."""
 
 import asyncio
 
@@ -9,7 +9,7 @@ from serve_app.settings import LimitSettings
 
 
 class MemoryLimiter:
-    """What the requests of one application hold. Of pixels a request with more than there may be is served alone."""
+    """The memory of one application's requests. A request with more pixels than the limit waits until it is alone."""
 
     def __init__(self, limits: LimitSettings) -> None:
         self._max_pixels = limits.max_decoding_pixels
@@ -20,13 +20,16 @@ class MemoryLimiter:
         self._pixels_released = asyncio.Event()
 
     def reserve_bytes(self, count: int) -> None:
-        """Raises Overloaded. Bytes do not wait: bodies with a part each could wait for each other."""
-        if count > 0 and self._bytes + count > self._max_bytes:
+        """Raise Overloaded beyond the limit. No request waits here: half-read bodies could wait for each other."""
+        if self._bytes + count > self._max_bytes:
             raise Overloaded("Too many pictures are being uploaded at once", retry_after_s=RETRY_AFTER_S)
         self._bytes += count
 
+    def release_bytes(self, count: int) -> None:
+        self._bytes -= count
+
     async def reserve_pixels(self, count: int) -> None:
-        """Wait until there is room, first come, first served."""
+        """Wait until the limit allows them, first come, first served."""
         async with self._turn:
             while self._pixels and self._pixels + count > self._max_pixels:
                 self._pixels_released.clear()
@@ -39,7 +42,7 @@ class MemoryLimiter:
 
 
 class Reservation:
-    """What one request holds of a limiter."""
+    """The share of a limiter that one request holds."""
 
     def __init__(self, limiter: MemoryLimiter) -> None:
         self._limiter = limiter
@@ -47,18 +50,17 @@ class Reservation:
         self._pixels = 0
 
     def reserve_bytes(self, count: int) -> None:
-        """Raises Overloaded."""
+        """Raise Overloaded beyond the limit."""
         self._limiter.reserve_bytes(count)
         self._bytes += count
 
     async def reserve_pixels(self, count: int) -> None:
-        """Wait until there is room. For all pictures at once: requests with a part each could wait for each other."""
+        """Wait until the limit allows them. Called once, for all pictures: partial reservations could deadlock."""
         await self._limiter.reserve_pixels(count)
         self._pixels += count
 
     def release_bytes(self) -> None:
-        """The body is no longer held."""
-        self._limiter.reserve_bytes(-self._bytes)
+        self._limiter.release_bytes(self._bytes)
         self._bytes = 0
 
     def close(self) -> None:
@@ -68,9 +70,9 @@ class Reservation:
 
 
 class MemoryLimitMiddleware:
-    """Puts a Reservation into `scope["reservation"]` for the route inside, and releases it once the answer is sent.
+    """ASGI middleware that holds a Reservation in `scope["reservation"]` until the response is sent.
 
-    Counts the body as it arrives; `receive` raises Overloaded where it is too much.
+    Reserves the bytes of the body as they arrive: `receive` raises Overloaded beyond the limit.
     """
 
     def __init__(self, app: ASGIApp, limiter: MemoryLimiter) -> None:

@@ -1,4 +1,4 @@
-"""A multipart body. Each part is checked once its headers are read, so no part that will be rejected is stored."""
+"""A multipart body. Each part is checked once its headers are read, so that a bad part is never stored."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -55,11 +55,11 @@ async def _read(request: Request, limits: LimitSettings) -> list[tuple[str, str 
 class _Parser(MultiPartParser):
     """Starlette's parser, which spools files to disk, with our limits and rules applied while the body arrives.
 
-    What the methods raise passes through `parse`, which then closes the files.
+    Errors of these methods pass through `parse`, which closes the files first.
     """
 
     def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], limits: LimitSettings) -> None:
-        # Numbers of parts are bounded by `count`, by name.
+        # `count` limits the number of parts by name.
         super().__init__(headers, self._whole(stream), max_files=float("inf"), max_fields=float("inf"))
         self.max_part_size = limits.max_field_bytes
         self._limits = limits
@@ -70,12 +70,12 @@ class _Parser(MultiPartParser):
     async def _whole(self, stream: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
         async for chunk in stream:
             yield chunk
-        # python-multipart 0.0.34 does not mind: the part that was cut off would be missing from the form.
+        # python-multipart 0.0.34 accepts a truncated body: the form would miss the part that was cut off.
         if not self._complete:
             raise InvalidInput("The multipart body ends before its closing boundary: the upload was cut off")
 
     def on_headers_finished(self) -> None:
-        # Whatever charset the Content-Type names: names of fields are ASCII, and codecs such as `undefined` raise.
+        # The charset of the Content-Type is ignored: field names are ASCII, and codecs such as `undefined` raise.
         self._charset = "utf-8"
         super().on_headers_finished()
         part = self._current_part
@@ -101,7 +101,7 @@ class _Parser(MultiPartParser):
     def on_part_end(self) -> None:
         part = self._current_part
         if part.file is None:
-            # Starlette would fall back to Latin-1, and the model would be asked for gibberish.
+            # Starlette falls back to Latin-1, which turns other encodings into a wrong prompt.
             try:
                 part.data.decode("utf-8")
             except UnicodeDecodeError:

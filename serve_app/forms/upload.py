@@ -1,4 +1,4 @@
-"""Body of a request, read within its limits, and the types that every kind of body is read into."""
+"""The body of a request, read within its limits, and the types that every kind of body is read into."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable

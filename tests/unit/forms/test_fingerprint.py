@@ -30,3 +30,9 @@ def test_whatever_differs_is_another_edit() -> None:
         of({"prompt": ['x"],"n":["1']}, b"a", b"b"),
     ]
     assert len(set(edits)) == len(edits)
+
+
+def test_a_number_is_not_the_text_that_writes_it() -> None:
+    assert of({"n": [1]}) != of({"n": ["1"]})
+    assert of({"stream": [True]}) != of({"stream": [1]})
+    assert of({"seed": [2**53 - 1]}) != of({"seed": [2**53 - 2]})

@@ -254,8 +254,8 @@ def test_two_different_guidances_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "hint"),
     [
-        ("n", "0", "n"),
-        ("n", "11", "n"),
+        ("n", "0", "from 1 to 10, not 0"),
+        ("n", "11", "from 1 to 10, not 11"),
         ("n", "-1", "n"),
         ("size", "0x0", "WIDTHxHEIGHT"),
         ("size", "", "WIDTHxHEIGHT"),
@@ -275,6 +275,7 @@ def test_two_different_guidances_are_refused() -> None:
         ("response_format", "url", "keeps no files"),
         ("response_format", "", "b64_json"),
         ("stream", "maybe", "true or false"),
+        ("stream", "fal\u017fe", "true or false"),
         ("stream", "", "true or false"),
         ("partial_images", "2", "send stream=true"),
         ("user", "x" * 257, "256 characters"),

@@ -211,9 +211,11 @@ def test_pictures_are_bounded() -> None:
         ("prompt", None, "required"),
         ("prompt", "\ud800", "not UTF-8"),
         ("prompt", ["a"] * 17, "more than 16 times"),
+        ("prompt[]", 5, "text, not a whole number"),
         ("user", 5, "text"),
         ("user", ["a"], "text"),
         ("size", 512, "text"),
+        ("size", {"width": 8, "height": 8}, "text, not an object"),
         ("size", "9000x100", "longer than 8:1"),
         ("quality", "high", "num_inference_steps"),
         ("response_format", "url", "keeps no files"),
@@ -324,6 +326,7 @@ def test_the_limit_of_a_file_counts_its_bytes_not_its_text(prefix: str, size: in
 
 def test_long_texts_are_refused() -> None:
     assert refusal(PayloadTooLarge, user="字" * 30_000).param == "user"
+    assert "a whole number, not text" in refusal(n="9" * 70_000).message
 
 
 def test_bad_fields_are_refused_before_pictures_are_decoded() -> None:

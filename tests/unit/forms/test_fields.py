@@ -1,0 +1,73 @@
+"""One model has every rule about text fields, whatever body they come in."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from serve_app.errors import InvalidInput
+from serve_app.forms.fields import EditFields, properties, validate
+from serve_app.forms.values import from_json, from_text
+from serve_app.settings import ModelSettings
+
+MODEL = ModelSettings()
+TYPES = {"string": str, "integer": int, "number": float, "boolean": bool}
+NAMES = sorted(set(properties()) - {"prompt"})
+
+
+def validated(**values: Any) -> EditFields:
+    return validate({"prompt": ["x"], **{name: [value] for name, value in values.items()}}, MODEL)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_has_the_type_that_its_schema_says(name: str) -> None:
+    wanted = TYPES[properties()[name]["type"]]
+    values: list[Any] = ["1", True, 1, 1.5]
+    taken = []
+    for value in values:
+        with suppress(InvalidInput):
+            taken.append(from_json(name, value))
+    assert {type(value) for value in taken} == ({int, float} if wanted is float else {wanted})
+    assert type(from_text(name, "true" if wanted is bool else "1")) is wanted
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"n": "2"}, {"n": True}, {"stream": "true"}, {"true_cfg_scale": "4"}, {"size": {"width": 8, "height": 8}}],
+)
+def test_the_model_itself_converts_no_type(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        EditFields(prompt="x", **fields)
+
+
+def test_a_whole_float_of_json_is_an_integer_and_no_text_is() -> None:
+    assert repr(from_json("n", 3.0)) == "3"
+    for text in ("3.0", "3e0", "+3"):
+        with pytest.raises(InvalidInput, match="in digits"):
+            from_text("n", text)
+
+
+def test_guidance_reaches_the_edit_by_either_name() -> None:
+    assert validated(true_cfg_scale=2).params()["guidance_scale"] == 2.0
+    assert validated(guidance_scale=2.5, true_cfg_scale=2.5).params()["guidance_scale"] == 2.5
+    assert validated().params()["guidance_scale"] is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_beyond_its_range_is_refused_with_the_range(name: str) -> None:
+    schema = properties()[name]
+    for bound, beyond in (("minimum", -1), ("maximum", 1)):
+        if bound in schema:
+            with pytest.raises(InvalidInput, match=f"from {schema['minimum']} to {schema['maximum']}") as caught:
+                validated(**{name: schema[bound] + beyond})
+            assert caught.value.param == name
+
+
+def test_schemas_are_the_same_however_often_they_are_asked_for() -> None:
+    before = json.dumps(properties())
+    for fields in ({"n": 0}, {"quality": "high"}, {"user": "x" * 300}):
+        with pytest.raises(InvalidInput):
+            validated(**fields)
+    assert json.dumps(properties()) == before
