@@ -71,3 +71,10 @@ def test_schemas_are_the_same_however_often_they_are_asked_for() -> None:
         with pytest.raises(InvalidInput):
             validated(**fields)
     assert json.dumps(properties()) == before
+
+
+def test_a_choice_is_an_enum_also_where_it_has_one_value() -> None:
+    choices = {name: schema["enum"] for name, schema in properties().items() if "enum" in schema}
+    assert choices["quality"] == ["auto"]
+    assert choices["background"] == ["auto", "opaque"]
+    assert not [name for name, schema in properties().items() if "const" in schema or "title" in schema]
