@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from packaging.requirements import Requirement
 
@@ -20,8 +20,11 @@ from serve_app.cli.machine import Disk, Gpu, available_memory
 from serve_app.client.blocking import ImageEdits
 from serve_app.client.connection import DEFAULT_SERVER, KEY_ENV, Unreachable
 from serve_app.errors import EditError, Unauthorized
-from serve_app.models.footprint import Weights, weights
 from serve_app.settings import BUILTIN_TINY, AppSettings, AuthSettings, ModelSettings
+
+if TYPE_CHECKING:
+    # Loads the hub's client.
+    from serve_app.models.footprint import Weights
 
 DISTRIBUTION = "serve-image-edits"
 _PATIENCE_S = 15.0
@@ -159,6 +162,7 @@ def _ray_disk() -> Iterator[Finding]:
 
 def _model(settings: ModelSettings) -> Iterator[Finding]:
     try:
+        from serve_app.models.footprint import weights
         from serve_app.models.loading import check_source
     except Exception as error:
         # A torch of one origin and a torchvision of another end in a RuntimeError.
@@ -189,7 +193,7 @@ def _device(settings: ModelSettings, gpu: Gpu | None, reason: str) -> Iterator[F
         yield Finding("warning", f"no GPU: an edit may take hours. {reason}".strip(), _LOOK)
 
 
-def room(settings: ModelSettings, size: Weights, gpu: Gpu | None, memory_bytes: int) -> Iterator[Finding]:
+def room(settings: ModelSettings, size: "Weights", gpu: Gpu | None, memory_bytes: int) -> Iterator[Finding]:
     """Whether the model's weights fit where they go: the disk, then the GPU or memory."""
     if size.download_folder is not None:
         free_bytes = Disk.of(size.download_folder).free_bytes

@@ -1,6 +1,8 @@
 """`image-edits check`: what it says of installations and servers that lack something."""
 
+import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -160,7 +162,7 @@ def test_what_is_wrong_is_told_with_what_to_do(tmp_path: Path) -> None:
 
 
 def hub() -> Starlette:
-    """What a hub answers about lab/edit: its class, and more weights than any disk holds."""
+    """Answers about lab/edit as a hub does: its class, and more weights than any disk holds."""
 
     def info(request: Request) -> Response:
         files = [{"rfilename": "transformer/model.safetensors", "size": 10**18}, {"rfilename": "README.md", "size": 9}]
@@ -170,8 +172,16 @@ def hub() -> Starlette:
         body = {"_class_name": "QwenImageEditPipeline", "_diffusers_version": "0.42.1"}
         return JSONResponse(body, headers={"X-Repo-Commit": "0" * 40, "ETag": '"1"'})
 
+    def weights(request: Request) -> Response:
+        header = json.dumps({"w": {"dtype": "BF16", "shape": [10**9, 5 * 10**8], "data_offsets": [0, 10**18]}}).encode()
+        return Response(struct.pack("<Q", len(header)) + header)
+
     return Starlette(
-        routes=[Route("/api/models/lab/edit", info), Route("/lab/edit/resolve/main/model_index.json", index)]
+        routes=[
+            Route("/api/models/lab/edit", info),
+            Route("/lab/edit/resolve/main/model_index.json", index),
+            Route("/lab/edit/resolve/main/transformer/model.safetensors", weights),
+        ]
     )
 
 
