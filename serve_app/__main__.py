@@ -1,8 +1,6 @@
 """`python -m serve_app`: the same as `image-edits serve`."""
 
-import sys
-
-from serve_app.cli import serve
+from serve_app.cli.main import serve
 
 if __name__ == "__main__":
-    serve.main("python -m serve_app", sys.argv[1:])
+    serve(prog_name="python -m serve_app")

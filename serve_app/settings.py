@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 BUILTIN_TINY = "builtin:tiny"
 
@@ -238,3 +240,23 @@ class AppSettings(Settings):
         if self.limits.max_file_bytes > self.limits.max_request_bytes:
             raise ValueError("limits.max_file_bytes is more than limits.max_request_bytes: no such file could arrive")
         return self
+
+
+def read_settings(path: Path) -> AppSettings:
+    """Return the settings in a YAML file. Raises ValueError, with the reason, if they cannot be read or used."""
+    try:
+        return AppSettings.model_validate(yaml.safe_load(path.read_text("utf-8")))
+    except ValidationError as error:
+        reason = "; ".join(map(_reason, error.errors()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error)
+    raise ValueError(f"{path} cannot be used: {reason}")
+
+
+def _reason(error: ErrorDetails) -> str:
+    """Return the name of a setting as it is in the file, and what is wrong with it."""
+    if error["type"] == "value_error":
+        # From a validator above, which names the settings itself.
+        return error["msg"].removeprefix("Value error, ")
+    name = ".".join(map(str, error["loc"])) or "the file"
+    return f"{name}: " + ("there is no such setting" if error["type"] == "extra_forbidden" else error["msg"])

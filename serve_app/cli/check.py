@@ -1,12 +1,8 @@
-"""`image-edits check`: what is wrong with this installation; with --server, with a server instead.
+"""`image-edits check`: whether this installation can serve; with --server, whether a server answers as it should."""
 
-A line for each thing that was looked at: ok, warning or problem, and what to do. Exit status: 0, or 1 with a problem.
-"""
-
-import argparse
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -15,10 +11,9 @@ from typing import TYPE_CHECKING, Literal
 from packaging.requirements import Requirement
 
 from serve_app.api.keys import load_keys
-from serve_app.cli import configuration
 from serve_app.cli.machine import Disk, Gpu, available_memory
 from serve_app.client.blocking import ImageEdits
-from serve_app.client.connection import DEFAULT_SERVER, KEY_ENV, Unreachable
+from serve_app.client.connection import KEY_ENV, Unreachable
 from serve_app.errors import EditError, Unauthorized
 from serve_app.settings import BUILTIN_TINY, AppSettings, AuthSettings, ModelSettings
 
@@ -28,15 +23,17 @@ if TYPE_CHECKING:
 
 DISTRIBUTION = "serve-image-edits"
 _PATIENCE_S = 15.0
-# Beyond that, Ray stores no more objects on the disk (2.60).
+# Above this share, Ray stores no more objects on the disk (Ray 2.60).
 _RAY_DISK_FULL = 0.95
 _RAY_FOLDER = Path("/tmp")
-_LOOK = "where there is one, `nvidia-smi` shows it and its driver"
+_FIND_GPU = "if there is one, `nvidia-smi` shows it and its driver"
 _INSTALL = "install again: `make install`, or pip with constraints.txt"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
+    """A result of one check, with advice on what to do about it."""
+
     level: Literal["ok", "warning", "problem"]
     what: str
     advice: str = ""
@@ -45,16 +42,10 @@ class Finding:
         return f"{self.level:9}{self.what}" + (f"\n{'':9}→ {self.advice}" if self.advice else "")
 
 
-def main(prog: str, words: Sequence[str]) -> int:
-    """Print what is found, as it is found; the exit status."""
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    configuration.add_arguments(parser)
-    parser.add_argument(
-        "--server", metavar="URL", help=f"look at this server, such as {DEFAULT_SERVER}; the key is in {KEY_ENV}"
-    )
-    arguments = parser.parse_args(words)
+def report(findings: Iterable[Finding]) -> int:
+    """Print each finding as it is made, and return the exit status."""
     levels = set()
-    for finding in installation(arguments) if arguments.server is None else server(arguments.server):
+    for finding in findings:
         print(finding, flush=True)
         levels.add(finding.level)
     return 1 if "problem" in levels else 0
@@ -63,8 +54,8 @@ def main(prog: str, words: Sequence[str]) -> int:
 # --- a server -----------------------------------------------------------------------------------------------------
 
 
-def server(url: str) -> Iterator[Finding]:
-    """Whether it is alive and ready, takes the key, and what it serves."""
+def check_server(url: str) -> Iterator[Finding]:
+    """Yield whether the server is alive and ready, whether it accepts the key, and what it serves."""
     try:
         with ImageEdits(url, timeout_s=_PATIENCE_S) as edits:
             yield from _health(edits)
@@ -72,16 +63,16 @@ def server(url: str) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding("problem", str(error))
     except Unreachable as error:
-        yield Finding("problem", error.message, "start it with `image-edits serve`, or look at the address")
+        yield Finding("problem", error.message, "start it with `image-edits serve`, or check the address")
     except EditError as error:
-        yield Finding("problem", f"{url} answers, but not as this server does: {error.message}", "look at the address")
+        yield Finding("problem", f"{url} answers, but not as this server does: {error.message}", "check the address")
 
 
 def _health(edits: ImageEdits) -> Iterator[Finding]:
     if edits.ready():
         yield Finding("ok", f"{edits.server} is alive and ready")
     else:
-        advice = "a model that loads takes minutes; beyond that, look into the log of the replica"
+        advice = "loading a model takes minutes; if it takes longer, read the log of the replica"
         yield Finding("problem", f"{edits.server} is alive, but no replica has a warm model", advice)
 
 
@@ -105,12 +96,12 @@ def _models(edits: ImageEdits) -> Iterator[Finding]:
 # --- an installation ----------------------------------------------------------------------------------------------
 
 
-def installation(arguments: argparse.Namespace) -> Iterator[Finding]:
-    """What the server would need, from versions to memory."""
+def check_installation(read: Callable[[], AppSettings]) -> Iterator[Finding]:
+    """Yield what was found of all that the server needs, from versions to memory. `read` raises ValueError."""
     yield Finding("ok", f"Python {platform.python_version()}")
     yield from packages(DISTRIBUTION)
     try:
-        settings: AppSettings = configuration.read(arguments)
+        settings = read()
     except ValueError as error:
         yield Finding("problem", str(error))
         return
@@ -120,7 +111,7 @@ def installation(arguments: argparse.Namespace) -> Iterator[Finding]:
 
 
 def packages(distribution: str) -> Iterator[Finding]:
-    """The installed versions against those that the package asks for."""
+    """Compare the installed versions with the distribution's requirements, extras left out."""
     fitting = []
     for text in requires(distribution) or []:
         wanted = Requirement(text)
@@ -148,7 +139,7 @@ def keys(auth: AuthSettings) -> Iterator[Finding]:
         yield Finding("ok", f"API keys: {count}")
     else:
         advice = f"before others can reach the port, set auth.keys_file, or {auth.keys_env} in the environment"
-        yield Finding("warning", "no API keys are set: whoever reaches the port may edit", advice)
+        yield Finding("warning", "no API keys are set: anyone who reaches the port may edit", advice)
 
 
 def _ray_disk() -> Iterator[Finding]:
@@ -165,7 +156,7 @@ def _model(settings: ModelSettings) -> Iterator[Finding]:
         from serve_app.models.footprint import weights
         from serve_app.models.loading import check_source
     except Exception as error:
-        # A torch of one origin and a torchvision of another end in a RuntimeError.
+        # Any: a torch and a torchvision from different indexes raise RuntimeError.
         yield Finding("problem", f"PyTorch and diffusers cannot be loaded: {_first_line(error)}", _INSTALL)
         return
     gpu, reason = Gpu.found()
@@ -186,15 +177,15 @@ def _device(settings: ModelSettings, gpu: Gpu | None, reason: str) -> Iterator[F
         if settings.dtype in ("auto", "bfloat16") and not gpu.has_bfloat16:
             yield Finding("problem", f"{gpu.name} has no bfloat16", "set model.dtype: float16")
     elif settings.device == "cuda":
-        yield Finding("problem", f"model.device is cuda, but PyTorch sees no GPU. {reason}".strip(), _LOOK)
+        yield Finding("problem", f"model.device is cuda, but PyTorch sees no GPU. {reason}".strip(), _FIND_GPU)
     elif settings.source == BUILTIN_TINY:
         yield Finding("ok", f"no GPU; {BUILTIN_TINY} needs none. {reason}".strip())
     else:
-        yield Finding("warning", f"no GPU: an edit may take hours. {reason}".strip(), _LOOK)
+        yield Finding("warning", f"no GPU: an edit may take hours. {reason}".strip(), _FIND_GPU)
 
 
 def room(settings: ModelSettings, size: "Weights", gpu: Gpu | None, memory_bytes: int) -> Iterator[Finding]:
-    """Whether the model's weights fit where they go: the disk, then the GPU or memory."""
+    """Compare the size of the weights with the free bytes of the disk, if they are downloaded, and of GPU or memory."""
     if size.download_folder is not None:
         free_bytes = Disk.of(size.download_folder).free_bytes
         advice = "make room, or set HF_HOME to another disk"

@@ -1,8 +1,8 @@
-"""The pictures that a command line means, where the outputs of each go, and which are done.
+"""The pictures that a command line names, the outputs of each, and which pictures are done.
 
-Outputs are named after their picture: `photo.jpg` becomes `photo-1.png` and `photo-2.png`; a folder's own folders are
-kept. `edits.jsonl` beside them has one line for each picture: what was asked for, and the seeds. By it a run that was
-stopped goes on, and a picture that was edited otherwise is neither taken for done nor overwritten.
+Outputs are named after their picture: `photo.jpg` becomes `photo-1.png` and `photo-2.png`; the folders inside a folder
+are kept. `edits.jsonl` beside the outputs has one line for each picture: the options of its edit, and the seeds. With
+it, a run continues where an earlier one stopped, and the outputs of another edit are neither skipped nor overwritten.
 """
 
 import glob
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 JOURNAL = "edits.jsonl"
-# What is taken from a folder; a file that is named goes to the server whatever its name.
+# Files that a folder stands for. A file that the command line names goes to the server whatever its suffix.
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".ppm", ".pgm"}
 )
@@ -31,10 +31,10 @@ class EditTask:
 
 
 def pictures(named: Sequence[str], out: Path, *, n: int, suffix: str) -> list[EditTask]:
-    """The pictures that files, folders and patterns name, each once, in that order.
+    """Return the pictures that files, folders and patterns name, each once, in that order.
 
-    A name that nothing answers to stays in the list, and fails when it is read. Raises ValueError where two pictures
-    would have the same outputs, or outputs would land among the pictures.
+    A name without a file stays in the list, and fails when it is read. Raises ValueError if two pictures would have the
+    same outputs, or if outputs would land among the pictures.
     """
     found: dict[Path, tuple[Path, Path]] = {}
     for name in named:
@@ -48,7 +48,7 @@ def pictures(named: Sequence[str], out: Path, *, n: int, suffix: str) -> list[Ed
 
 
 def _find(name: str, out: Path) -> Iterator[tuple[Path, Path]]:
-    """Paths, and what they are called among the outputs."""
+    """Yield the path of each picture, and its path among the outputs."""
     path = Path(name)
     if path.is_dir():
         yield from _find_in_folder(path, out)
@@ -65,14 +65,14 @@ def _find_in_folder(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
     if target == root:
         raise ValueError(f"the outputs would land among the pictures of {folder}: name another folder with -o")
     for path in sorted(folder.rglob("*")):
-        # A former run's outputs, where they are kept inside, are not pictures to edit.
+        # The outputs of an earlier run may be in a folder below: they are not pictures to edit.
         is_output = target.is_relative_to(root) and path.resolve().is_relative_to(target)
         if path.suffix.lower() in SUFFIXES and path.is_file() and not is_output:
             yield path, path.relative_to(folder)
 
 
 def _stems(sources: Sequence[Path], relatives: Sequence[Path]) -> list[str]:
-    """What each picture's outputs begin with: its name; with its suffix where photo.jpg meets photo.png."""
+    """Return the stem of each picture's outputs: its name, and its suffix too if photo.jpg stands beside photo.png."""
     times = Counter(relative.with_suffix("") for relative in relatives)
     stems = [
         str(relative if times[relative.with_suffix("")] > 1 else relative.with_suffix("")) for relative in relatives
@@ -86,13 +86,13 @@ def _stems(sources: Sequence[Path], relatives: Sequence[Path]) -> list[str]:
 
 
 class Journal:
-    """What is known of a folder's outputs. One process at a time writes into a folder."""
+    """The record of a folder's outputs. One process at a time writes into a folder."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
         self._path = out / JOURNAL
         self._entries: dict[tuple[str, ...], dict[str, Any]] = {}
-        # File names may be of bytes that are no UTF-8, and hold what `splitlines` takes for the end of a line.
+        # File names may hold bytes that are not UTF-8, and characters at which `splitlines` would split.
         text = self._path.read_text("utf-8", "surrogateescape") if self._path.exists() else ""
         for line in text.split("\n"):
             self._read(line)
@@ -104,13 +104,13 @@ class Journal:
             entry = json.loads(line)
             self._entries[tuple(entry["outputs"])] = entry
         except (ValueError, TypeError, KeyError):
-            # Cut off when the machine went down; its outputs were not written yet.
+            # Cut off when the machine went down, before its outputs were written.
             return
 
     def seeds(self, picture: EditTask, content: bytes, asked: Mapping[str, Any]) -> list[int] | None:
-        """Those of the outputs, where they are there and made of this content by these words; None where they are not.
+        """Return the seeds of the outputs if all exist and come from this content and these options, else None.
 
-        Raises FileExistsError where one is there that was made otherwise.
+        Raises FileExistsError if an output exists that comes from something else.
         """
         there = [path for path in picture.outputs if path.exists()]
         entry = self._entries.get(self._names(picture), {})
@@ -123,7 +123,7 @@ class Journal:
     ) -> None:
         """Write the outputs, each whole or not at all. Raises OSError.
 
-        The journal comes before the last name: what is stopped in between is done again.
+        The journal is written before the outputs: a picture that is interrupted in between is edited again.
         """
         names = self._names(picture)
         entry = {"outputs": names, "sha256": _sha256(content), "asked": dict(asked), "seeds": list(seeds)}

@@ -1,4 +1,4 @@
-"""What this machine has: memory, disk, a GPU. torch is imported where it is asked for."""
+"""The memory, the disks and the GPU of this machine. torch is imported only to find the GPU."""
 
 import shutil
 import warnings
@@ -11,6 +11,8 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
+    """The memory and the abilities of a GPU."""
+
     name: str
     free_bytes: int
     total_bytes: int
@@ -18,7 +20,7 @@ class Gpu:
 
     @classmethod
     def found(cls) -> tuple[Self | None, str]:
-        """The first GPU that PyTorch sees; where it sees none, what CUDA said of that."""
+        """Return the first GPU that PyTorch sees, or None and the warnings of CUDA."""
         import torch
 
         with warnings.catch_warnings(record=True) as said:
@@ -32,7 +34,7 @@ class Gpu:
 
 
 def available_memory() -> int:
-    """Bytes that processes may still take: of the machine, or of the container (cgroup v2) where that is less."""
+    """Return the bytes that processes may still take: of the machine, or of the container (cgroup v2) if less."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     (available,) = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     try:
@@ -44,19 +46,21 @@ def available_memory() -> int:
 
 
 def _reclaimable() -> int:
-    """Bytes of the page cache that the container's limit would push out first."""
+    """Return the bytes of the page cache that the kernel frees first at the container's limit."""
     fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
     return int(fields["inactive_file"])
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
+    """The room on a disk."""
+
     free_bytes: int
     used_share: float
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        """That on which `path` is, or will be."""
+        """Return the disk on which `path` is, or will be."""
         there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
         usage = shutil.disk_usage(there)
         return cls(usage.free, 1 - usage.free / usage.total)

@@ -1,62 +1,174 @@
-"""The command `image-edits`."""
+"""The command `image-edits`: its commands and their options. The module of a command's name has what it does."""
 
-import argparse
 import io
 import sys
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Callable
+from functools import partial, wraps
+from pathlib import Path
+from typing import Any, cast, get_args
 
-DISTRIBUTION = "serve-image-edits"
+import click
 
+from serve_app.api.keys import NAME, NAME_RULE
+from serve_app.client.connection import DEFAULT_SERVER, KEY_ENV, SERVER_ENV
+from serve_app.client.messages import EditOptions
+from serve_app.images import OutputFormat
+from serve_app.settings import BUILTIN_TINY, AppSettings, ModelSettings, read_settings
 
-# Imported when they are asked for: who edits pictures does not wait for Ray.
-def _edit(prog: str, words: Sequence[str]) -> int:
-    from serve_app.cli.edit import main
-
-    return main(prog, words)
-
-
-def _serve(prog: str, words: Sequence[str]) -> int:
-    from serve_app.cli.serve import main
-
-    main(prog, words)
-    return 0
-
-
-def _check(prog: str, words: Sequence[str]) -> int:
-    from serve_app.cli.check import main
-
-    return main(prog, words)
+INTERRUPTED = 130
+_CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
+_PATH = click.Path(path_type=Path)
+_POSITIVE = click.IntRange(min=1)
 
 
-def _key(prog: str, words: Sequence[str]) -> int:
-    from serve_app.cli.key import main
+class _Commands(click.Group):
+    """A group with the exit status of a shell for Ctrl-C."""
 
-    return main(prog, words)
-
-
-_COMMANDS: dict[str, tuple[Callable[[str, Sequence[str]], int], str]] = {
-    "edit": (_edit, "edit pictures and folders of them"),
-    "serve": (_serve, "start the server; the same as `python -m serve_app`"),
-    "key": (_key, "make an API key for the server"),
-    "check": (_check, "tell what is wrong with this installation, or with a server"),
-}
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
 
 
+# Each command imports what it runs when it runs: an edit and every --help do without Ray and torch.
+@click.group(cls=_Commands, context_settings=_CONTEXT, epilog="image-edits COMMAND --help shows a command's options.")
+@click.version_option(package_name="serve-image-edits", message="%(version)s")
 def main() -> None:
-    """Run the command that the command line names, and exit with its status."""
-    lines = [f"  {name:8}{text}" for name, (_, text) in _COMMANDS.items()]
-    parser = argparse.ArgumentParser(
-        prog="image-edits",
-        description="Edit pictures by instruction.",
-        epilog="\n".join(["commands:", *lines, "", "image-edits COMMAND --help tells more."]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=version(DISTRIBUTION))
-    parser.add_argument("command", choices=_COMMANDS)
-    command = parser.parse_args(sys.argv[1:2]).command
+    """Edit pictures by instruction."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # File names may be of bytes that no encoding has; stderr is so already.
+        # File names may hold bytes that are not text in any encoding. stderr escapes them by default.
         sys.stdout.reconfigure(errors="backslashreplace")
-    run, _ = _COMMANDS[command]
-    sys.exit(run(f"image-edits {command}", sys.argv[2:]))
+
+
+@main.command(epilog=f"The API key is read from {KEY_ENV} in the environment, never from the command line.")
+@click.argument("pictures", nargs=-1, metavar="PICTURE...")
+@click.argument("prompt", metavar="PROMPT")
+@click.option("-o", "--out", type=_PATH, metavar="FOLDER", default="edited", help="Folder of the outputs.")
+@click.option("--server", metavar="URL", envvar=SERVER_ENV, show_envvar=True, default=DEFAULT_SERVER, help="Server.")
+@click.option("--jobs", type=_POSITIVE, default=4, help="Requests at a time.")
+@click.option("--overwrite", is_flag=True, help="Edit again what is done, and replace existing outputs.")
+@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each picture.")
+@click.option("-n", type=_POSITIVE, default=1, help="Variants of each picture.")
+@click.option("--size", help="Size of the outputs: auto, or WIDTHxHEIGHT in pixels.")
+@click.option("--steps", type=int, help="Denoising steps.")
+@click.option("--guidance", type=float, help="Classifier-free guidance; 1 turns it off.")
+@click.option("--seed", type=int, help="Seed of every picture's first variant; each further variant has the next one.")
+@click.option("--negative-prompt", help="What guidance steers away from.")
+@click.option(
+    "--format", "output_format", type=click.Choice(get_args(OutputFormat)), default="png", help="Format of the outputs."
+)
+@click.option("--quality", "output_compression", type=int, help="Quality of jpeg and webp, 0 to 100.")
+@click.option("--model", help="Model that must answer.")
+def edit(
+    pictures: tuple[str, ...],
+    prompt: str,
+    out: Path,
+    server: str,
+    jobs: int,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Edit pictures and folders of them.
+
+    PICTURE is a file, a folder, or a pattern such as 'in/**/*.jpg'; PROMPT, the instruction, comes last. Each picture
+    is a request of its own, and several run at a time. The server's defaults hold for options that are left out. The
+    same command continues a run that ended early, and tries again what failed.
+
+    \b
+    Exit status:
+      0   every picture is edited
+      1   some failed, the others are edited
+      2   the command line cannot be used
+      3   stopped by what would fail every picture: no server, a refused key,
+          a bad option, a full disk
+      130 Ctrl-C
+    """
+    from serve_app.cli.edit import edit_pictures
+
+    given = cast(EditOptions, {name: value for name, value in options.items() if value is not None})
+    sys.exit(
+        edit_pictures(pictures, prompt, given, out=out, server=server, jobs=jobs, overwrite=overwrite, as_json=as_json)
+    )
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--model` and `--settings`, of which one may be given.
+
+    `command` is called with `read`, which returns the settings or raises ValueError.
+    """
+
+    @click.option("--model", help="builtin:tiny, a directory, or a hub id.", show_default=BUILTIN_TINY)
+    @click.option(
+        "--settings",
+        type=_PATH,
+        metavar="FILE",
+        help="YAML file with all settings: what serve_config.yaml has under `args:`.",
+    )
+    @wraps(command)
+    def wrapped(model: str | None, settings: Path | None, **others: Any) -> None:
+        if model is not None and settings is not None:
+            raise click.UsageError("--model and --settings cannot be used together.")
+        command(read=partial(_read, model, settings), **others)
+
+    return wrapped
+
+
+def _read(model: str | None, settings: Path | None) -> AppSettings:
+    if settings is not None:
+        return read_settings(settings)
+    return AppSettings(model=ModelSettings(source=BUILTIN_TINY if model is None else model))
+
+
+@main.command(context_settings=_CONTEXT)
+@_with_settings
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port to listen on.")
+def serve(read: Callable[[], AppSettings], host: str, port: int) -> None:
+    """Start the server on this machine, and stop it on SIGINT or SIGTERM.
+
+    The same as `python -m serve_app`. Clusters use serve_config.yaml.
+    """
+    try:
+        settings = read()
+    except ValueError as error:
+        raise click.ClickException(str(error)) from None
+    from serve_app.cli.serve import serve_until_stopped
+
+    serve_until_stopped(settings, host, port)
+
+
+@main.command()
+@_with_settings
+@click.option("--server", metavar="URL", help=f"Check this server, such as {DEFAULT_SERVER}; the key is in {KEY_ENV}.")
+def check(read: Callable[[], AppSettings], server: str | None) -> None:
+    """Check this installation, or with --server a server.
+
+    Prints a line for each thing that was checked: ok, warning or problem, and what to do. Exit status: 0, or 1 if
+    there is a problem.
+    """
+    from serve_app.cli.check import check_installation, check_server, report
+
+    sys.exit(report(check_installation(read) if server is None else check_server(server)))
+
+
+def _check_name(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    if NAME.fullmatch(name) is None:
+        raise click.BadParameter(NAME_RULE)
+    return name
+
+
+@main.command()
+@click.argument("name", metavar="NAME", callback=_check_name)
+def key(name: str) -> None:
+    """Make a random API key for NAME, which the server's log shows.
+
+    The key goes to standard error, this once. Its line for `auth.keys_file` goes to standard output, and does not
+    reveal the key:
+
+      image-edits key ann >> keys
+    """
+    from serve_app.cli.key import print_new_key
+
+    print_new_key(name)

@@ -1,4 +1,4 @@
-"""What a run tells of itself: a line for each picture, and on a terminal a progress bar for each output."""
+"""The report of a run: a line for each picture, and on a terminal a progress bar for each output."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ Status = Literal["edited", "skipped", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class TaskOutcome:
-    """What became of one picture. `seeds`: one for each output of an edited one."""
+    """The result of one picture. `seeds`: one for each output, if it was edited."""
 
     picture: EditTask
     status: Status
@@ -57,7 +57,7 @@ def _error(error: Exception) -> dict[str, Any]:
 
 
 class Report:
-    """Lines of what was edited go to standard output, everything else to standard error."""
+    """Printer of results: the lines of edited pictures go to standard output, everything else to standard error."""
 
     def __init__(self, pictures: int, *, as_json: bool) -> None:
         self.counts: Counter[Status] = Counter()
@@ -71,7 +71,7 @@ class Report:
             TextColumn("{task.fields[note]}", markup=False),
             TimeElapsedColumn(),
             console=console,
-            # Lines that go elsewhere must not be drawn above the bars.
+            # Lines that are piped elsewhere must not be drawn above the bars.
             redirect_stdout=sys.stdout.isatty(),
             disable=not console.is_terminal,
             transient=True,
@@ -90,7 +90,7 @@ class Report:
         self._tasks[picture] = [self._bars.add_task(str(output), total=None, note="sent") for output in picture.outputs]
 
     def progress(self, picture: EditTask, event: Steps) -> None:
-        """Of a request as a whole, whose outputs take their steps side by side."""
+        """Show the progress of a request on the bars of all its outputs, which step side by side."""
         tasks = self._tasks[picture]
         note = f"{event.place} in the queue" if event.place else "steps"
         for task in tasks:
@@ -99,7 +99,7 @@ class Report:
             )
 
     def completed(self, picture: EditTask, variant: int) -> None:
-        """`variant`: 0-based."""
+        """Mark an output as done. `variant` counts from 0."""
         self._bars.update(self._tasks[picture][variant], note="done")
 
     def end(self, outcome: TaskOutcome) -> None:
@@ -118,7 +118,7 @@ class Report:
         print(words, file=sys.stderr)
 
     def sum_up(self) -> None:
-        """The last line: how many of each."""
+        """Print the last line: how many pictures have each result."""
         left = self._pictures - self.counts.total()
         counts = {
             "edited": self.counts["edited"],

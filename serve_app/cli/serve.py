@@ -1,13 +1,11 @@
 """The server on one machine, by one command. Clusters use serve_config.yaml."""
 
-import argparse
 import logging
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 
 import ray
@@ -17,7 +15,6 @@ from ray.serve.exceptions import RayServeException
 
 from serve_app.api import proxy_connection
 from serve_app.app import APP_NAME, build
-from serve_app.cli import configuration
 from serve_app.settings import AppSettings
 
 _DRAIN_S = 10.0
@@ -27,24 +24,19 @@ for k, item in enumerate(json.load(sys.stdin)["data"]):
     open(f"output_{k}.png", "wb").write(base64.b64decode(item["b64_json"]))'"""
 
 
-def main(prog: str, words: Sequence[str]) -> None:
-    """Serve until SIGINT or SIGTERM; exits where that cannot be done, with the reason. `words`: the arguments."""
-    arguments = _parse(prog, words)
-    try:
-        settings = configuration.read(arguments)
-    except ValueError as error:
-        sys.exit(str(error))
+def serve_until_stopped(settings: AppSettings, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM. Exits with the reason if the server cannot start."""
     stop = threading.Event()
     print(f"Starting; loading {settings.model.source} …", flush=True)
-    # One CPU each for ingress and replica, also where the machine has only one. Ray's own lines go to its log.
+    # One CPU each for ingress and replica, even if the machine has only one. Ray's own lines go to its log.
     cpus = max(2, len(os.sched_getaffinity(0)))
     proxy_connection.enable_bounds()
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, lambda *_: stop.set())
-        _start(settings, arguments.host, arguments.port)
-        print(_welcome(arguments.host, arguments.port), flush=True)
+        _start(settings, host, port)
+        print(_welcome(host, port), flush=True)
         stop.wait()
         print("Stopping; edits that run are finished first. Ctrl-C again drops them.", flush=True)
     finally:
@@ -54,15 +46,15 @@ def main(prog: str, words: Sequence[str]) -> None:
 
 
 def _finish() -> None:
-    """Take no new edits and wait for those that run; Serve ends what outlasts the replicas' graceful shutdown.
+    """Reject new edits and wait for those that run; Serve ends those that outlast the replicas' graceful shutdown.
 
     The ingress drains first, and the application stays until its edits are done: an application that is being deleted
     answers 404 (Ray 2.60).
 
-    Not serve.shutdown, which prints an alarm over Serve's own controller that has ended as it should, and not the
-    blocking delete: they give up after 30 s and 60 s, before a long edit is done (Ray 2.60).
+    Neither serve.shutdown, which also prints an alarm about Serve's own controller although it ended as it should, nor
+    the blocking delete: they give up after 30 s and 60 s, before a long edit is done (Ray 2.60).
     """
-    # Where nothing answers, nothing runs that could be waited for.
+    # If nothing answers, no edit runs that could be waited for.
     with suppress(RayError, RayServeException, TimeoutError):
         serve.get_deployment_handle("EditIngress", APP_NAME).drain.remote().result(timeout_s=_DRAIN_S)
         editor = serve.get_deployment_handle("ImageEditor", APP_NAME)
@@ -74,7 +66,7 @@ def _finish() -> None:
 
 
 def _start(settings: AppSettings, host: str, port: int) -> None:
-    """Serve the application, or exit with the reason that Serve leaves out of its exception."""
+    """Start the application, or exit with the reason, which Serve's exception leaves out."""
     serve.start(http_options={"host": host, "port": port})
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
@@ -83,14 +75,6 @@ def _start(settings: AppSettings, host: str, port: int) -> None:
         deployments = serve.status().applications[APP_NAME].deployments.values()
         reasons = [deployment.message for deployment in deployments if deployment.message]
         sys.exit("\n\n".join([f"The server did not start: {error}", *reasons]))
-
-
-def _parse(prog: str, words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
-    configuration.add_arguments(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (%(default)s)")
-    return parser.parse_args(words)
 
 
 def _welcome(host: str, port: int) -> str:

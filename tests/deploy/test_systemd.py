@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli import serve
+from serve_app.cli.main import serve
 from tests.deploy.clusters import graceful_shutdown_s
 from tests.paths import ROOT
 
@@ -39,7 +39,8 @@ def test_the_command_is_one_that_the_server_takes() -> None:
     [command] = service()["ExecStart"]
     python, *arguments = shlex.split(command)
     assert (Path(python).name, arguments[:2]) == ("python", ["-m", "serve_app"])
-    assert str(serve._parse("", arguments[2:]).settings) == "/etc/image-edits/settings.yaml"
+    with serve.make_context("serve", arguments[2:]) as context:
+        assert str(context.params["settings"]) == "/etc/image-edits/settings.yaml"
 
 
 def test_a_stop_lets_every_edit_finish() -> None:

@@ -1,5 +1,7 @@
 """Settings: a typing error or a contradiction stops the start."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from serve_app.settings import (
     LogSettings,
     LoraSettings,
     ModelSettings,
+    read_settings,
 )
 
 MODELS = [
@@ -97,3 +100,39 @@ def test_settings_survive_json(model: Any) -> None:
 def test_origins_are_taken_as_browsers_write_them() -> None:
     origins = ["https://lab.example", "http://localhost:5173", "http://[::1]:8080", "chrome-extension://abc", "*"]
     assert CorsSettings.model_validate({"origins": origins}).origins == tuple(origins)
+
+
+def test_a_file_holds_what_it_sets(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("model: {source: lab/edit, aliases: [图]}\nlimits: {max_images: 2}\n", "utf-8")
+    settings = AppSettings(model=ModelSettings(source="lab/edit", aliases=("图",)), limits=LimitSettings(max_images=2))
+    assert read_settings(path) == settings
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"limits: {max_imagse: 1}", "limits.max_imagse: there is no such setting"),
+        (b"model: {loras: [{scale: 1}]}", "model.loras.0.source: Field required"),
+        (
+            b"{model: {dtype: int3}, log: 5}",
+            "'bfloat16' or 'float16'; log: Input should be",
+        ),
+        (b"cors: {origins: [lab]}", "used: cors.origins: 'lab' is no origin"),
+        (b"engine: {max_waiting: 1}", "used: engine.max_waiting (1) is less than limits.max_outputs (64)"),
+        (b"", "the file: Input should be"),
+        (b"model: {", "while parsing"),
+        (b"\xff", "codec can't decode"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_reason(
+    tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    path = tmp_path / "settings.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(reason)) as raised:
+        read_settings(path)
+    assert str(raised.value).startswith(f"{path} cannot be used: ")
+    assert "pydantic" not in str(raised.value)

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serve_app.api.app import create_app
-from serve_app.cli.check import DISTRIBUTION, Finding, keys, packages, room, server
+from serve_app.cli.check import DISTRIBUTION, Finding, check_server, keys, packages, room
 from serve_app.cli.machine import Disk, Gpu, available_memory
 from serve_app.models.footprint import Weights
 from serve_app.settings import AppSettings, AuthSettings, ModelSettings
@@ -39,7 +39,7 @@ def said(findings: Iterator[Finding]) -> list[tuple[str, str]]:
 class TestServer:
     def test_a_server_without_keys(self) -> None:
         with listening(create_app(Inverter(), AppSettings(model=MODEL))) as url:
-            assert said(server(url)) == [
+            assert said(check_server(url)) == [
                 ("ok", f"{url} is alive and ready"),
                 ("ok", "it asks for no key"),
                 ("ok", "it serves Qwen-Image-Edit, lab/edit"),
@@ -49,26 +49,28 @@ class TestServer:
         editor = Inverter()
         editor.is_ready = False
         with listening(create_app(editor, AppSettings())) as url:
-            assert said(server(url))[0] == ("problem", f"{url} is alive, but no replica has a warm model")
+            assert said(check_server(url))[0] == ("problem", f"{url} is alive, but no replica has a warm model")
 
     def test_a_server_with_keys(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("IMAGE_EDITS_API_KEYS", "secret")
         with listening(create_app(Inverter(), AppSettings())) as url:
             last = ("problem", "it asks for a key, and IMAGE_EDITS_API_KEY is not set")
-            assert said(server(url))[-1] == last
+            assert said(check_server(url))[-1] == last
             monkeypatch.setenv("IMAGE_EDITS_API_KEY", "wrong")
-            assert said(server(url))[-1] == ("problem", "it refuses the key in IMAGE_EDITS_API_KEY")
+            assert said(check_server(url))[-1] == ("problem", "it refuses the key in IMAGE_EDITS_API_KEY")
             monkeypatch.setenv("IMAGE_EDITS_API_KEY", "secret")
-            assert said(server(url))[1:] == [
+            assert said(check_server(url))[1:] == [
                 ("ok", "it takes the key in IMAGE_EDITS_API_KEY"),
                 ("ok", "it serves builtin:tiny"),
             ]
 
     def test_no_server_and_another_one(self) -> None:
-        assert [level for level, _ in said(server("http://127.0.0.1:1"))] == ["problem"]
-        assert said(server("nowhere"))[0][1].startswith("'nowhere' is no address")
+        assert [level for level, _ in said(check_server("http://127.0.0.1:1"))] == ["problem"]
+        assert said(check_server("nowhere"))[0][1].startswith("'nowhere' is no address")
         with listening(Starlette()) as url:
-            assert said(server(url)) == [("problem", f"{url} answers, but not as this server does: 404 Not Found")]
+            assert said(check_server(url)) == [
+                ("problem", f"{url} answers, but not as this server does: 404 Not Found")
+            ]
 
 
 def test_versions_are_compared_with_what_the_package_asks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

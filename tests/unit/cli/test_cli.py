@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from click.testing import CliRunner
 
 from serve_app.api.app import create_app
+from serve_app.cli.main import main
 from serve_app.errors import InvalidInput, OutOfMemory
 from serve_app.events import Event, Progress
 from serve_app.request import EditRequest, EditResult
@@ -207,10 +209,12 @@ class TestWhatWouldFailEveryPictureStopsTheRun:
     ("words", "told"),
     [
         (("photo10.png", "photo20.png"), "the instruction comes last, and photo20.png is a file"),
-        (("photo10.png",), "required: PROMPT"),
-        (("photo10.png", "x", "-n", "0"), "-n: invalid"),
+        (("photo10.png",), "the instruction comes last, and photo10.png is a file"),
+        (("x",), "there is no picture before the instruction"),
+        ((), "Missing argument 'PROMPT'"),
+        (("photo10.png", "x", "-n", "0"), "'-n': 0 is not in the range"),
         (("photo10.png", "x", "--server", "localhost:8000"), "'localhost:8000' is no address"),
-        (("photo10.png", "x", "--key", "secret"), "unrecognized arguments: --key"),
+        (("photo10.png", "x", "--key", "secret"), "No such option '--key'"),
         ((".", "x", "-o", "."), "among the pictures of ."),
         (("empty", "x"), "there are no pictures in empty"),
     ],
@@ -282,4 +286,51 @@ def test_the_command_tells_its_version_and_what_it_can() -> None:
     help_text, _ = run("--help")
     assert all(command in help_text for command in ("edit ", "serve ", "key ", "check "))
     assert "130 Ctrl-C" in run("edit", "--help")[0]
-    assert run("melt", status=2)[1].startswith("usage: image-edits")
+    assert run("melt", status=2)[1].startswith("Usage: image-edits")
+
+
+LOADED = """
+import sys
+from serve_app.cli.main import main
+try:
+    main(sys.argv[1:], prog_name="image-edits")
+except SystemExit:
+    print(*{"torch", "diffusers", "transformers", "ray"} & set(sys.modules), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([command, "--help"] for command in ("edit", "serve", "key", "check")),
+        ["edit", "photo10.png", "x", "--server", "http://127.0.0.1:1"],
+        ["key", "ann"],
+        ["serve", "--settings", "gone.yaml"],
+    ],
+    ids=" ".join,
+)
+def test_neither_torch_nor_ray_is_loaded_without_need(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED, *words], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_model_and_a_settings_file_exclude_each_other(command: str) -> None:
+    for words in (("--model", "lab/edit", "--settings", "f.yaml"), ("--settings", "f.yaml", "--model", "builtin:tiny")):
+        out, err = run(command, *words, status=2)
+        assert (out, err.splitlines()[-1]) == ("", "Error: --model and --settings cannot be used together.")
+
+
+def test_settings_that_cannot_be_used_are_told_before_anything_starts() -> None:
+    Path("settings.yaml").write_text("limits: {max_imagse: 1}")
+    assert run("serve", "--settings", "settings.yaml", status=1) == (
+        "", "Error: settings.yaml cannot be used: limits.max_imagse: there is no such setting\n"
+    )  # fmt: skip
+
+
+def test_ctrl_c_has_its_status_in_every_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("serve_app.cli.key.print_new_key", interrupted)
+    assert CliRunner().invoke(main, ["key", "ann"]).exit_code == 130
