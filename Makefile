@@ -78,7 +78,8 @@ install: .venv/.installed tests/node/node_modules/.installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[dev,data,training,bench]'
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[data]' \
+		--group dev --group training --group bench
 	@touch $@
 
 # OpenAI's package for Node, for a test; Node itself comes with the Python packages.

@@ -193,7 +193,7 @@ def _package_folder(package: str) -> Path:
     """Where a package lies; it is not imported, which takes seconds."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"{package} is missing: pip install -e '.[training]'")
+        raise ModuleNotFoundError(f"{package} is missing: pip install --group training")
     return Path(spec.origin).parent
 
 
