@@ -3,6 +3,7 @@
 python examples/edit_folder.py photos/ edited/ "make the sky blue", while the editor runs on the cluster that
 `RAY_ADDRESS` names: through the editor's handle, beside its other callers. With `--engines 4` no editor need run: four
 workers load the model themselves, each on a GPU of its own where the cluster has GPUs, and are gone afterwards.
+It needs the package's extra `data`: pip install '.[data]'.
 
 Stopped at any time, the same command goes on: what is written is not done again. On several nodes both folders must be
 shared. A picture that fails is reported at the end, with exit status 1, and tried again by the next run; the others are

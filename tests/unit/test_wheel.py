@@ -1,5 +1,6 @@
 """The package as pip installs it: every file that the source tree has, the page and the built-in model included."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,10 @@ def test_a_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     uv = Path(sys.executable).parent / "uv"
     subprocess.run([uv, "build", "--wheel", "--out-dir", tmp_path, source], check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
+    [metadata] = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".dist-info/METADATA")]
+    extras = re.findall(r"^Provides-Extra: (.*)$", zipfile.ZipFile(wheel).read(metadata).decode(), re.MULTILINE)
+    # The tools of development are dependency groups, which no wheel has.
+    assert extras == ["data"]
     held = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("serve_app/")}
     assert "serve_app/api/static/index.html" in held
     files = [path for path in (source / "serve_app").rglob("*") if path.is_file()]
