@@ -1,7 +1,7 @@
-"""Serve image edits: many callers' edits share every forward of the model, and each gets exactly its own pictures.
+"""Serve image edits: the edits of many callers share every forward of the model, and each caller gets its own pictures.
 
-The names below are the public surface. Each is imported where it is first used, so that neither the clients nor the
-types load torch or Ray.
+The names below are the public surface. Each is imported on first use, so that the clients and the types load neither
+torch nor Ray.
 """
 
 from importlib import import_module

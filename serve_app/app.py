@@ -1,4 +1,4 @@
-"""Composition root: settings in, Serve application out."""
+"""Composition root: build the Ray Serve application from the settings."""
 
 import ray
 from ray.serve import Application
@@ -12,21 +12,21 @@ from serve_app.settings import AppSettings
 
 APP_NAME = "image-edits"
 
-# A stage of the engine that has begun is not interrupted; beyond the deadline this is for it and for the answer.
+# A stage of the engine is not interrupted once it runs: time for it, and to send the answer, after the last deadline.
 _SHUTDOWN_MARGIN_S = 30.0
-# Calls that only wait for an edit that runs: they cost next to nothing, and one that is held back is a lost retry.
+# Calls that only wait for a running edit cost next to nothing. A call that Serve holds back is a lost retry.
 _WAITING_CALLS = 10_000
 
 _LOG = LoggingConfig(encoding="JSON")
 
 
 def build(args: AppSettings) -> Application:
-    """The application for `serve run serve_app.app:build` and serve_config.yaml, whose `args:` are the settings.
+    """Return the application for `serve run serve_app.app:build` and serve_config.yaml, whose `args:` are the settings.
 
-    Options that a configuration file sets on a deployment go before those given here; its `logging_config` of a whole
+    A configuration file's options of a deployment override the options set here; its `logging_config` of the whole
     application does not.
     """
-    # The engine refuses by samples, exactly; Serve must not hold requests back before it.
+    # The engine counts samples and refuses exactly; Serve must not hold requests back before the engine sees them.
     ongoing = args.engine.max_waiting + 512
     editor = ImageEditor.options(  # type: ignore[attr-defined]
         max_ongoing_requests=ongoing,
@@ -37,11 +37,11 @@ def build(args: AppSettings) -> Application:
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if _wants_gpu(args) else 0},
         logging_config=_LOG,
     ).bind(args)
-    # It waits and encodes; jobs that run are not calls that run, so nothing else bounds its calls.
+    # A running job keeps no call to JobKeeper open: this option bounds the calls, `jobs.max_jobs` bounds the jobs.
     jobs = JobKeeper.options(  # type: ignore[attr-defined]
         num_replicas=1, max_ongoing_requests=ongoing, ray_actor_options={"num_cpus": 0}, logging_config=_LOG
     ).bind(editor, args)
-    # Nothing there is worth finishing: who waits comes again, to its successor.
+    # A call to IdempotencyKeeper need not finish at shutdown: its caller retries at the next replica.
     keeper = IdempotencyKeeper.options(  # type: ignore[attr-defined]
         num_replicas=1,
         max_ongoing_requests=_WAITING_CALLS,
@@ -59,7 +59,7 @@ def build(args: AppSettings) -> Application:
 
 
 def _wants_gpu(settings: AppSettings) -> bool:
-    """With `device: auto`, a GPU where the cluster has one now."""
+    """Return whether a replica needs a GPU; with `device: auto`, whether the cluster has one now."""
     if settings.model.device != "auto":
         return settings.model.device == "cuda"
     return bool(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0)

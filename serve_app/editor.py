@@ -1,4 +1,4 @@
-"""What the HTTP edge needs of an editor: the seam before Ray Serve's handles."""
+"""The protocol of an editor, which separates the HTTP edge from Ray Serve's handles."""
 
 from collections.abc import AsyncGenerator
 from typing import Protocol
@@ -8,11 +8,11 @@ from serve_app.request import EditRequest, EditResult
 
 
 class Editor(Protocol):
-    """What does the work: a handle to the replicas, or anything that stands in for it. Raises EditError."""
+    """An object that performs edits: the handle to the replicas, or a substitute for it. Methods raise EditError."""
 
     async def edit(self, request: EditRequest) -> EditResult: ...
 
     def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
-        """The first event comes once the edit is accepted. Closing the stream ends the work."""
+        """Yield the events of an edit; the first one says that it is accepted. Closing the stream cancels the edit."""
 
     async def ready(self) -> bool: ...

@@ -1,4 +1,4 @@
-"""The events of a streamed edit: frozen, in the order in which a caller reads them."""
+"""The events of a streamed edit, as frozen values in the order in which a caller reads them."""
 
 from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timin
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a request is: denoising steps done and in all, over all its samples.
+    """The progress of a request: denoising steps done, and steps in total, over all its samples.
 
-    `place` is its place in the queue, 1 for the next, and 0 from the moment its first sample joins. It may rise, since
-    shorter work may go first. Where a replica dies, both begin again on another.
+    `place` is the request's place in the queue: 1 is next, and 0 means that its first sample has joined. `place` may
+    rise, since shorter work may go first. If a replica dies, steps and place start again on another replica.
     """
 
     steps_done: int
@@ -21,9 +21,9 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Preview:
-    """Preview k of one output, 0-based: what the picture would be if the model were right at this step.
+    """Preview k of one output, 0-based: the picture that the model predicts at this step.
 
-    `pixels` are of the size that the model makes, which is `size` rounded up to its multiple.
+    `pixels` have the size that the model makes: the request's `size`, rounded up to the model's multiple.
     """
 
     image_index: int
@@ -34,7 +34,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Completed:
-    """One output, as soon as it is done: variant j of picture i."""
+    """One output, variant j of picture i, sent as soon as it is done."""
 
     image_index: int
     variant_index: int
@@ -44,7 +44,7 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end: every output has been completed."""
+    """The last event: every output has been completed."""
 
     timings: Timings
     batch: BatchStats = field(default_factory=BatchStats)
@@ -53,11 +53,14 @@ class Done:
 Event = Progress | Preview | Completed | Done
 
 Listener = Callable[[Event], None]
-"""Told what happens to a request, on the engine's threads: it returns at once and does not raise."""
+"""Callback for the events of a request. The engine's threads call it, so it must return at once and must not raise."""
 
 
 async def result_of(events: AsyncIterable[Event], request: EditRequest) -> EditResult:
-    """What `edit` returns, from the events of a stream that ends with Done. Raises KeyError where an output lacks."""
+    """Return the result of `edit` from the events of a stream that ends with Done.
+
+    Raises KeyError if an output is missing.
+    """
     outputs: dict[tuple[int, int], Completed] = {}
     done = Done(Timings(0.0, 0.0, 0.0, 0.0))
     async for event in events:

@@ -1,4 +1,4 @@
-"""Pictures: decode untrusted bytes, encode results, and the rules for sizes. Pillow and numpy only."""
+"""Decode untrusted pictures, encode results, and compute sizes. Pillow and numpy only."""
 
 import io
 import math
@@ -18,15 +18,17 @@ from serve_app.settings import LimitSettings
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
-# Pillow's readers of these formats decode in-process. Left out on purpose: EPS and WMF run programs or system code,
-# ICO and ICNS hold pictures whose size is not known before they are decoded.
+# Pillow decodes these formats in its own code. Left out on purpose: EPS and WMF run programs or system code, ICO and
+# ICNS contain pictures whose size is unknown until they are decoded.
 _READ_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 READ_FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000 or PPM"
 
-# From this quality on JPEG keeps colour at full resolution: at 100 a value is off by 0.5 on average, else by 2.5.
+# From this quality on, JPEG keeps colour at full resolution: at quality 100 a value is off by 0.5 on average instead of
+# 2.5.
 _JPEG_FULL_COLOUR_QUALITY = 90
 
-# Each scan goes over the whole picture. Cameras and encoders make about ten; a thumbnail inside counts too.
+# Decoding passes over the whole picture once per scan. Cameras and encoders write about ten scans; those of an embedded
+# thumbnail count too.
 _JPEG_SCAN = b"\xff\xda"
 _MAX_JPEG_SCANS = 100
 
@@ -43,7 +45,7 @@ _UPRIGHT = {
 PICTURE_THREADS = 4
 """Threads of one process that prepare, decode or encode pictures.
 
-Pillow, zlib and torch release the GIL; more threads only compete with the event loop for the cores.
+Pillow, zlib and torch release the GIL; more threads would only compete with the event loop for the cores.
 """
 
 SIZE_PATTERN = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
@@ -51,7 +53,7 @@ SIZE_PATTERN = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Size:
-    """Width and height in pixels. Raises ValueError for less than one."""
+    """Width and height in pixels. Raises ValueError if one of them is less than 1."""
 
     width: int
     height: int
@@ -62,7 +64,7 @@ class Size:
 
     @classmethod
     def parse(cls, text: str) -> "Size":
-        """Read `WxH`. Raises ValueError for anything else, zero included."""
+        """Return the size that `WxH` names. Raises ValueError for any other text, and for zero."""
         match = SIZE_PATTERN.fullmatch(text)
         if match is None:
             raise ValueError(f"must be `auto` or WIDTHxHEIGHT in pixels, such as 1024x768, not {text[:40]!r}")
@@ -74,7 +76,7 @@ class Size:
 
     @property
     def aspect_ratio(self) -> float:
-        """Long side over short side, at least 1."""
+        """Long side divided by short side, at least 1."""
         return max(self.width, self.height) / min(self.width, self.height)
 
     def __str__(self) -> str:
@@ -83,16 +85,16 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """What sizes a model can make: `native_area` in pixels, and the multiple that both sides must have."""
+    """The sizes that a model can make: `native_area` in pixels, and the `multiple` that both sides must have."""
 
     native_area: int
     multiple: int
 
     def auto(self, picture: Size) -> Size:
-        """The picture's aspect ratio at the native area.
+        """Return the size at the native area that has the picture's aspect ratio.
 
-        As `calculate_dimensions` of diffusers' QwenImageEditPipeline, which rounds to 32 where `multiple` is 16; a side
-        never rounds to zero.
+        The same as `calculate_dimensions` of diffusers' QwenImageEditPipeline, which rounds to 32 for a `multiple` of
+        16, except that a side never rounds to zero.
         """
         width = math.sqrt(self.native_area * picture.width / picture.height)
         height = width * picture.height / picture.width
@@ -100,13 +102,13 @@ class Geometry:
         return Size(max(grid, round(width / grid) * grid), max(grid, round(height / grid) * grid))
 
     def cover(self, size: Size) -> Size:
-        """The smallest size the model can make that is at least `size` on both sides."""
+        """Return the smallest size that the model can make and that is at least `size` on both sides."""
         grid = self.multiple
         return Size(math.ceil(size.width / grid) * grid, math.ceil(size.height / grid) * grid)
 
 
 def check_picture_size(size: Size, index: int, limits: LimitSettings) -> None:
-    """Raise InvalidInput for a picture with too many pixels, or too long for its width."""
+    """Raise InvalidInput for a picture with too many pixels or too large an aspect ratio."""
     if size.pixels > limits.max_image_pixels:
         raise InvalidInput(
             f"Image at index {index} is too large: {size} has more than {limits.max_image_pixels} pixels",
@@ -114,22 +116,23 @@ def check_picture_size(size: Size, index: int, limits: LimitSettings) -> None:
         )
     if size.aspect_ratio > limits.max_aspect_ratio:
         raise InvalidInput(
-            f"Image at index {index} is longer than {limits.max_aspect_ratio:g}:1: {size}", param="images"
+            f"Image at index {index} is too long: {size} has an aspect ratio above {limits.max_aspect_ratio:g}:1",
+            param="images",
         )
 
 
 def measure(data: bytes, index: int, limits: LimitSettings) -> Size:
-    """The size of an untrusted picture file, as its header tells it. Arguments and errors as of `decode`."""
+    """Return the size of an untrusted picture file, from its header. Arguments and errors are those of `decode`."""
     with _opened(data, index, limits) as image:
         return Size(*image.size)
 
 
 def decode(data: bytes, index: int, limits: LimitSettings) -> NDArray[np.uint8]:
-    """The first frame of an untrusted picture file as RGB, height × width × 3.
+    """Decode the first frame of an untrusted picture file to RGB, height × width × 3.
 
     Only the header is read before the limits are checked. `index` is the picture's place in the request, for messages.
-    Raises InvalidInput for everything that is wrong with the file. May take minutes, or end the process, where a file
-    was made for that: `decoders` has the same in processes of their own.
+    Raises InvalidInput for everything that is wrong with the file. A hostile file may take minutes, or end the process:
+    `decoding.pool` runs this function in processes of their own.
     """
     with _opened(data, index, limits) as image:
         return convert(image, index)
@@ -148,19 +151,19 @@ def _opened(data: bytes, index: int, limits: LimitSettings) -> Iterator[PIL.Imag
     except InvalidInput:
         raise
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
-        # Pillow has a limit of its own, for the whole process; at the default settings ours is the lower one.
+        # Pillow has its own limit for the whole process; with the default settings our limit is the lower one.
         raise InvalidInput(
             f"Image at index {index} is too large: at most {limits.max_image_pixels} pixels are allowed", param="images"
         ) from None
     except PIL.UnidentifiedImageError:
         raise undecodable(index, f"not a {READ_FORMATS_TEXT} file, or its header is damaged") from None
     except Exception:
-        # Pillow's plugins raise SyntaxError, struct.error, ValueError and more when a header is damaged.
+        # If a header is damaged, Pillow's plugins raise SyntaxError, struct.error, ValueError and others.
         raise undecodable(index, "the file is damaged or incomplete") from None
 
 
 def convert(image: PIL.Image.Image, index: int) -> NDArray[np.uint8]:
-    """As `from_pil`, but whatever goes wrong is an InvalidInput that names the picture by its `index`."""
+    """Convert as `from_pil`, but raise InvalidInput, with the picture's `index`, for every failure."""
     try:
         return from_pil(image)
     except MemoryError:
@@ -168,18 +171,19 @@ def convert(image: PIL.Image.Image, index: int) -> NDArray[np.uint8]:
     except _Unusable as error:
         raise undecodable(index, str(error)) from None
     except Exception:
-        # A picture opened from a file is decoded here, and any plugin's error can come out.
+        # A picture that was opened from a file is decoded here, so any plugin's error may be raised.
         raise undecodable(index, "the file is damaged or incomplete") from None
 
 
 def from_pil(image: PIL.Image.Image) -> NDArray[np.uint8]:
-    """Any PIL picture as RGB: a writable, C-contiguous uint8 array of height × width × 3.
+    """Convert any PIL picture to RGB: a writable, C-contiguous uint8 array of height × width × 3.
 
-    EXIF orientation is applied and alpha is laid on white. Deep grey is scaled, where Pillow's own convert clips:
-    16-bit from 0..65535; 32-bit integers from 0..65535 too; floats from 0..1, or from 0..255 where values exceed 1.
-    Values beyond these ranges are scaled from the picture's own minimum and maximum.
+    EXIF orientation is applied, and transparent pixels are blended with white. Grey with more than 8 bits is scaled,
+    since Pillow's own `convert` would clip it: 16-bit and 32-bit integers from 0..65535, floats from 0..1, or from
+    0..255 if a value exceeds 1. If values lie outside of these ranges, the picture's own minimum and maximum are used.
 
-    Raises ValueError for a picture without pixels or with NaN or infinity, and what Pillow raises for a damaged file.
+    Raises ValueError for a picture without pixels or with NaN or infinity, and whatever Pillow raises for a damaged
+    file.
     """
     image.load()
     if 0 in image.size:
@@ -196,20 +200,21 @@ def from_pil(image: PIL.Image.Image) -> NDArray[np.uint8]:
 
 
 def encode(pixels: NDArray[np.uint8], output_format: OutputFormat, compression: int) -> bytes:
-    """A picture file of `pixels`, height × width × 3.
+    """Encode `pixels`, height × width × 3, as a picture file.
 
-    `compression` is the quality of jpeg and webp, 0 to 100; png is lossless whatever it says, and so is webp at 100.
+    `compression` is the quality of jpeg and webp, from 0 to 100. png ignores it and is always lossless; webp is
+    lossless at 100.
     """
     image = PIL.Image.fromarray(pixels)
     file = io.BytesIO()
     if output_format == "png":
-        # Run-length matching only: the fastest setting at the size of level 1, for the noise of generated pictures.
+        # Run-length matching only: on the noise of generated pictures the fastest setting, and as small as level 1.
         image.save(file, "PNG", compress_level=1, compress_type=3)
     elif output_format == "jpeg":
         subsampling = 0 if compression >= _JPEG_FULL_COLOUR_QUALITY else 2
         image.save(file, "JPEG", quality=compression, subsampling=subsampling)
     elif compression == 100:
-        # Lossy WebP halves the colour resolution at every quality, so that 100 would not be what it says.
+        # Lossy WebP halves the colour resolution at every quality, so quality 100 would still lose detail.
         image.save(file, "WEBP", lossless=True, quality=0, method=0)
     else:
         image.save(file, "WEBP", quality=compression, method=2)
@@ -217,11 +222,11 @@ def encode(pixels: NDArray[np.uint8], output_format: OutputFormat, compression: 
 
 
 class _Unusable(ValueError):
-    """A picture that Pillow reads and we do not; the message is written for the caller."""
+    """A picture that Pillow can read and this server refuses; the message is written for the caller."""
 
 
 def undecodable(index: int, reason: str) -> InvalidInput:
-    """The picture at this place of the request cannot be used."""
+    """Return the error for the picture at this index of the request."""
     return InvalidInput(f"Invalid image format at index {index}: {reason}", param="images")
 
 
@@ -229,7 +234,7 @@ def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
     try:
         orientation = image.getexif().get(PIL.ExifTags.Base.Orientation)
     except Exception:
-        # Damaged EXIF: viewers show such a photo as it is stored, and so do we.
+        # Picture viewers show a photo with damaged EXIF as it is stored, and so does this server.
         return image
     transpose = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return image if transpose is None else image.transpose(transpose)
@@ -251,7 +256,7 @@ def _grey_to_8_bit(image: PIL.Image.Image) -> NDArray[np.uint8]:
 
 
 def _range(low: float, high: float, is_float: bool) -> tuple[float, float]:
-    """What is black and what is white in deep grey with values from `low` to `high`."""
+    """Return the values of black and of white for a grey picture with values from `low` to `high`."""
     for white in (1.0, 255.0) if is_float else (65535.0,):
         if low >= 0 and high <= white:
             return 0.0, white
@@ -259,7 +264,7 @@ def _range(low: float, high: float, is_float: bool) -> tuple[float, float]:
 
 
 def resize(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """The picture at exactly that size (Lanczos); the same array where it has it already."""
+    """Resize a picture to exactly `size` (Lanczos). A picture that has this size is returned as it is."""
     if pixels.shape[:2] == (size.height, size.width):
         return pixels
     return np.asarray(PIL.Image.fromarray(pixels).resize((size.width, size.height), PIL.Image.Resampling.LANCZOS))

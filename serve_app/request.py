@@ -1,4 +1,7 @@
-"""The types that travel: a validated request, and its result. Frozen; only validated input can be one."""
+"""The types that cross every layer: a validated request and its result. Both are frozen.
+
+Only validated input can become an EditRequest.
+"""
 
 import re
 import secrets
@@ -37,11 +40,12 @@ T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 """A picture: uint8, height × width × 3, RGB."""
 
-# Tokenizers read these as control tokens; `<|image_pad|>` in a prompt would shift every picture of a batch.
+# Tokenizers read these as control tokens: `<|image_pad|>` in a prompt would assign the pictures of a batch to the wrong
+# rows.
 _CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 
 
-# What the validators below ask of a text, in the words of JSON Schema.
+# The rules of the validators below, as JSON Schema.
 _TEXT_SCHEMA = {"type": "string", "maxLength": MAX_PROMPT_CHARS, "not": {"pattern": _CONTROL_TOKEN.pattern}}
 _PROMPT_SCHEMA = {**_TEXT_SCHEMA, "minLength": 1, "pattern": r"\S"}
 _PROMPTS_SCHEMA = {"anyOf": [_PROMPT_SCHEMA, {"type": "array", "items": _PROMPT_SCHEMA, "minItems": 1}]}
@@ -66,16 +70,16 @@ Guidance = Annotated[float | None, Field(ge=1, le=MAX_GUIDANCE, allow_inf_nan=Fa
 
 
 class EditParams(BaseModel):
-    """What a request asks for, besides its pictures. Fields, ranges and defaults as in the README's field table."""
+    """The parameters of an edit: every field of a request but its pictures. `docs/api/fields.md` lists them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     prompt: Annotated[str | tuple[str, ...], BeforeValidator(_as_tuple), WithJsonSchema(_PROMPTS_SCHEMA)] = Field(
-        description="the instruction; once for every picture, or once for each picture, in order",
+        description="the instruction: one for all pictures, or one for each picture, in order",
         examples=["make the sky blue"],
     )
     negative_prompt: Annotated[str, WithJsonSchema(_TEXT_SCHEMA)] = Field(
-        " ", max_length=MAX_PROMPT_CHARS, description="what guidance steers away from"
+        " ", max_length=MAX_PROMPT_CHARS, description="text that guidance steers away from"
     )
     n: int = Field(1, ge=1, le=MAX_VARIANTS, description="variants of each picture")
     size: Annotated[Size | None, BeforeValidator(_as_size), WithJsonSchema(_SIZE_SCHEMA)] = Field(
@@ -87,20 +91,20 @@ class EditParams(BaseModel):
         None,
         ge=1,
         le=MAX_STEPS,
-        description="denoising steps; left out: as many as the model was made for",
+        description="denoising steps; if omitted: the model's default",
         examples=[20],
     )
     guidance_scale: Guidance = Field(
-        None, description="classifier-free guidance; 1 turns it off; left out: what the model was made for"
+        None, description="classifier-free guidance; 1 turns it off; if omitted: the model's default"
     )
     seed: int = Field(
         default_factory=_new_seed,
         ge=0,
         le=MAX_SEED,
-        description="output k, in the order of the answer, is drawn from seed + k; leave it out for a random one",
+        description="output k, in the order of the answer, uses seed + k; if omitted: a random seed",
         examples=[7],
     )
-    partial_images: int = Field(0, ge=0, le=MAX_PREVIEWS, description="previews of each output; only a stream has them")
+    partial_images: int = Field(0, ge=0, le=MAX_PREVIEWS, description="previews of each output; only with `stream`")
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
@@ -121,14 +125,14 @@ class EditParams(BaseModel):
 
 
 class EditRequest(EditParams):
-    """One caller's edit. `images` may be given as PIL pictures or uint8 RGB arrays and are kept as arrays.
+    """A caller's edit. `images` may be PIL pictures or uint8 RGB arrays, and are stored as arrays.
 
-    Raises InvalidInput, which names the first offending field in `param`.
+    Raises InvalidInput, whose `param` names the first invalid field.
     """
 
     images: tuple[Pixels, ...]
     caller: str | None = Field(None, min_length=1, max_length=256)
-    """Whose samples count together for `engine.max_caller_samples`; over HTTP the name of the key. None: no limit."""
+    """The caller whose samples `engine.max_caller_samples` counts; over HTTP, the name of the key. None: no limit."""
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -156,7 +160,7 @@ class EditRequest(EditParams):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """One prompt for each picture."""
+        """The prompt of each picture, in order."""
         return (self.prompt,) * len(self.images) if isinstance(self.prompt, str) else self.prompt
 
     @property
@@ -165,21 +169,21 @@ class EditRequest(EditParams):
 
     @property
     def picture_bytes(self) -> int:
-        """In memory, decoded."""
+        """Bytes of the decoded pictures in memory."""
         return sum(image.nbytes for image in self.images)
 
     def output_seed(self, image_index: int, variant_index: int) -> int:
-        """The seed of one output: the request's seed plus its place in output order."""
+        """Return the seed of one output: the request's seed plus the output's place in output order."""
         return self.seed + image_index * self.n + variant_index
 
 
 def as_pixels(image: Any, index: int) -> Pixels:
-    """A PIL picture or an array as pixels. Raises ValueError for what is neither, InvalidInput for a damaged one."""
+    """Convert a PIL picture or an array to pixels. Raises ValueError for other types, InvalidInput if it is damaged."""
     if isinstance(image, PIL.Image.Image):
         return convert(image, index)
     is_rgb = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     if is_rgb and image.size:
-        # OpenCV users turn BGR round with [..., ::-1]; PyTorch takes no array with a negative stride.
+        # OpenCV users turn BGR into RGB with [..., ::-1], and PyTorch rejects arrays with a negative stride.
         return np.ascontiguousarray(image)
     raise ValueError(
         f"Invalid image format at index {index}: expected a PIL image or a uint8 array of height × width × 3"
@@ -187,10 +191,10 @@ def as_pixels(image: Any, index: int) -> Pixels:
 
 
 def invalid_input(error: ValidationError) -> InvalidInput:
-    """The first complaint of pydantic, in our words."""
+    """Return pydantic's first complaint as an InvalidInput."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     message = first["msg"].removeprefix("Value error, ")
-    # The check of prompts against images belongs to the model as a whole, hence without a location.
+    # The number of prompts is checked against the images by a validator of the whole model, which has no location.
     param = str(first["loc"][0]) if first["loc"] else "prompt"
     if first["type"] == "missing":
         return InvalidInput(
@@ -202,7 +206,7 @@ def invalid_input(error: ValidationError) -> InvalidInput:
 
 
 def check_limits(request: EditRequest, limits: LimitSettings) -> None:
-    """Raise InvalidInput where a request is more than this server takes. The same for HTTP and for handles."""
+    """Raise InvalidInput if a request exceeds the server's limits. HTTP and handles share this check."""
     if len(request.images) > limits.max_images:
         raise InvalidInput(f"At most {limits.max_images} images are allowed, not {len(request.images)}", param="images")
     if request.outputs > limits.max_outputs:
@@ -212,27 +216,32 @@ def check_limits(request: EditRequest, limits: LimitSettings) -> None:
     for index, pixels in enumerate(request.images):
         check_picture_size(Size(pixels.shape[1], pixels.shape[0]), index, limits)
     if request.size is not None and request.size.aspect_ratio > limits.max_aspect_ratio:
-        raise InvalidInput(f"size: {request.size} is longer than {limits.max_aspect_ratio:g}:1", param="size")
+        raise InvalidInput(
+            f"size: {request.size} has an aspect ratio above {limits.max_aspect_ratio:g}:1", param="size"
+        )
 
 
 def check_output_size(request: EditRequest, geometry: Geometry, limits: LimitSettings) -> None:
-    """Raise InvalidInput where `size` asks for many more pixels than the model was made for."""
+    """Raise InvalidInput if `size` has more than `max_area_factor` times the model's native pixels."""
     most = round(limits.max_area_factor * geometry.native_area)
     if request.size is not None and request.size.pixels > most:
-        raise InvalidInput(f"size: {request.size} has more than {most} pixels, the most for this model", param="size")
+        raise InvalidInput(f"size: {request.size} has more than {most} pixels, this model's maximum", param="size")
 
 
 def arrange(outputs: Mapping[tuple[int, int], T], images: int, variants: int) -> tuple[tuple[T, ...], ...]:
-    """Outputs by (image, variant) as nested tuples in the guaranteed order. Raises KeyError where one is missing."""
+    """Return outputs by (image, variant) as nested tuples: variant j of picture i at `[i][j]`.
+
+    Raises KeyError if an output is missing.
+    """
     return tuple(tuple(outputs[index, variant] for variant in range(variants)) for index in range(images))
 
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where one request's time went, in seconds.
+    """The time that each stage of a request took, in seconds.
 
-    queue: until its first sample was encoded · encode, decode: of the passes it took part in · denoise: the rest,
-    pauses included.
+    `queue_s`: until its first sample joined. `encode_s`, `decode_s`: the passes that it took part in. `denoise_s`: the
+    rest, including pauses.
     """
 
     queue_s: float
@@ -243,9 +252,9 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class BatchStats:
-    """The forwards that one request took part in. Counts only: nothing of the other requests in them.
+    """The forwards that a request took part in, as counts only: they reveal nothing else of other requests.
 
-    samples: of all requests, summed over these forwards · shared_forwards: those with samples of other requests.
+    `samples`: of all requests, summed over these forwards. `shared_forwards`: those with samples of other requests.
     """
 
     forwards: int = 0
@@ -259,7 +268,7 @@ class BatchStats:
 
 @dataclass(frozen=True, slots=True)
 class EditResult:
-    """One request's pictures: `pixels[i][j]` and `seeds[i][j]` are variant j of picture i."""
+    """The outputs of a request: `pixels[i][j]` and `seeds[i][j]` belong to variant j of picture i."""
 
     pixels: tuple[tuple[Pixels, ...], ...]
     seeds: tuple[tuple[int, ...], ...]
@@ -268,5 +277,5 @@ class EditResult:
 
     @property
     def images(self) -> list[list[PIL.Image.Image]]:
-        """The pictures as PIL, in the same order."""
+        """The pictures as PIL images, in the same order."""
         return [[PIL.Image.fromarray(pixels) for pixels in variants] for variants in self.pixels]

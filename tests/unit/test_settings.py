@@ -64,11 +64,11 @@ def test_settings_are_frozen() -> None:
         ({"model": {"default_guidance": float("nan")}}, "default_guidance"),
         ({"model": {"default_steps": 151}}, "default_steps"),
         ({"engine": {"max_samples": "all"}}, "max_samples"),
-        ({"cors": {"origins": ["https://lab.example/"]}}, "is no origin"),
-        ({"cors": {"origins": ["https://Lab.example"]}}, "is no origin"),
-        ({"cors": {"origins": ["lab.example"]}}, "is no origin"),
-        ({"cors": {"origins": ["null"]}}, "is no origin"),
-        ({"cors": {"origins": ["https://*.example"]}}, "is no origin"),
+        ({"cors": {"origins": ["https://lab.example/"]}}, "is not an origin"),
+        ({"cors": {"origins": ["https://Lab.example"]}}, "is not an origin"),
+        ({"cors": {"origins": ["lab.example"]}}, "is not an origin"),
+        ({"cors": {"origins": ["null"]}}, "is not an origin"),
+        ({"cors": {"origins": ["https://*.example"]}}, "is not an origin"),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(values: Any, complaint: str) -> None:
