@@ -1,4 +1,4 @@
-"""Admission: which requests are let into the engine, which of them have left, and the counters."""
+"""Admission: accept or refuse requests, keep those in the engine until they leave, and count them."""
 
 import logging
 import threading
@@ -29,16 +29,17 @@ logger = logging.getLogger("ray.serve")
 
 # Weight of the newest step in the running average of seconds per token.
 _RATE_WEIGHT = 0.1
-# Steps may become faster than any so far: where only lone samples were measured, merging halves them.
-_CERTAIN = 0.5
-# An idle engine waits at most so long for pictures still being prepared, so that what came together starts together.
+# A token may take this share of the fastest time so far: merging halves it if only lone samples were measured.
+_BEST_CASE = 0.5
+# An idle engine waits at most this long for pictures in preparation, so that requests that arrive together also start
+# together.
 _GATHER_PREPARED_S = 0.05
 
 
 class Admission:
-    """The requests that are in the engine. Callers, picture threads and the engine's thread may call any method.
+    """The registry of the requests in the engine. Any thread may call any method.
 
-    `policy` holds the rules, with the rate of the steps so far. `executor` prepares pictures.
+    `policy`: the scheduler's rules, with the measured rate of the steps. `executor`: runs the preparation of pictures.
     """
 
     def __init__(
@@ -66,28 +67,28 @@ class Admission:
             join_s=calibration.join_s,
         )
         self._fastest_s = calibration.seconds_per_token
-        # Guards what follows; notified when there is work.
+        # Guards the attributes below, and is notified when work arrives.
         self._lock = threading.Condition()
         self._active: dict[int, ActiveRequest] = {}
         self._sequence = 0
         self._counts: Counter[str] = Counter()
         self._closed = False
 
-    # ---- letting in ----
+    # ---- accepting requests ----
 
     def submit(
         self, requests: Sequence[EditRequest], options: Sequence[RunOptions] | None = None
     ) -> list[EditFuture | EditError]:
-        """Admit each request: a future for it, or the error that refuses it.
+        """Admit each request: return its future, or the error that refuses it.
 
         The errors are InvalidInput, TooManySamples, Overloaded and ReplicaStopping.
         """
         options = options or [RunOptions()] * len(requests)
-        queued = [self._expand(*each) for each in zip(requests, options, strict=True)]
+        expanded = [self._expand(*pair) for pair in zip(requests, options, strict=True)]
         with self._lock:
             return [
-                each if isinstance(each, EditError) else self._admit(ActiveRequest(request, each, its.listener))
-                for request, each, its in zip(requests, queued, options, strict=True)
+                queued if isinstance(queued, EditError) else self._admit(ActiveRequest(request, queued, run.listener))
+                for request, queued, run in zip(requests, expanded, options, strict=True)
             ]
 
     def _expand(self, request: EditRequest, options: RunOptions) -> QueuedRequest | EditError:
@@ -123,16 +124,16 @@ class Admission:
         return active.future
 
     def _exceeded_queue(self, queued: QueuedRequest) -> Overloaded | None:
-        """Return the refusal of a request for which the queue has no room."""
+        """Return the error for a request that does not fit into the queue."""
         waiting = self._waiting()
         if waiting + len(queued.samples) <= self._settings.max_waiting:
             return None
         seconds = scheduler.drain_s([active.queued for active in self._active.values()], self.policy)
-        message = f"The queue is full: {waiting} pictures wait. Try again in {seconds} s"
+        message = f"The queue is full: {waiting} outputs wait. Try again in {seconds} s"
         return Overloaded(message, retry_after_s=seconds)
 
     def _exceeded_quota(self, active: ActiveRequest) -> TooManySamples | None:
-        """Return the refusal of a request whose caller would have more samples here than it may."""
+        """Return the error for a request that would exceed its caller's quota of samples."""
         most, caller = self._settings.max_caller_samples, active.request.caller
         if most is None or caller is None:
             return None
@@ -141,7 +142,10 @@ class Admission:
         if held + asked <= most:
             return None
         seconds = scheduler.drain_s(others, self.policy)
-        message = f"{held} outputs of this caller are in work; {asked} more are over {most}. Try again in {seconds} s"
+        message = (
+            f"This caller has {held} unfinished outputs, and {asked} more would exceed its limit of {most}. "
+            f"Try again in {seconds} s"
+        )
         return TooManySamples(message, retry_after_s=seconds)
 
     def _prepare(self, active: ActiveRequest) -> None:
@@ -161,7 +165,7 @@ class Admission:
     # ---- waiting for work ----
 
     def wait_for_work(self) -> bool:
-        """Block until a request can join. Return False once admission is closed."""
+        """Block until a request can join. Returns False once admission is closed."""
         with self._lock:
             self._lock.wait_for(lambda: self._closed or self._prepared())
             self._lock.wait_for(lambda: self._closed or self._all_prepared(), _GATHER_PREPARED_S)
@@ -177,12 +181,12 @@ class Admission:
 
     @property
     def has_encoded(self) -> bool:
-        """Whether any request has begun, so that there is work without new arrivals."""
+        """Whether any request has begun, so that the engine has work without new arrivals."""
         with self._lock:
             return any(active.encodings for active in self._active.values())
 
     def prepared(self) -> list[QueuedRequest]:
-        """Return the requests whose pictures are prepared, without those that have left."""
+        """Drop requests that are cancelled, failed or too late; return the others whose pictures are prepared."""
         with self._lock:
             self._drop_departed()
             return [active.queued for active in self._prepared()]
@@ -197,7 +201,7 @@ class Admission:
         now_s = self._clock()
         for active in list(self._active.values()):
             if active.future.done():
-                # Cancelled by its caller, or failed on a picture thread.
+                # The caller has cancelled the request, or it has failed on a picture thread.
                 self._counts["cancelled" if active.future.cancelled() else "failed"] += 1
                 del self._active[active.queued.sequence]
             elif now_s + self._least_s(active.queued) >= active.queued.deadline_s:
@@ -206,13 +210,13 @@ class Admission:
                 self.reject(active, DeadlineExceeded.after(allowed_s))
 
     def _least_s(self, queued: QueuedRequest) -> float:
-        """Return the seconds that a request takes at least; 0 once it has begun.
+        """Return the least time that a request still takes, in seconds: 0 once it has begun.
 
-        A request that cannot end before its deadline is not begun.
+        A request that cannot end before its deadline does not begin, but one that has begun may run until then.
         """
-        return 0.0 if queued.joined else _CERTAIN * queued.work_tokens * self._fastest_s
+        return 0.0 if queued.joined else _BEST_CASE * queued.work_tokens * self._fastest_s
 
-    # ---- finding ----
+    # ---- lookup ----
 
     def all(self) -> list[ActiveRequest]:
         """Return every request in the engine, in order of arrival."""
@@ -224,45 +228,45 @@ class Admission:
         return sample.request.sequence in self._active
 
     def request_of(self, sample: Sample) -> ActiveRequest:
-        """Return the request of a sample. Raises KeyError where it has left."""
+        """Return the request of a sample. Raises KeyError if the request has left."""
         return self._active[sample.request.sequence]
 
     def requests_of(self, samples: Iterable[Sample]) -> list[ActiveRequest]:
-        """Return the requests that samples belong to, each once."""
+        """Return the requests of samples, each request once."""
         return [self._active[sequence] for sequence in dict.fromkeys(sample.request.sequence for sample in samples)]
 
     # ---- leaving ----
 
     def take_done(self, sample: Sample) -> None:
-        """Take a decoded sample out of its request."""
+        """Remove a decoded sample from its request."""
         with self._lock:
             sample.request.samples.remove(sample)
 
     def finish(self, active: ActiveRequest) -> None:
-        """Take a request out of the engine, all of whose samples are done."""
+        """Remove a request whose samples are all done."""
         with self._lock:
             del self._active[active.queued.sequence]
             self._counts["finished"] += 1
 
     def fail(self, active: ActiveRequest, error: Exception) -> None:
-        """End a request with an error; its neighbours go on."""
+        """Remove a request with an error and count it as failed. Other requests continue."""
         self.count(failed=1)
         self.reject(active, as_edit_error(error))
 
     def reject(self, active: ActiveRequest, error: EditError) -> None:
-        """End a request with an error, without counting it."""
+        """Remove a request with an error, without counting it."""
         with self._lock:
             self._active.pop(active.queued.sequence, None)
         active.reject(error)
 
     def close(self) -> None:
-        """Admit nothing more, and wake the thread that waits for work."""
+        """Refuse all further requests, and wake the thread that waits for work."""
         with self._lock:
             self._closed = True
             self._lock.notify_all()
 
     def reject_all(self, error: EditError) -> None:
-        """Close, and end every request with an error."""
+        """Close, and remove every request with an error."""
         with self._lock:
             self._closed = True
             for active in list(self._active.values()):
@@ -274,8 +278,8 @@ class Admission:
         with self._lock:
             self._counts.update(increments)
 
-    def learn_rate(self, seconds_per_token: float) -> None:
-        """Take the rate of the newest step into the running average."""
+    def record_rate(self, seconds_per_token: float) -> None:
+        """Add the rate of the newest step to the running average."""
         rate = (1 - _RATE_WEIGHT) * self.policy.seconds_per_token + _RATE_WEIGHT * seconds_per_token
         self.policy = replace(self.policy, seconds_per_token=rate)
         self._fastest_s = min(self._fastest_s, seconds_per_token)
@@ -284,7 +288,7 @@ class Admission:
         return sum(active.queued.waiting for active in self._active.values())
 
     def stats(self, running: int) -> EngineStats:
-        """Return a consistent copy of the counters; `running` samples are in the present forward."""
+        """Return a consistent copy of the counters; `running`: samples in the present forward."""
         with self._lock:
             waiting = self._waiting()
             open_samples = sum(len(active.queued.samples) for active in self._active.values())
@@ -303,7 +307,7 @@ class Admission:
 
 
 def as_edit_error(error: Exception) -> EditError:
-    """Return the error that the caller gets. An unexpected one goes into the log, and its caller learns no more."""
+    """Return the error for the caller. An unexpected error is logged, and its caller gets only `internal error`."""
     if isinstance(error, EditError):
         return error
     logger.error("An edit failed", exc_info=error)

@@ -1,4 +1,4 @@
-"""What engine and calibration need of a model. The seam behind which real and fake pipelines stand alike."""
+"""The backend protocol: what engine and calibration need of a model. Real and fake pipelines implement it."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,21 +9,21 @@ from serve_app.request import Pixels
 
 
 class Backend(Protocol):
-    """Stages over any number of samples of one shape. What is prepared, encodings
-    and states are the pipeline's own, opaque elsewhere.
+    """The stages of a model, each over any number of samples of one shape.
 
-    A stage returns when its work on the device is done. It raises OutOfMemory, NotFinite or DeviceLost for what it can
-    name, and then leaves its inputs as they were, so that it can be tried again with fewer of them.
+    The values that `prepare`, `encode` and `start` return are opaque to the engine. A stage returns once its work on
+    the device is done. It raises OutOfMemory, NotFinite or DeviceLost for failures of these kinds, and then leaves its
+    inputs unchanged, so that the engine can retry with fewer samples.
     """
 
     @property
     def geometry(self) -> Geometry: ...
 
     def check(self, condition: Condition, /) -> None:
-        """Raise InvalidInput for what this model cannot take. Called on callers' threads."""
+        """Raise InvalidInput for inputs that this model cannot process. Called on callers' threads."""
 
     def prepare(self, condition: Condition, /) -> Any:
-        """What `encode` takes: all that needs no device, done beside the steps. Called on any thread, many at once."""
+        """Return the input of `encode`: all work that needs no device. Called on several threads at once."""
 
     def encode(self, prepared: Sequence[Any], /) -> Sequence[Any]: ...
 
@@ -32,6 +32,6 @@ class Backend(Protocol):
     def step(self, states: Sequence[Any], /) -> None: ...
 
     def preview(self, states: Sequence[Any], /) -> Sequence[Pixels]:
-        """What each sample looks like so far. Leaves the states as they are."""
+        """Return a preview of each sample. Leaves the states unchanged."""
 
     def decode(self, states: Sequence[Any], /) -> Sequence[Pixels]: ...

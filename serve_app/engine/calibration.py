@@ -13,17 +13,17 @@ from serve_app.engine.scheduler import QueuedRequest, Sample, expand, knee
 from serve_app.errors import OutOfMemory
 from serve_app.request import EditRequest
 
-# Sizes take turns, so that whatever else the machine does for a moment spoils one turn, and not one size. Small models
-# take more of them: 4 and 8 samples of builtin:tiny are 10 % apart, and the fastest of three is off by half of that.
+# Batch sizes are measured in turns, so that a short disturbance of the machine spoils one turn and not one size. Small
+# models need more turns: 4 and 8 samples of builtin:tiny differ by 10 %, and the fastest of three is off by 5 %.
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 20
 _LEAST_S = 4.0
 _STEPS = 200
-"""Of the samples stepped here: more than are ever taken, so that none runs out."""
+"""Steps of the samples that are measured: more than any of them takes, so that none finishes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What was measured: seconds of one step by number of samples, the knee in tokens, and the price of a token.
+    """The measurements of a backend: seconds of one step by number of samples, the knee in tokens, seconds per token.
 
     `join_s`: as in Policy.
     """
@@ -42,10 +42,10 @@ def calibrate(
     find_knee: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Calibration:
-    """Measure steps of 1, 2, 4 … `max_samples` samples, by turns for some seconds, the fastest of each size counting.
+    """Measure the fastest step of 1, 2, 4 … `max_samples` samples, in turns for some seconds.
 
-    Without `find_knee`, of one sample alone. Where memory ends first, the sizes that fit are used. Raises OutOfMemory
-    where not even one sample fits.
+    Without `find_knee`, only steps of one sample are measured. If memory runs out, the sizes that fit are used. Raises
+    OutOfMemory if not even one sample fits.
     """
     queued, prepared, states = _blank(backend, max_samples, default_guidance)
     sizes = sizes_to_measure(max_samples) if find_knee else [1]
@@ -56,11 +56,11 @@ def calibrate(
 
 
 def _join_s(backend: Backend, sample: Sample, prepared: Any, max_samples: int, clock: Callable[[], float]) -> float:
-    """What encoding and decoding cost whether it is one sample or two; 0 where two do not fit."""
+    """Return the cost of encoding and decoding that two samples share, in seconds; 0 if two samples do not fit."""
 
     def measure(samples: int) -> float:
         start_s = clock()
-        # Decoded pictures are on the CPU: whatever runs on a device has ended by then.
+        # Decoded pictures are on the CPU, so all work on the device has ended.
         backend.decode([backend.start(encoding, sample) for encoding in backend.encode([prepared] * samples)])
         return clock() - start_s
 
@@ -76,7 +76,7 @@ def _join_s(backend: Backend, sample: Sample, prepared: Any, max_samples: int, c
 def _fastest_steps(
     backend: Backend, states: Sequence[Any], sizes: list[int], clock: Callable[[], float]
 ) -> dict[int, float]:
-    """Seconds by size, of those sizes that fit."""
+    """Return the seconds of the fastest step by batch size, for the sizes that fit into memory."""
     seconds: dict[int, float] = {}
     start_s = clock()
     for number in range(_MOST_ROUNDS):
@@ -95,12 +95,12 @@ def _fastest_steps(
 
 
 def sizes_to_measure(max_samples: int) -> list[int]:
-    """1, 2, 4 … and `max_samples` itself."""
+    """Return 1, 2, 4 … and `max_samples` itself."""
     return sorted({2**power for power in range(max_samples.bit_length())} | {max_samples})
 
 
 def _blank(backend: Backend, samples: int, guidance: float) -> tuple[QueuedRequest, Any, list[Any]]:
-    """That many samples of one grey square at the native size: their queued, the prepared picture, their states."""
+    """Return a request for a grey square of the native size, its prepared picture, and `samples` sample states."""
     side = math.isqrt(backend.geometry.native_area)
     grey = np.full((side, side, 3), 128, np.uint8)
     request = EditRequest(images=[grey], prompt="warm up", seed=0)

@@ -1,7 +1,7 @@
 """The engine: one thread that owns the GPU and loops join → encode → step → decode, for all requests at once.
 
-Admission says which requests there are, the scheduler which samples step next, the stages call the backend. A few
-threads beside the engine's prepare pictures and resize results, so that no step waits for that.
+Admission keeps the requests, the scheduler chooses the samples that step next, and the stages call the backend. Picture
+threads prepare inputs and resize results, so that no step waits for this work.
 """
 
 import logging
@@ -29,10 +29,10 @@ _SUSPECT_WARNING_S = 0.5
 
 
 class EditEngine:
-    """Runs many requests on one backend: `submit` from any thread, results through futures.
+    """Engine loop that runs many requests on one backend: `submit` from any thread, results through futures.
 
-    `timeout_s`: the deadline of each request, from its admission. `on_forward` is called on the engine's thread after
-    each forward, with its samples and the seconds that it took.
+    `timeout_s`: seconds from a request's admission to its deadline. `on_forward`: called on the engine's thread after
+    each forward, with its samples and its duration in seconds.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class EditEngine:
         self._thread.start()
 
     def stop(self, timeout_s: float = 30.0) -> None:
-        """End the thread after its present stage; requests still open fail with DeviceLost."""
+        """End the thread after its present stage. Open requests fail with DeviceLost."""
         self._admission.close()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
@@ -70,7 +70,7 @@ class EditEngine:
     def submit(
         self, requests: Sequence[EditRequest], options: Sequence[RunOptions] | None = None
     ) -> list[EditFuture | EditError]:
-        """Admit each request: a future for it, or the error that refuses it.
+        """Admit each request: return its future, or the error that refuses it.
 
         The errors are InvalidInput, TooManySamples, Overloaded and ReplicaStopping.
         """
@@ -85,9 +85,9 @@ class EditEngine:
         return self._admission.policy.batch_tokens
 
     def check_health(self) -> None:
-        """Raise DeviceLost where the device is lost, the thread is dead, or one stage has run for `stall_s`.
+        """Raise DeviceLost if the device is lost, the thread is dead, or one stage has run for `stall_s`.
 
-        An engine that was stopped is healthy.
+        A stopped engine is healthy.
         """
         if self._fault is not None:
             raise self._fault
@@ -105,11 +105,11 @@ class EditEngine:
             logger.exception("The engine's thread failed")
             self._fault = error if isinstance(error, DeviceLost) else DeviceLost("internal error")
         self._admission.reject_all(self._fault or DeviceLost("this replica is shutting down"))
-        # Results on their way out are delivered first.
+        # Waits until the picture threads have delivered all results.
         self._pool.shutdown()
 
     def _wait_for_work(self) -> bool:
-        """Return False once the engine is to stop."""
+        """Block until the engine has work. Returns False once it has to stop."""
         if self._admission.is_empty:
             self._stages.memory_caps.clear()
         if self._admission.has_encoded:
@@ -117,7 +117,7 @@ class EditEngine:
         return self._admission.wait_for_work()
 
     def _tick(self) -> None:
-        """Run one round: plan, let samples join, step, show previews, hand out what is done."""
+        """Run one round: plan, join new samples, step, send previews, finish samples that are done."""
         start_s = self._clock()
         queued, policy, caps = self._admission.prepared(), self._admission.policy, self._stages.memory_caps
         batch, deferred = scheduler.plan_joins(queued, policy, self._deferred_s, caps)
@@ -147,7 +147,7 @@ class EditEngine:
         start_s = self._clock()
         requests = self._admission.requests_of(samples)
         self._begin([request for request in requests if request.joined_s is None], start_s)
-        # The first variant of each picture that has no encoding yet stands for it.
+        # Each picture without an encoding is encoded through its first variant.
         firsts = {
             (sample.request.sequence, sample.image_index): sample
             for sample in reversed(samples)
@@ -169,7 +169,7 @@ class EditEngine:
         for request in requests:
             request.joined_s, request.queued.joined = now_s, True
         if any(request.queued.alone for request in requests):
-            # It may be what ended other replicas. Its caller has to know that it runs before it ends this one too.
+            # This request may have killed other replicas: report that it runs before it can kill this replica too.
             self._report()
             time.sleep(_SUSPECT_WARNING_S)
 
@@ -186,7 +186,7 @@ class EditEngine:
             forward_start_s = now_s
         self._running = 0
         if tokens:
-            self._admission.learn_rate((self._clock() - start_s) / tokens)
+            self._admission.record_rate((self._clock() - start_s) / tokens)
 
     def _count_forward(self, samples: Sequence[Sample], seconds: float) -> None:
         requests = self._admission.requests_of(samples)
@@ -197,7 +197,7 @@ class EditEngine:
         self._on_forward(samples, seconds)
 
     def _preview(self, samples: Sequence[Sample]) -> None:
-        """Send listeners the previews that their requests ask for."""
+        """Send listeners the previews of their requests."""
         start_s = self._clock()
         wanted = [sample for sample in samples if self._admission.holds(sample) and self._is_watched(sample)]
         for some, pictures in self._stages.preview(wanted):
@@ -212,7 +212,7 @@ class EditEngine:
         return self._admission.request_of(sample).listener is not None
 
     def _finish(self, done: Sequence[Sample]) -> None:
-        """Decode finished samples together and hand them to their requests, which resolve with the last."""
+        """Decode finished samples together, and deliver each picture to its request on a picture thread."""
         start_s = self._clock()
         requests = self._admission.requests_of(done)
         finished: list[tuple[ActiveRequest, Sample, Pixels]] = []
@@ -231,7 +231,7 @@ class EditEngine:
 
 
 def _deliver(request: ActiveRequest, sample: Sample, picture: Pixels) -> None:
-    """Hand a picture to its request. Runs on a picture thread."""
+    """Deliver a picture to its request. Runs on a picture thread."""
     try:
         request.keep(sample, picture)
     except Exception as error:

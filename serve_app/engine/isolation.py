@@ -1,4 +1,4 @@
-"""Run a stage over items of several requests so that a failure is its own. Pure: no torch, no thread."""
+"""Run a stage over items of several requests so that a failure ends only its own request. No torch, no thread."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +22,10 @@ def isolate(
 ) -> Iterator[tuple[Sequence[T], R]]:
     """Yield (items, result) of every call of `stage` that succeeded.
 
-    Where all together fail, halves are tried, down to the one item that fails alone, which is given to `fail`. Items
-    that are no longer `alive`, since another item of their request failed, are skipped. `halved` hears of each halving,
-    with the half that is tried next. Raises DeviceLost, because then nothing can succeed.
+    If a call fails, its items are retried in halves, down to the single item that fails alone: `fail` is called with
+    that item. Items that are not `alive` any more, since another item of their request has failed, are skipped.
+    `halved` is called at each halving, with the error and the half that is tried next. Raises DeviceLost, after which
+    no call can succeed.
     """
     pending = [items]
     while pending:

@@ -1,4 +1,4 @@
-"""What an engine knows of the model that it runs."""
+"""The model that an engine runs, as one value."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from serve_app.engine.calibration import Calibration
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A loaded backend, its limits and defaults, and what was measured of it on this machine.
+    """A loaded backend with its limits, its defaults, and its calibration on this machine.
 
-    `max_samples`: in one forward. `default_steps`, `default_guidance`: for requests that name none.
+    `max_samples`: samples in one forward. `default_steps`, `default_guidance`: for requests that set none.
     """
 
     backend: Backend

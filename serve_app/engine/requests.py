@@ -1,4 +1,4 @@
-"""A request inside the engine: its future, its options, and what has been made for it so far."""
+"""A request inside the engine: its future, its run options, and its intermediate results."""
 
 import math
 from concurrent.futures import Future, InvalidStateError
@@ -13,15 +13,18 @@ from serve_app.images import resize
 from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, arrange
 
 EditFuture = Future[EditResult]
-"""The engine never marks it as running, so its caller may cancel it at any moment; the engine looks between steps."""
+"""Future of a request. The engine never marks a future as running, so that its caller can cancel it at any time.
+
+The engine drops cancelled requests between steps.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How a request is run, besides what it asks for.
+    """Options for running a request that are not part of the request.
 
-    `listener`: called with each event until the future is done; previews are made for listeners only. `timeout_s`:
-    seconds until the deadline, where that is less than the engine's own. `alone`: run while nothing else is in flight.
+    `listener`: called with each event until the future is done; without it, no previews are made. `timeout_s`: seconds
+    until the deadline, if less than the engine's timeout. `alone`: run only while no other request is in flight.
     """
 
     listener: Listener | None = None
@@ -31,23 +34,24 @@ class RunOptions:
 
 @dataclass(slots=True, eq=False)
 class ActiveRequest:
-    """A request that was admitted and has not left. Times are in seconds of the engine's clock."""
+    """A request from its admission until it leaves. Times are in seconds of the engine's clock."""
 
     request: EditRequest
     queued: QueuedRequest
     listener: Listener | None = None
     future: EditFuture = field(default_factory=Future)
     prepared: list[Any] | None = None
-    """By picture; opaque. None until all are prepared; before that no sample may join."""
+    """The backend's prepared inputs by picture. None until all are prepared; no sample may join before."""
     encodings: dict[int, Any] = field(default_factory=dict)
-    """By picture; opaque, shared by its variants."""
+    """The backend's encodings by picture, shared by the picture's variants."""
     pixels: dict[tuple[int, int], Pixels] = field(default_factory=dict)
-    """Finished, at exactly the size asked for."""
+    """Finished outputs by (image, variant), at exactly the requested size."""
     progress: Progress | None = None
-    """The last one that the listener was sent."""
+    """The last progress that the listener received."""
     steps: int = field(init=False)
-    """In all, of all samples."""
+    """Steps in total, of all samples."""
     joined_s: float | None = None
+    """Time when the first sample joined."""
     decoded_s: float = 0.0
     encode_s: float = 0.0
     decode_s: float = 0.0
@@ -57,32 +61,32 @@ class ActiveRequest:
         self.steps = self.queued.steps_left
 
     def notify(self, event: Event) -> None:
-        """Call the listener, if there is one."""
+        """Call the listener, if the request has one."""
         if self.listener is not None:
             self.listener(event)
 
     def report(self, place: int) -> None:
-        """Send the listener the request's progress, where that has changed."""
+        """Send the listener the request's progress, if it has changed."""
         progress = Progress(self.steps - self.queued.steps_left, self.steps, place)
         if progress != self.progress:
             self.progress = progress
             self.notify(progress)
 
     def count_forward(self, samples: int, *, is_shared: bool) -> None:
-        """Count one forward of that many samples; `is_shared`: some belong to other requests."""
+        """Count one forward of `samples` samples; `is_shared`: some of them belong to other requests."""
         batch = self.batch
         self.batch = BatchStats(batch.forwards + 1, batch.samples + samples, batch.shared_forwards + is_shared)
 
     def keep(self, sample: Sample, picture: Pixels) -> None:
-        """Take a finished sample's picture, notify the listener, and resolve with the last one.
+        """Store a finished sample's picture, notify the listener, and resolve the future with the last picture.
 
-        Any thread may call it, several at once.
+        Several threads may call this at once.
         """
         place, size = (sample.image_index, sample.variant_index), self.request.size
         pixels = resize(picture, size) if size else picture
         self.notify(Completed(*place, sample.seed, pixels))
         self.pixels[place] = pixels
-        # Two threads may both find it complete; a future is resolved once.
+        # Two threads may both find the request complete; `_resolve` sets the result once.
         if len(self.pixels) == self.request.outputs:
             self._resolve()
 
@@ -95,7 +99,7 @@ class ActiveRequest:
             timings=self._timings(),
             batch=self.batch,
         )
-        # The caller may have cancelled since the engine last looked.
+        # The caller may have cancelled since the engine last checked, or another thread may have resolved the future.
         with suppress(InvalidStateError):
             self.future.set_result(result)
 
@@ -109,6 +113,6 @@ class ActiveRequest:
         )
 
     def reject(self, error: EditError) -> None:
-        """Resolve with an error, unless the future is done already."""
+        """Resolve the future with an error, unless it is done already."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)

@@ -1,6 +1,7 @@
-"""The scheduler policy: which samples exist, which join, and which take the next step.
+"""The scheduler policy: expand requests into samples, and choose the samples that join and that step next.
 
-Pure: no torch, no Ray, no thread, no clock. The engine calls `plan_joins` before every step and does what it returns.
+Pure: no torch, no Ray, no thread, no clock. The engine calls `plan_joins` before every step and runs the batch that it
+returns.
 """
 
 import math
@@ -11,15 +12,16 @@ from typing import Any, Literal
 from serve_app.images import Geometry, Size
 from serve_app.request import EditRequest, Pixels
 
-# A batch may be at most this much slower, per sample, than the best one measured and still count as the knee.
+# The knee is the smallest batch whose throughput is at most this much below the best one measured.
 KNEE_TOLERANCE = 0.05
-# Newcomers wait at most for the price of so many joins: in simulations 1 was dearer, and 3 no better.
+# Samples wait to join until their total wait costs as much as this many joins. In simulations 1 was more expensive, and
+# 3 was no better.
 JOINS_WAITED = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes that the samples of one forward share: diffusers 0.42 computes RoPE once for the whole batch."""
+    """The sizes that all samples of one forward share, since diffusers 0.42 computes RoPE once for the whole batch."""
 
     output: Size
     reference: Size
@@ -31,18 +33,18 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """The inputs that variants of one picture share, and that are encoded once for all of them."""
+    """The inputs that the variants of one picture share, and that are encoded once for all of them."""
 
     picture: Pixels
     prompt: str
     negative_prompt: str | None
-    """None where guidance is off."""
+    """None if guidance is off."""
     reference: Size
 
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """One output picture in the making. `tokens` are those of one step: both rows where guidance is on."""
+    """One output picture in the making. `tokens`: image tokens of one step, of both rows if guidance is on."""
 
     request: "QueuedRequest"
     image_index: int
@@ -53,11 +55,11 @@ class Sample:
     steps: int
     guidance: float
     preview_steps: tuple[int, ...] = ()
-    """The numbers of steps after which a preview is wanted."""
+    """The numbers of steps after which a preview is sent."""
     steps_done: int = 0
     encoded: bool = False
     state: Any = None
-    """The backend's; opaque here."""
+    """The backend's state of the sample; opaque to the scheduler."""
 
     @property
     def steps_left(self) -> int:
@@ -66,7 +68,7 @@ class Sample:
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """A request as the scheduler sees it; `samples` are those not yet finished, in output order."""
+    """A request as the scheduler sees it; `samples`: those that are not finished, in output order."""
 
     sequence: int
     arrived_s: float
@@ -74,13 +76,13 @@ class QueuedRequest:
     conditions: tuple[Condition, ...]
     samples: list[Sample] = field(default_factory=list)
     alone: bool = False
-    """Whether it shares no step, and nothing else is in flight beside it."""
+    """Whether the request must run while no other request is in flight."""
     joined: bool = False
-    """Whether any of its samples has joined."""
+    """Whether any sample of the request has joined."""
 
     @property
     def work_tokens(self) -> int:
-        """Tokens still to be pushed through the transformer, which are known in advance."""
+        """Tokens that the remaining steps take through the transformer."""
         return sum(sample.tokens * sample.steps_left for sample in self.samples)
 
     @property
@@ -95,10 +97,10 @@ class QueuedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The rules of `plan`, as in the settings of the same names; the last two are measured.
+    """The rules of `plan`: the settings of the same names, and two measured rates.
 
-    `join_s`: the seconds that a join costs however few samples join: to encode them, and to decode them apart from the
-    others.
+    `join_s`: the fixed cost of a join in seconds, however few samples join: they are encoded, and later decoded, apart
+    from the others.
     """
 
     max_samples: int
@@ -125,9 +127,9 @@ def expand(
     deadline_s: float = math.inf,
     alone: bool = False,
 ) -> QueuedRequest:
-    """Return a request's samples: every variant of the first picture, then every variant of the second, and so on.
+    """Return a queued request with its samples: all variants of the first picture, then all of the second, and so on.
 
-    Code that steps samples without a queue leaves out `sequence`, `arrived_s`, `deadline_s` and `alone`.
+    Code that steps samples without a queue omits `sequence`, `arrived_s`, `deadline_s` and `alone`.
     """
     steps = request.num_inference_steps or default_steps
     guidance = request.guidance_scale or default_guidance
@@ -155,9 +157,9 @@ def expand(
 
 
 def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
-    """Return the numbers of steps after which to show a preview.
+    """Return the numbers of steps after which to send a preview.
 
-    They are evenly spread, each once, never before the first step or after the last.
+    They are distinct and evenly spread, and never 0 or the last step.
     """
     return tuple(sorted({steps * k // (previews + 1) for k in range(1, previews + 1)} - {0}))
 
@@ -173,11 +175,11 @@ def _conditions(request: EditRequest, geometry: Geometry, negative: str | None) 
 
 
 def in_order(requests: Sequence[QueuedRequest], policy: Policy) -> list[QueuedRequest]:
-    """Return the requests, the first to be served first.
+    """Return the requests in the order in which the policy serves them.
 
-    `shortest` sorts by remaining work minus `aging` × time waited, both in seconds. Time waited grows alike for all, so
-    `now` cancels out of every comparison, and with it the bound: a request with work W is never overtaken by one that
-    arrived more than W / aging seconds after it.
+    `shortest` sorts by remaining work minus `aging` × time waited, both in seconds. The present time cancels out of
+    every comparison, so the order needs no clock. Aging bounds the wait: a request with work W is never overtaken by
+    one that arrived more than W / aging seconds after it.
     """
     if policy.order == "fifo":
         return sorted(requests, key=lambda queued: queued.sequence)
@@ -191,11 +193,11 @@ def in_order(requests: Sequence[QueuedRequest], policy: Policy) -> list[QueuedRe
 
 
 def plan(requests: Sequence[QueuedRequest], policy: Policy, caps: Mapping[Shape, int] | None = None) -> list[Sample]:
-    """Return the samples that take the next step, first in order first. Those not yet encoded join with this step.
+    """Return the samples that take the next step, in the policy's order. Samples that are not encoded join with it.
 
-    All have the shape of the first sample in order. They are at most `max_samples` (or the shape's cap, where memory
-    ran out before) and, beyond the first, at most `batch_tokens`. Never are more than `max_samples` + `max_paused`
-    encoded.
+    All samples have the shape of the first one. A batch has at most `max_samples` samples, or the shape's entry in
+    `caps` if memory ran out before. It has at most `batch_tokens` tokens, but always room for one sample. At most
+    `max_samples` + `max_paused` samples are encoded at any time.
     """
     samples = [sample for queued in _exclusive(in_order(requests, policy)) for sample in queued.samples]
     encoded = sum(sample.encoded for sample in samples)
@@ -206,12 +208,12 @@ def plan(requests: Sequence[QueuedRequest], policy: Policy, caps: Mapping[Shape,
 
 
 def should_defer_joins(batch: Sequence[Sample], policy: Policy, deferred_s: float) -> bool:
-    """Whether the samples of a planned batch that would join should wait until one of the others is done.
+    """Return whether the joining samples of a planned batch should wait until one of its other samples is done.
 
-    A join delays every sample of the batch by `join_s`. Joining together with the samples that find room at the next
-    end costs that once. So newcomers wait while their total wait, `deferred_s` so far included, is less than the price
-    of JOINS_WAITED joins. The steps that are left say when a sample is done. The first sample in order never waits, and
-    neither do samples that join an empty machine.
+    A join delays every sample of the batch by `join_s`. Samples that wait can join together with the samples that take
+    the finished one's place, and pay for one join. So joining samples wait while their total wait, including
+    `deferred_s` so far, costs less than JOINS_WAITED joins. The remaining steps show when a sample will be done. The
+    first sample in order never waits, and neither does any sample of an idle engine.
     """
     staying = [sample for sample in batch if sample.encoded]
     joining = len(batch) - len(staying)
@@ -225,7 +227,7 @@ def should_defer_joins(batch: Sequence[Sample], policy: Policy, deferred_s: floa
 def plan_joins(
     requests: Sequence[QueuedRequest], policy: Policy, deferred_s: float, caps: Mapping[Shape, int] | None = None
 ) -> tuple[list[Sample], int]:
-    """Return the batch of `plan` without the samples that `should_defer_joins` defers, and how many those are."""
+    """Return the batch of `plan` without the samples that `should_defer_joins` defers, and the number of these."""
     batch = plan(requests, policy, caps)
     if not should_defer_joins(batch, policy, deferred_s):
         return batch, 0
@@ -236,7 +238,8 @@ def plan_joins(
 def _exclusive(ordered: list[QueuedRequest]) -> list[QueuedRequest]:
     """Return the requests that may be in flight together.
 
-    Behind a request that must run alone nothing joins. It joins once those before it are done and nothing is in flight.
+    A request that must run alone joins once the requests before it are done and nothing is in flight. The requests
+    behind it do not join until it is done.
     """
     in_flight = [queued for queued in ordered if queued.joined]
     if any(queued.alone for queued in in_flight):
@@ -270,7 +273,7 @@ def _fill(samples: Sequence[Sample], room: int, policy: Policy, caps: Mapping[Sh
 def knee(seconds_by_samples: Mapping[int, float]) -> int:
     """Return the smallest batch within KNEE_TOLERANCE of the best throughput.
 
-    `seconds_by_samples`: the seconds of one step by batch size.
+    `seconds_by_samples`: seconds of one step by batch size.
     """
     best = max(samples / seconds for samples, seconds in seconds_by_samples.items())
     return min(
@@ -279,10 +282,10 @@ def knee(seconds_by_samples: Mapping[int, float]) -> int:
 
 
 def work_s(requests: Iterable[QueuedRequest], policy: Policy) -> float:
-    """Return the seconds that the remaining steps take at the present rate."""
+    """Return the time that the remaining steps take at the present rate, in seconds."""
     return sum(queued.work_tokens for queued in requests) * policy.seconds_per_token
 
 
 def drain_s(requests: Iterable[QueuedRequest], policy: Policy) -> int:
-    """Return the whole seconds until the present work is done, at least 1, for `Retry-After`."""
+    """Return the time until the present work is done, in whole seconds and at least 1, for `Retry-After`."""
     return max(1, math.ceil(work_s(requests, policy)))

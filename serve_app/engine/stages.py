@@ -1,4 +1,4 @@
-"""The stages of a sample as calls of the backend, over samples of several requests, so that a failure is its own."""
+"""The stages of a sample as calls of the backend, with failures isolated to their own request."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +17,10 @@ R = TypeVar("R")
 
 
 class Stages:
-    """Runs each stage over the samples whose requests are still in the engine. Only the engine's thread calls it.
+    """Runner of the backend's stages over samples whose requests are still in the engine. Only its thread calls it.
 
-    Each stage yields the samples of every call that succeeded, with its result. A sample that fails alone ends its
-    request. Raises DeviceLost where nothing can succeed any more.
+    Each stage yields the samples and the result of every call that succeeded. A sample that fails alone ends its
+    request. Every stage raises DeviceLost if the device is unusable.
     """
 
     def __init__(self, backend: Backend, admission: Admission, stall_s: float, clock: Callable[[], float]) -> None:
@@ -30,10 +30,10 @@ class Stages:
         self._clock = clock
         self._busy_since_s: float | None = None
         self.memory_caps: dict[Shape, int] = {}
-        """Samples of a shape that one forward may hold, where memory has run out before."""
+        """The most samples of one forward, by shape, for shapes with which memory has run out."""
 
     def check_stall(self) -> None:
-        """Raise DeviceLost where one call of the backend has run for `stall_s`. Any thread may ask."""
+        """Raise DeviceLost if one call of the backend has run for more than `stall_s`. Any thread may call this."""
         since_s = self._busy_since_s
         if since_s is not None and self._clock() - since_s > self._stall_s:
             raise DeviceLost(f"one stage has run for more than {self._stall_s:g} s")
@@ -42,7 +42,7 @@ class Stages:
         """Encode the picture and the texts of each sample."""
 
         def call(some: Sequence[Sample]) -> Sequence[Any]:
-            # Only samples of requests that are prepared are planned.
+            # The scheduler plans only samples whose requests are prepared.
             return self._backend.encode(
                 [(self._admission.request_of(sample).prepared or [])[sample.image_index] for sample in some]
             )
@@ -50,7 +50,7 @@ class Stages:
         return self._isolated(call, samples)
 
     def start(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
-        """Make the state of each sample, whose picture has been encoded."""
+        """Create the state of each sample. Its picture must be encoded."""
 
         def call(some: Sequence[Sample]) -> Sequence[Any]:
             encodings = [self._admission.request_of(sample).encodings[sample.image_index] for sample in some]
@@ -59,15 +59,15 @@ class Stages:
         return self._isolated(call, samples)
 
     def step(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], None]]:
-        """Take one denoising step of each sample, in one forward where memory allows it."""
+        """Take one denoising step of each sample: in one forward, or in several if memory runs out."""
         return self._isolated(
             lambda some: self._backend.step([sample.state for sample in some]), samples, halved=self._remember_memory
         )
 
     def preview(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Pixels]]]:
-        """Decode what each sample looks like so far.
+        """Decode a preview of each sample.
 
-        A preview that fails is left out and ends no request: it only reads the state, so the edit is as good as before.
+        A failed preview is skipped and ends no request: a preview only reads the state, so the edit is not affected.
         """
         return self._isolated(
             lambda some: self._backend.preview([sample.state for sample in some]), samples, fail=_log_preview
@@ -98,7 +98,7 @@ class Stages:
         self._admission.fail(self._admission.request_of(sample), error)
 
     def _remember_memory(self, error: Exception, half: Sequence[Sample]) -> None:
-        """Until the engine is idle again, batch no more samples of this shape than may fit."""
+        """After OutOfMemory, limit forwards of this shape to the size of `half` until the engine is idle."""
         if isinstance(error, OutOfMemory):
             self.memory_caps[half[0].shape] = len(half)
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counters since the start, and what is in the engine now.
+    """Counters since the start, and gauges of the engine's present load.
 
-    `sample_steps` / `forwards` is the mean batch; `shared_forwards` had samples of more than one request.
-    `work_s`: seconds that the steps of the `open_requests` still take at the present rate.
+    `sample_steps` / `forwards`: the mean batch. `shared_forwards`: forwards with samples of more than one request.
+    `work_s`: seconds that the remaining steps of the `open_requests` take at the present rate.
     """
 
     requests: int = 0
