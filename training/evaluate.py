@@ -180,28 +180,28 @@ def write_card(folder: Path, guidance: float = BUILTIN_GUIDANCE, pictures: int =
 _CARD = """\
 # builtin:tiny
 
-A miniature `QwenImageEditPipeline`, trained from scratch by `make train` (`training/`): the classes of the published
-model with other sizes. It is made for tests and first tries on a laptop, knows the instructions below in English and in
-Chinese, and leaves a picture as it is where it does not know one. Native size {side} × {side}; what it makes is never
-enlarged.
+A miniature `QwenImageEditPipeline` for tests and first tries on a laptop. `make train` (`training/`) trains it from
+scratch: it has the classes of the published model in smaller sizes. The model can carry out the instructions below, in
+English and in Chinese, and leaves the picture unchanged for any other instruction. Its native size is {side} × {side},
+and its outputs are never enlarged.
 
-Measured by `python -m training.evaluate` on {pictures} pictures for each instruction, none of them trained on
-(windows of the photographs in scikit-image and scikit-learn; for the skies, scenes whose sky is known), with {steps}
-steps and guidance {guidance:g}, wordings in turn. An edit is confirmed by a plain measure of before and after
-(`training/measures.py`); the PSNR is to the true transform, whose strength is drawn at random where the instruction
-leaves room.
+`python -m training.evaluate` measured the table on {pictures} pictures for each instruction, on none of which the model
+was trained: windows of the photographs in scikit-image and scikit-learn and, for the skies, scenes with a known sky.
+The edits took {steps} steps with guidance {guidance:g}, with the wordings of an instruction in turn. A simple measure of the
+picture before and after (`training/measures.py`) confirms an edit. The PSNR compares with the true transform, whose
+strength is random within the instruction's range.
 
 - Autoencoder: {restored_db:.1f} dB.
 - Edits confirmed: {share:.0%}. {shortfall}
 
 {table}
 
-Rows: instructions. Columns: the picture, what was asked for, three seeds.
+Rows: instructions. Columns: the picture, the true transform, and the outputs of three seeds.
 
 ![Every instruction on a held-out picture](contact_sheet.png)
 
-Trained on procedural scenes and on photographs with free licences from Debian's packages, which are listed with their
-authors in `training/PHOTOS.md`; none is part of this model.
+The training data are procedural scenes, and photographs with free licences from Debian's packages.
+`training/PHOTOS.md` lists these photographs with their authors; none of them is part of this model.
 """
 
 

@@ -1,1 +1,1 @@
-"""The served model: loading, the stepwise pipeline, patches of diffusers, memory. Only this package imports torch."""
+"""Load the served model and run its stages. Only this package imports torch."""

@@ -1,4 +1,4 @@
-"""Load the served model from settings: the built-in one, a directory, or a hub id."""
+"""Load the served model from the settings: the built-in model, a directory, or a hub id."""
 
 import os
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ DEFAULT_GUIDANCE = 4.0
 BUILTIN_STEPS = 20
 BUILTIN_GUIDANCE = 2.0
 CPU_MAX_SAMPLES = 8
-# Samples in one forward by GPU memory, as the user's guide has it: (at least so many GB, samples).
+# Samples in one forward by GPU memory, as the requirements of this server set them: (least GB, samples).
 GPU_MAX_SAMPLES = ((25, 10), (12, 5), (0, 2))
-# In the package, with its card: trained by training/.
+# Part of the package, with its model card. training/ trains it.
 _BUILTIN_TINY = Path(__file__).parent / "builtin_tiny"
 _SERVED_CLASSES = ("QwenImageEditPipeline", StepwiseQwenImageEditPipeline.__name__)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A loaded pipeline with what it wants by default."""
+    """A loaded pipeline with its defaults and its device."""
 
     pipeline: StepwiseQwenImageEditPipeline
     default_steps: int
@@ -34,7 +34,10 @@ class LoadedModel:
     device: torch.device
 
     def memory(self) -> dict[str, int]:
-        """Bytes of the GPU: `allocated` by tensors, `reserved` by PyTorch, `total`. Empty on a CPU. Any thread."""
+        """Return the GPU's bytes: `allocated` by tensors, `reserved` by PyTorch, and `total`. Empty on a CPU.
+
+        Any thread may call this.
+        """
         if self.device.type == "cpu":
             return {}
         return {
@@ -45,10 +48,13 @@ class LoadedModel:
 
 
 def load(settings: ModelSettings) -> LoadedModel:
-    """Load, place and tune the model. Raises ValueError or OSError with what is wrong; nothing is cached."""
+    """Load the model, fuse its adapters, tune it, and move it to its device.
+
+    Raises ValueError or OSError for a model or a setting that cannot be used. Every call loads the model anew.
+    """
     device = _device(settings)
     if device.type == "cpu":
-        # Ray sets OMP_NUM_THREADS to an actor's num_cpus, mostly 1 (Ray 2.60).
+        # Ray 2.60 sets OMP_NUM_THREADS to an actor's num_cpus, usually 1.
         torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
     pipeline = _read(settings, _dtype(settings, device))
     _check_scheduler(pipeline)
@@ -75,7 +81,10 @@ def _device(settings: ModelSettings) -> torch.device:
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("model.device is cuda, but PyTorch sees no CUDA device in this process")
+        raise ValueError(
+            "model.device is cuda, but PyTorch finds no CUDA device in this process; give it a GPU, or set "
+            "model.device: cpu"
+        )
     return torch.device(settings.device)
 
 
@@ -97,14 +106,18 @@ def _read(settings: ModelSettings, dtype: torch.dtype) -> StepwiseQwenImageEditP
 
 
 def check_source(settings: ModelSettings) -> str:
-    """What diffusers loads: a directory or a hub id. Raises ValueError or OSError for what is not served.
+    """Return what diffusers loads: a directory or a hub id. Raises ValueError or OSError for a model not supported.
 
-    Before gigabytes are read: the 2509 and 2511 checkpoints (…Plus) take references, in another way.
+    This check reads only the model's index, before gigabytes are loaded. The 2509 and 2511 checkpoints are not
+    supported: their class, QwenImageEditPlusPipeline, processes references in another way.
     """
     source = _source(settings)
     served = DiffusionPipeline.load_config(source, revision=settings.revision)["_class_name"]
     if served not in _SERVED_CLASSES:
-        raise ValueError(f"model.source: {source} is a {served}; this server runs {_SERVED_CLASSES[0]}")
+        raise ValueError(
+            f"model.source: {source} is a {served}; this server runs only {_SERVED_CLASSES[0]}, such as "
+            "Qwen/Qwen-Image-Edit"
+        )
     return source
 
 
@@ -117,15 +130,16 @@ def _source(settings: ModelSettings) -> str:
 
 
 def _check_scheduler(pipeline: StepwiseQwenImageEditPipeline) -> None:
-    """The stepwise pipeline takes plain Euler steps itself, each sample with its own sigmas."""
+    """Raise ValueError for a scheduler other than plain Euler: the stepwise pipeline takes the Euler steps itself."""
     scheduler = pipeline.scheduler
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         raise ValueError(
-            f"the model's scheduler is {type(scheduler).__name__}; only FlowMatchEulerDiscreteScheduler is served"
+            f"model.source: the model's scheduler is {type(scheduler).__name__}; this server supports only "
+            "FlowMatchEulerDiscreteScheduler"
         )
     for option in ("stochastic_sampling", "invert_sigmas"):
         if scheduler.config.get(option):
-            raise ValueError(f"the model's scheduler sets {option}, which is not served")
+            raise ValueError(f"model.source: the model's scheduler sets {option}, which this server does not support")
 
 
 def _tune(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings) -> None:
@@ -135,7 +149,7 @@ def _tune(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings) -> N
         pipeline.vae.enable_tiling()
     if settings.compile:
         pipeline.transformer.compile_repeated_blocks(dynamic=True)
-        # Every combination of text lengths would be compiled anew.
+        # Attention by text length would be compiled again for every combination of lengths.
         pipeline.masks_texts = True
 
 
@@ -143,7 +157,9 @@ def _place(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings, dev
     if settings.offload == "none":
         pipeline.to(device)
     elif device.type == "cpu":
-        raise ValueError(f"model.offload: {settings.offload} needs a GPU, and this process has none")
+        raise ValueError(
+            f"model.offload: {settings.offload} needs a GPU, and this process has none; set model.offload: none"
+        )
     elif settings.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     else:
@@ -153,6 +169,6 @@ def _place(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings, dev
 def _max_samples(device: torch.device) -> int:
     if device.type == "cpu":
         return CPU_MAX_SAMPLES
-    # Rounded, since a card sold as 24 GB reports 23.6 GiB.
+    # Rounded, since a card that is sold as 24 GB reports 23.6 GiB.
     gigabytes = round(torch.cuda.get_device_properties(device).total_memory / 2**30)
     return next(samples for at_least, samples in GPU_MAX_SAMPLES if gigabytes >= at_least)

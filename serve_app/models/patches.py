@@ -1,6 +1,7 @@
-"""Patches of diffusers' and transformers' classes: what the published code gets wrong, or does at needless cost.
+"""Patches of classes of diffusers and transformers whose published code is wrong or needlessly slow.
 
-Each is applied to one object by a function, and holds for the versions named at it."""
+A function applies each patch to one object. Its docstring names the version that the patch is for.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStream
 
 
 class ByTextLength(QwenDoubleStreamAttnProcessor2_0):  # type: ignore[misc]
-    """Diffusers' own attention, called once for all neighbouring rows whose texts are equally long."""
+    """Attention processor that calls diffusers' own once for each run of rows whose texts have the same length."""
 
     def __call__(
         self,
@@ -24,10 +25,10 @@ class ByTextLength(QwenDoubleStreamAttnProcessor2_0):  # type: ignore[misc]
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         text_runs: Sequence[tuple[int, int]] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Image (rows × tokens × width) and text (rows × longest × width), in and out, as the class above.
+        """Attend over image (rows × tokens × width) and text (rows × longest text × width), and return both.
 
-        `text_runs`: (rows, tokens of the text of each) from the first row to the last; behind a text there is padding,
-        which comes out as zeros. Without runs, the mask tells.
+        `text_runs`: (number of rows, text tokens of each row) for each run, from the first row to the last. The padding
+        behind a text becomes zeros. Without runs, `encoder_hidden_states_mask` masks the padding.
         """
         whole = super().__call__
         if not text_runs or image_rotary_emb is None:
@@ -53,16 +54,16 @@ class ByTextLength(QwenDoubleStreamAttnProcessor2_0):  # type: ignore[misc]
 
 
 def attend_by_text_length(transformer: Any) -> None:
-    """Let every block of a QwenImageTransformer2DModel take `text_runs` among its `attention_kwargs`."""
+    """Make every block of a QwenImageTransformer2DModel accept `text_runs` in `attention_kwargs` (diffusers 0.42)."""
     for block in transformer.transformer_blocks:
         block.attn.set_processor(ByTextLength())
 
 
 class _FrameConv(QwenImageCausalConv3d):  # type: ignore[misc]
-    """The same weights; a lone frame meets only the last slice of the kernel, the others would multiply zeros."""
+    """Causal convolution that multiplies a single frame by the kernel's last slice only: the other frames are zeros."""
 
     def forward(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
-        """`x`: samples × channels × frames × height × width, as in the class it stands for."""
+        """Convolve `x`, samples × channels × frames × height × width, as the base class does."""
         if x.shape[2] != 1 or cache_x is not None:
             result: torch.Tensor = super().forward(x, cache_x)
             return result
@@ -72,21 +73,24 @@ class _FrameConv(QwenImageCausalConv3d):  # type: ignore[misc]
 
 
 def skip_absent_frames(vae: AutoencoderKLQwenImage) -> None:
-    """Let every causal convolution of `vae` leave out the frames before the first, which are zeros (diffusers 0.42).
+    """Make every causal convolution of `vae` skip the frames before the first one, which are zeros (diffusers 0.42).
 
-    The results are those of before up to float noise; on a CPU, encoding and decoding take a third of the time.
+    The results change by float noise only. On a CPU, encoding and decoding take a third of the time.
     """
     for module in vae.modules():
         if type(module) is QwenImageCausalConv3d:
             module.__class__ = _FrameConv
 
 
-def place_on_grid(text_encoder: Any) -> None:
-    """Have every call of it know its picture tokens, whoever calls."""
-    text_encoder.register_forward_pre_hook(_tell_picture_tokens, with_kwargs=True)
+def mark_picture_tokens(text_encoder: Any) -> None:
+    """Pass `mm_token_type_ids` to every call of `text_encoder`, so that it places picture tokens on a grid.
+
+    Without them transformers 5 numbers the tokens in sequence, and diffusers 0.42 does not pass them.
+    """
+    text_encoder.register_forward_pre_hook(_add_token_types, with_kwargs=True)
 
 
-def _tell_picture_tokens(
+def _add_token_types(
     text_encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     is_picture = kwargs["input_ids"] == text_encoder.config.image_token_id

@@ -1,7 +1,8 @@
-"""The stepwise pipeline: diffusers' QwenImageEditPipeline with its call cut into encode, start, step, preview, decode.
+"""The stepwise pipeline: diffusers' QwenImageEditPipeline, split into encode, start, step, preview and decode.
 
-Each stage takes any number of samples, which need share nothing but their shape. A row of the transformer's batch is
-one sample (or its negative prompt), expanded by us: diffusers 0.42 pairs variants with the wrong picture.
+Each stage takes any number of samples that have the same shape; nothing else need be equal. A row of the transformer's
+batch is one sample, or its unguided twin. This module expands samples into rows itself, since diffusers 0.42 pairs
+variants with the wrong picture.
 """
 
 import threading
@@ -23,17 +24,19 @@ from torch.nn.utils.rnn import pad_sequence
 from serve_app.engine.scheduler import Condition, Sample, Shape
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
 from serve_app.images import Geometry
-from serve_app.models.patches import attend_by_text_length, place_on_grid, skip_absent_frames
+from serve_app.models.patches import attend_by_text_length, mark_picture_tokens, skip_absent_frames
 from serve_app.request import Pixels
 
 NATIVE_AREA = 1024 * 1024
-"""Pixels that Qwen-Image-Edit was made for."""
+"""Pixels of a picture at Qwen-Image-Edit's native size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A condition as the model reads it, on the CPU: ids of the text and, with guidance, the negative text; the
-    picture's patches with their grid (1 × 3) for the text encoder, and its pixels (1 × 3 × height × width) for the VAE.
+    """A condition as tensors on the CPU: the input of `encode`.
+
+    `texts`: token ids of the prompt and, with guidance, of the negative prompt. `patches`, `grid` (1 × 3): the picture
+    for the text encoder. `pixels` (1 × 3 × height × width): the picture for the VAE.
     """
 
     texts: tuple[torch.Tensor, ...]
@@ -44,7 +47,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """What the variants of one picture share: text (tokens × width), negative text, reference latents (tokens × 64)."""
+    """The encoded condition that all variants of a picture share.
+
+    `positive`, `negative`: texts (tokens × width). `reference`: latents of the picture (tokens × 64).
+    """
 
     positive: torch.Tensor
     negative: torch.Tensor | None
@@ -53,7 +59,7 @@ class Encoding:
 
 @dataclass(slots=True, eq=False)
 class SampleState:
-    """One sample on its way: packed latents (tokens × 64), its own schedule, and the last prediction."""
+    """The state of one sample: packed latents (tokens × 64), its own noise schedule, and the last prediction."""
 
     encoding: Encoding
     shape: Shape
@@ -66,10 +72,10 @@ class SampleState:
 
 
 class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc]
-    """Still the diffusers pipeline: from_pretrained, save_pretrained, LoRA and offload work as there.
+    """Diffusers pipeline with separate stages. from_pretrained, save_pretrained, LoRA and offload work as in diffusers.
 
-    `native_area` and `grid_positions` are kept in model_index.json beside the components. `grid_positions`: whether the
-    text encoder has a picture's tokens on a grid, as the published one was trained; that of `builtin:tiny` was not.
+    model_index.json stores `native_area` and `grid_positions` beside the components. `grid_positions`: whether the text
+    encoder places a picture's tokens on a grid. The published text encoder was trained so, that of `builtin:tiny` not.
     """
 
     def __init__(
@@ -86,15 +92,15 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
         self.register_to_config(native_area=native_area, grid_positions=grid_positions)
         if grid_positions:
-            place_on_grid(text_encoder)
+            mark_picture_tokens(text_encoder)
         skip_absent_frames(vae)
         attend_by_text_length(transformer)
         self.masks_texts = False
-        """Whether texts of unequal lengths meet in one masked attention, which is one shape to compile, or in runs."""
-        # 64 in diffusers, which is right for the published tokenizer only.
+        """Whether texts of different lengths share one masked attention call, which has a single shape to compile."""
+        # Diffusers has a constant 64, which is right for the published tokenizer only.
         prefix = self.prompt_template_encode.split("<|vision_start|>")[0]
         self.prompt_template_encode_start_idx = len(tokenizer(prefix)["input_ids"])
-        # A fast tokenizer refuses a second thread ("Already borrowed", tokenizers 0.23).
+        # A fast tokenizer raises "Already borrowed" in a second thread (tokenizers 0.23).
         self._tokenizer_lock = threading.Lock()
 
     @property
@@ -102,7 +108,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         return Geometry(self.config.native_area, 2 * self.vae_scale_factor)
 
     def check(self, condition: Condition) -> None:
-        """Raise InvalidInput for a text longer than the model's positions. Cheap, and safe on any thread."""
+        """Raise InvalidInput for a text with more tokens than the model has positions. Fast, and safe on any thread."""
         reference, merge = condition.reference, self._patcher.merge_size
         patches = self._patcher.get_number_of_image_patches(reference.height, reference.width, {})
         longest_side = max(reference.width, reference.height) // self.geometry.multiple
@@ -110,15 +116,17 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         for param in ("prompt", "negative_prompt"):
             tokens = len(self._tokenize(getattr(condition, param) or "", patches=1))
             if tokens > positions:
-                raise InvalidInput(f"{param}: {tokens} tokens; this model takes at most {positions}", param=param)
+                raise InvalidInput(
+                    f"{param}: the text has {tokens} tokens, more than this model's {positions}", param=param
+                )
 
     @property
     def _patcher(self) -> Any:
-        """What cuts pictures into patches for the text encoder."""
+        """The processor that cuts pictures into patches for the text encoder."""
         return self.processor.image_processor
 
     def prepare(self, condition: Condition) -> Prepared:
-        """Resize, cut into patches and tokenize, on the CPU: a tenth of a second for a large picture."""
+        """Resize the picture, cut it into patches, and tokenize the texts: on the CPU, 0.1 s for a large picture."""
         size = condition.reference
         picture = self.image_processor.resize(PIL.Image.fromarray(condition.picture), size.height, size.width)
         cut = self._patcher(images=[picture], return_tensors="pt")
@@ -135,7 +143,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         )
 
     def _tokenize(self, text: str, patches: int) -> list[int]:
-        """The template with the text, and the picture's place as wide as its patches: as Qwen2VLProcessor does it."""
+        """Tokenize the template with `text` and with one picture token per patch, as Qwen2VLProcessor does."""
         pad = self.processor.image_token
         with self._tokenizer_lock:
             ids: list[int] = self.tokenizer(self.prompt_template_encode.replace(pad, pad * patches).format(text))[
@@ -145,14 +153,14 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
     @torch.no_grad()
     def encode(self, prepared: Sequence[Prepared]) -> list[Encoding]:
-        """Texts and pictures of any sizes, in as few calls as there are reference sizes."""
+        """Encode texts and pictures of any sizes, with one call of the VAE for each reference size."""
         with _translated_errors():
             texts = self._encode_texts(prepared)
             references = self._encode_references(prepared)
             return [Encoding(*text, reference) for text, reference in zip(texts, references, strict=True)]
 
     def _encode_texts(self, prepared: Sequence[Prepared]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Text and negative text of each, tokens × width: as `_get_qwen_prompt_embeds` of QwenImageEditPipeline."""
+        """Encode the texts and negative texts, tokens × width, as QwenImageEditPipeline's `_get_qwen_prompt_embeds`."""
         guided = [index for index, each in enumerate(prepared) if len(each.texts) == 2]
         pictures = [*prepared, *(prepared[index] for index in guided)]
         texts = [*(each.texts[0] for each in prepared), *(prepared[index].texts[1] for index in guided)]
@@ -161,7 +169,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         return [(row, negatives.get(index)) for index, row in enumerate(rows[: len(prepared)])]
 
     def _read(self, texts: Sequence[torch.Tensor], pictures: Sequence[Prepared]) -> list[torch.Tensor]:
-        """The text encoder's last hidden states, without the template's beginning. Each text sees its own picture."""
+        """Return the text encoder's last hidden states of each text with its picture, without the template's prefix."""
         device, lengths = self._execution_device, [len(text) for text in texts]
         mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
         outputs = self.text_encoder(
@@ -170,7 +178,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             pixel_values=torch.cat([picture.patches for picture in pictures]).to(device),
             image_grid_thw=torch.cat([picture.grid for picture in pictures]).to(device),
             output_hidden_states=True,
-            # Nobody reads the logits.
+            # The logits are not used.
             logits_to_keep=1,
         )
         hidden, first = outputs.hidden_states[-1].to(self.text_encoder.dtype), self.prompt_template_encode_start_idx
@@ -182,7 +190,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             indices = [index for index, each in enumerate(prepared) if each.pixels.shape == shape]
             pixels = torch.cat([prepared[index].pixels for index in indices])
             pixels = pixels.unsqueeze(2).to(self._execution_device, self.vae.dtype)
-            with _forgetting(self.vae):
+            with _clearing_cache_on_failure(self.vae):
                 latents = self._encode_vae_image(pixels, generator=None)
             rows = self._pack_latents(latents, len(indices), self._channels, *latents.shape[3:])
             packed.update(zip(indices, rows.to(self.transformer.dtype), strict=True))
@@ -194,7 +202,10 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
     @torch.no_grad()
     def start(self, encoding: Encoding, sample: Sample) -> SampleState:
-        """A sample's noise and schedule. The noise is drawn on the CPU: the same seed, the same on any device."""
+        """Draw a sample's noise and compute its schedule.
+
+        The noise is drawn on the CPU, so that a seed gives the same noise on any device.
+        """
         with _translated_errors():
             height = sample.shape.output.height // self.vae_scale_factor
             width = sample.shape.output.width // self.vae_scale_factor
@@ -211,7 +222,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     def _schedule(self, steps: int, tokens: int) -> tuple[list[float], list[float]]:
         config = self.scheduler.config
         if steps == 1:
-            # Stretching a single sigma to `shift_terminal` divides zero by zero (diffusers 0.42).
+            # With a single sigma, diffusers 0.42 divides zero by zero when it stretches to `shift_terminal`.
             return [1.0, 0.0], [float(config.num_train_timesteps)]
         mu = calculate_shift(
             tokens,
@@ -225,26 +236,26 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
     @torch.no_grad()
     def step(self, states: Sequence[SampleState]) -> None:
-        """One denoising step of every sample, in one forward. A step that raises leaves all states as they were."""
+        """Take one denoising step of every sample, in one forward. A step that raises leaves all states unchanged."""
         with _translated_errors():
             velocity = self._predict(states)
             moves = [state.sigmas[state.step + 1] - state.sigmas[state.step] for state in states]
             latents = torch.stack([state.latents for state in states])
-            # The Euler step of FlowMatchEulerDiscreteScheduler, each row with its own sigmas.
+            # The Euler step of FlowMatchEulerDiscreteScheduler, with each row's own sigmas.
             moved = (latents.float() + _column(moves, latents) * velocity.float()).to(latents.dtype)
-            # Kernels run behind Python's back: wait, so that errors and timings belong to this step.
+            # Kernels run asynchronously: wait, so that errors and timings belong to this step.
             if moved.is_cuda:
                 torch.cuda.synchronize(moved.device)
         for state, row, prediction in zip(states, moved, velocity, strict=True):
             state.latents, state.velocity, state.step = row, prediction, state.step + 1
 
     def _predict(self, states: Sequence[SampleState]) -> torch.Tensor:
-        """The velocity of each sample (samples × tokens × 64), guided where its scale asks for it."""
+        """Return the velocity of each sample (samples × tokens × 64), with guidance for samples with negative texts."""
         guided = [index for index, state in enumerate(states) if state.encoding.negative is not None]
         rows = [*states, *(states[index] for index in guided)]
         texts = [state.encoding.positive for state in states]
         texts += [negative for state in states if (negative := state.encoding.negative) is not None]
-        # Neighbours with texts of one length share an attention.
+        # Neighbouring rows with texts of the same length share one attention call.
         order = sorted(range(len(rows)), key=lambda index: texts[index].shape[0])
         ordered = self._forward([rows[index] for index in order], [texts[index] for index in order])
         predicted = torch.empty_like(ordered)
@@ -271,7 +282,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         return predicted[:, : rows[0].latents.shape[0]]
 
     def _as_batch(self, texts: Sequence[torch.Tensor]) -> dict[str, Any]:
-        """Texts (tokens × width) of any lengths as arguments of the transformer, which must not see the padding."""
+        """Return texts (tokens × width) of any lengths as the transformer's arguments, without attention to padding."""
         lengths = [text.shape[0] for text in texts]
         padded = pad_sequence(list(texts), batch_first=True)
         if len(set(lengths)) == 1:
@@ -285,7 +296,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
     @torch.no_grad()
     def preview(self, states: Sequence[SampleState]) -> list[Pixels]:
-        """What each sample would be if its last prediction were exact: the clean latents, decoded. As `decode`."""
+        """Decode the clean latents that each sample's last prediction implies. Raises the errors of `decode`."""
         with _translated_errors():
             clean = [
                 state.latents if state.velocity is None else state.latents - state.sigmas[state.step] * state.velocity
@@ -295,7 +306,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
     @torch.no_grad()
     def decode(self, states: Sequence[SampleState]) -> list[Pixels]:
-        """The pictures of finished samples of one shape. Raises NotFinite where one of them is not a number."""
+        """Decode finished samples of one shape. Raises NotFinite if latents hold NaN or infinity."""
         with _translated_errors():
             pictures = self._decode_latents([state.latents for state in states], states[0].shape)
             self.maybe_free_model_hooks()
@@ -311,19 +322,22 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             torch.tensor(values, device=batch.device, dtype=batch.dtype).view(1, -1, 1, 1, 1)
             for values in (config.latents_mean, config.latents_std)
         )
-        with _forgetting(self.vae):
+        with _clearing_cache_on_failure(self.vae):
             decoded = self.vae.decode(batch * std + mean, return_dict=False)[0][:, :, 0]
         pixels = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    """One value a row, float32, where `like` is: the pipeline's own device is found by a walk through all modules."""
+    """Return one float32 value per row, on the device of `like`.
+
+    The pipeline's own `device` property walks through all modules.
+    """
     return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1)
 
 
 def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Classifier-free guidance, rescaled to the norm of the conditional prediction, as QwenImageEditPipeline does."""
+    """Apply classifier-free guidance and rescale to the positive prediction's norm, as QwenImageEditPipeline does."""
     combined = negative + scale * (positive - negative)
     wanted, got = (torch.linalg.vector_norm(tensor, dim=-1, keepdim=True) for tensor in (positive, combined))
     rescaled: torch.Tensor = combined * (wanted / got)
@@ -331,8 +345,8 @@ def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) 
 
 
 @contextmanager
-def _forgetting(vae: Any) -> Iterator[None]:
-    """Where it fails: diffusers (0.42) keeps the inputs of all its convolutions until a pass ends well."""
+def _clearing_cache_on_failure(vae: Any) -> Iterator[None]:
+    """Clear the cache of `vae` if a pass fails: it would keep the inputs of all convolutions (diffusers 0.42)."""
     try:
         yield
     except BaseException:
@@ -342,7 +356,7 @@ def _forgetting(vae: Any) -> Iterator[None]:
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
-    """Turn what torch raises into our tree, so that the engine need not know torch."""
+    """Translate torch's errors into those of `serve_app.errors`, so that the engine needs no torch."""
     try:
         yield
     except RuntimeError as error:
@@ -350,15 +364,16 @@ def _translated_errors() -> Iterator[None]:
             if any(sign in str(error) for sign in _LOST):
                 raise DeviceLost("the GPU failed") from error
             raise
-        # The frames of the stage hold what it had made, and the error holds them, for as long as anybody keeps it.
+        # The error keeps the stage's frames alive, and they keep the stage's tensors.
         traceback.clear_frames(error.__traceback__)
         torch.cuda.empty_cache()
         raise OutOfMemory("out of memory" if _NO_CPU_MEMORY in str(error) else "CUDA out of memory") from error
 
 
+# Texts of a RuntimeError after which the device is unusable.
 _LOST = ("CUDA error", "cuDNN error", "CUBLAS_STATUS_")
 _NO_CPU_MEMORY = "DefaultCPUAllocator"
-# What is not allocated by torch's own allocator says so in words only.
+# Memory that torch's own allocator does not manage runs out with a plain RuntimeError and one of these texts.
 _NO_MEMORY = (_NO_CPU_MEMORY, "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 

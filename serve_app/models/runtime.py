@@ -1,4 +1,4 @@
-"""A warm model with its engine in this process: what a replica runs, and a batch job that needs no server."""
+"""Start a warm model with its engine in this process, for a replica or for a batch job without a server."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -17,7 +17,10 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class LocalEditor:
-    """`engine` runs; stop it where the process outlives it. It takes what `settings.limits` would refuse, too."""
+    """A loaded model with its running engine. Stop the engine unless the process ends with it.
+
+    The engine does not enforce `settings.limits`.
+    """
 
     model: LoadedModel
     engine: EditEngine
@@ -26,7 +29,7 @@ class LocalEditor:
 def start(
     settings: AppSettings, on_forward: Callable[[Sequence[Sample], float], None] = lambda samples, seconds: None
 ) -> LocalEditor:
-    """Load the model, measure the knee where it is `auto`, start the engine. Raises as `loading.load`.
+    """Load the model, calibrate it, and start the engine. Raises the errors of `loading.load`.
 
     `on_forward`: as in EditEngine.
     """
