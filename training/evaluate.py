@@ -187,9 +187,9 @@ and its outputs are never enlarged.
 
 `python -m training.evaluate` measured the table on {pictures} pictures for each instruction, on none of which the model
 was trained: windows of the photographs in scikit-image and scikit-learn and, for the skies, scenes with a known sky.
-The edits took {steps} steps with guidance {guidance:g}, with the wordings of an instruction in turn. A simple measure of the
-picture before and after (`training/measures.py`) confirms an edit. The PSNR compares with the true transform, whose
-strength is random within the instruction's range.
+The edits took {steps} steps with guidance {guidance:g}, with the wordings of an instruction in turn. A simple measure
+of the picture before and after (`training/measures.py`) confirms an edit. The PSNR compares with the true transform,
+whose strength is random within the instruction's range.
 
 - Autoencoder: {restored_db:.1f} dB.
 - Edits confirmed: {share:.0%}. {shortfall}

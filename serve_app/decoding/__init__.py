@@ -1,1 +1,1 @@
-"""Decode untrusted picture files into pixels, in processes that can be ended."""
+"""Decode untrusted picture files to pixels, in processes that can be killed."""

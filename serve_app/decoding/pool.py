@@ -1,8 +1,8 @@
-"""Pictures are decoded in processes of their own, which can be ended: a thread in C code cannot.
+"""A pool of processes that decode pictures. A process can be killed, but a thread that runs C code cannot.
 
-Own code, since the libraries for this (pebble, anyio.to_process) run the main module of a Ray worker in every process,
-which imports Ray, and hand pixels over by pickle; pebble's processes share one locked pipe, on which all of them wait
-when one dies with the lock.
+No library is used: pebble and anyio.to_process run a Ray worker's main module in every process, which imports Ray, and
+they pass pixels by pickle. The processes of pebble share one locked pipe, and all wait forever if one dies with the
+lock.
 """
 
 import atexit
@@ -26,78 +26,84 @@ _START_S = 120.0
 
 
 class DecoderPool:
-    """Decoder processes, as many as threads call at once. The calls block."""
+    """Pool of decoder processes, with as many processes as there are simultaneous calls. The calls block."""
 
     def __init__(self) -> None:
         self._idle: deque[_DecoderProcess] = deque()
 
     def warm(self) -> None:
-        """Start a process, so that the first picture need not wait for it."""
+        """Start a process, so that the first picture does not wait for it."""
         self._idle.append(_DecoderProcess())
 
     def close(self) -> None:
-        """End the processes that have nothing to do."""
+        """Kill the idle processes."""
         while self._idle:
-            self._idle.pop().end()
+            self._idle.pop().kill()
 
     def measure(self, data: bytes, index: int, limits: LimitSettings) -> Size:
-        """The size that the header tells. Raises InvalidInput as `images.measure`, and where it takes too long."""
-        answer, _ = self._ask(data, index, limits, measure=True)
-        return _checked_size(answer, index, limits)
+        """Return the size of a picture file, from its header.
+
+        Raises InvalidInput as `images.measure` does, and if measuring takes too long or kills the process.
+        """
+        response, _ = self._call(data, index, limits, measure=True)
+        return _checked_size(response, index, limits)
 
     def decode(self, data: bytes, index: int, limits: LimitSettings) -> Pixels:
-        """As `images.decode`. Raises InvalidInput also where it takes too long, or the process does not survive it."""
-        answer, descriptors = self._ask(data, index, limits, measure=False)
-        size = _checked_size(answer, index, limits)
+        """Decode a picture file as `images.decode` does.
+
+        Raises InvalidInput also if decoding takes too long or kills the process.
+        """
+        response, descriptors = self._call(data, index, limits, measure=False)
+        size = _checked_size(response, index, limits)
         pixels = np.empty((size.height, size.width, 3), np.uint8)
         [descriptor] = descriptors
         with open(descriptor, "rb", buffering=0) as file:
             if os.preadv(file.fileno(), [pixels.data.cast("B")], 0) != pixels.nbytes:
-                raise RuntimeError("a decoder process sent less than it told")
+                raise RuntimeError("a decoder process sent fewer bytes than the picture has")
         return pixels
 
-    def _ask(self, data: bytes, index: int, limits: LimitSettings, measure: bool) -> tuple[dict[str, Any], list[int]]:
+    def _call(self, data: bytes, index: int, limits: LimitSettings, measure: bool) -> tuple[dict[str, Any], list[int]]:
         process = self._take()
         try:
-            answer = process.ask(data, index, limits, measure)
+            response = process.call(data, index, limits, measure)
         except TimeoutError:
-            process.end()
+            process.kill()
             raise undecodable(index, f"it takes longer than {limits.decode_timeout_s:g} s to decode") from None
         except (OSError, EOFError):
-            process.end()
+            process.kill()
             raise undecodable(index, "the file is damaged or incomplete") from None
         except BaseException:
-            process.end()
+            process.kill()
             raise
         self._idle.append(process)
-        return answer
+        return response
 
     def _take(self) -> "_DecoderProcess":
-        """The one that was used last, or a new one. To have died with nothing to do is no picture's fault."""
+        """Take the process that was used last, or start one. A process that died while idle fails no picture."""
         while self._idle:
             process = self._idle.pop()
             if process.is_alive():
                 return process
-            process.end()
+            process.kill()
         return _DecoderProcess()
 
 
 DECODERS = DecoderPool()
-"""Those of this process: however many applications are made in it, they share them."""
+"""The pool of this process, which all its applications share."""
 atexit.register(DECODERS.close)
 
 
-# Memory that is kept for the next picture: to fetch it anew costs as much as to decode a small one.
-_KEEP = {"MALLOC_TRIM_THRESHOLD_": str(64 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
+# glibc keeps freed memory for the next picture: allocating it again costs as much as decoding a small picture.
+_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(64 * 2**20), "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20)}
 
 
 def _environment() -> dict[str, str]:
-    """No keys for a process that reads what strangers send."""
-    return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1", **_KEEP}
+    """Return an environment without API keys, for a process that reads untrusted files."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1", **_KEEP_MEMORY}
 
 
 class _DecoderProcess:
-    """One process and the socket to it. Raises RuntimeError where it does not start."""
+    """A decoder process and the socket to it. Raises RuntimeError if the process does not start."""
 
     def __init__(self) -> None:
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -108,7 +114,7 @@ class _DecoderProcess:
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                # libtiff and others write a line for each oddity of a file.
+                # libtiff and other libraries write a line for every irregularity of a file.
                 stderr=subprocess.DEVNULL,
             )
         self._channel.settimeout(_START_S)
@@ -117,19 +123,22 @@ class _DecoderProcess:
         except OSError:
             ready = b""
         if ready != worker.READY:
-            self.end()
-            raise RuntimeError("a decoder process did not start")
+            self.kill()
+            raise RuntimeError(f"a decoder process did not start within {_START_S:g} s, or ended at once")
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, data: bytes, index: int, limits: LimitSettings, measure: bool) -> tuple[dict[str, Any], list[int]]:
-        """Its answer and the descriptors that came with it. Raises TimeoutError; OSError or EOFError where it died."""
-        question = {"limits": limits.model_dump(mode="json"), "index": index, "measure": measure}
+    def call(self, data: bytes, index: int, limits: LimitSettings, measure: bool) -> tuple[dict[str, Any], list[int]]:
+        """Send a picture file, and return the response with the file descriptors that came with it.
+
+        Raises TimeoutError, and OSError or EOFError if the process dies.
+        """
+        request = {"limits": limits.model_dump(mode="json"), "index": index, "measure": measure}
         self._channel.settimeout(limits.decode_timeout_s)
-        descriptor = worker.in_memory(data)
+        descriptor = worker.memory_file(data)
         try:
-            socket.send_fds(self._channel, [json.dumps(question).encode()], [descriptor])
+            socket.send_fds(self._channel, [json.dumps(request).encode()], [descriptor])
         finally:
             os.close(descriptor)
         message, descriptors, _, _ = socket.recv_fds(self._channel, worker.MAX_MESSAGE_BYTES, 1)
@@ -137,15 +146,15 @@ class _DecoderProcess:
             raise EOFError
         return json.loads(message), descriptors
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self._channel.close()
         self._process.kill()
         self._process.wait()
 
 
-def _checked_size(answer: dict[str, Any], index: int, limits: LimitSettings) -> Size:
-    if "refusal" in answer:
-        raise InvalidInput(answer["refusal"], param="images")
-    size = Size(*answer["size"])
+def _checked_size(response: dict[str, Any], index: int, limits: LimitSettings) -> Size:
+    if "refusal" in response:
+        raise InvalidInput(response["refusal"], param="images")
+    size = Size(*response["size"])
     check_picture_size(size, index, limits)
     return size

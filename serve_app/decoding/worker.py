@@ -1,8 +1,9 @@
-"""The program of a decoder process: picture files in, pixels out. What a file does to Pillow's C code it does here.
+"""The program of a decoder process: picture files in, pixels out. A file that crashes Pillow's C code crashes it alone.
 
-`decoders` starts it with the descriptor of a SOCK_SEQPACKET socket as its only argument. A question is JSON, `limits`,
-`index` and `measure`, with the file as a descriptor. An answer is JSON with `refusal`, a message for the caller, or
-with `size`, width and height; unless only that was asked, the RGB bytes come with it, as a descriptor too.
+`decoding.pool` starts the program with the descriptor of a SOCK_SEQPACKET socket as its only argument. A request is
+JSON with `limits`, `index` and `measure`; a file descriptor of the picture file comes with it. A response is JSON with
+either `refusal`, a message for the caller, or `size`, width and height. Unless the request has `measure`, a file
+descriptor of the RGB bytes comes with the size.
 """
 
 import json
@@ -24,15 +25,15 @@ from serve_app.settings import LimitSettings
 READY = b"ready"
 MAX_MESSAGE_BYTES = 16 * 1024
 
-# The process that asks keeps the time; this is for where it has died meanwhile.
+# The server enforces the time limit; the alarm of this process, later by this margin, acts if the server has died.
 _MARGIN_S = 5
 
 
 def main(channel: socket.socket) -> None:
-    """Answer until the other end is closed, which it is when its process ends, however that ends."""
-    # Ctrl-C reaches this process too where the server runs in a terminal, and edits that have begun are finished.
+    """Answer requests until the server closes the channel, or ends and so closes it."""
+    # Ctrl-C in the server's terminal also reaches this process, while the server still finishes running edits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The stack of a thread is memory too, and pictures are decoded side by side already.
+    # The stacks of more threads would need memory, and the pool already decodes several pictures at once.
     PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     PIL.Image.init()
     own_bytes = _address_space_bytes()
@@ -41,24 +42,24 @@ def main(channel: socket.socket) -> None:
         message, descriptors, _, _ = socket.recv_fds(channel, MAX_MESSAGE_BYTES, 1)
         if not message:
             return
-        question = json.loads(message)
-        limits = LimitSettings.model_validate(question["limits"])
-        _bound(limits, own_bytes)
-        answer, pixels = _answer(_contents(descriptors[0]), question["index"], limits, question["measure"])
+        request = json.loads(message)
+        limits = LimitSettings.model_validate(request["limits"])
+        _limit_resources(limits, own_bytes)
+        response, pixels = _respond(_contents(descriptors[0]), request["index"], limits, request["measure"])
         signal.alarm(0)
-        socket.send_fds(channel, [json.dumps(answer).encode()], pixels)
+        socket.send_fds(channel, [json.dumps(response).encode()], pixels)
         for descriptor in pixels:
             os.close(descriptor)
 
 
-def _bound(limits: LimitSettings, own_bytes: int) -> None:
-    """Bound the memory of this process; and its time, by a signal that ends it where it stands, in C code too."""
+def _limit_resources(limits: LimitSettings, own_bytes: int) -> None:
+    """Limit the memory of this process, and its time: the alarm's signal ends it even while it runs C code."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (own_bytes + limits.max_decoder_bytes, hard))
     signal.alarm(math.ceil(limits.decode_timeout_s) + _MARGIN_S)
 
 
-def _answer(data: bytes, index: int, limits: LimitSettings, only_size: bool) -> tuple[dict[str, Any], list[int]]:
+def _respond(data: bytes, index: int, limits: LimitSettings, only_size: bool) -> tuple[dict[str, Any], list[int]]:
     try:
         if only_size:
             return _size(measure(data, index, limits)), []
@@ -66,15 +67,15 @@ def _answer(data: bytes, index: int, limits: LimitSettings, only_size: bool) -> 
     except InvalidInput as error:
         return {"refusal": error.message}, []
     height, width, _ = pixels.shape
-    return _size(Size(width, height)), [in_memory(pixels.data.cast("B"))]
+    return _size(Size(width, height)), [memory_file(pixels.data.cast("B"))]
 
 
 def _size(size: Size) -> dict[str, Any]:
     return {"size": [size.width, size.height]}
 
 
-def in_memory(data: bytes | memoryview) -> int:
-    """The descriptor of a file in memory that holds `data`."""
+def memory_file(data: bytes | memoryview) -> int:
+    """Create a file in memory that contains `data`, and return its descriptor."""
     descriptor = os.memfd_create("picture")
     rest = memoryview(data)
     while rest:
