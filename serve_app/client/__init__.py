@@ -1,11 +1,15 @@
 """Python clients of the server, blocking and asyncio, over httpx. They load neither torch nor Ray.
 
-    ImageEdits, AsyncImageEdits
-    └── EditError            what the server answered: the tree of serve_app.errors
-        └── Unreachable      no answer came
-            └── BrokenOff    a stream ended before its time
+Public names, which `serve_app` exports: ImageEdits, AsyncImageEdits, EditOptions, Output, StreamedOutput,
+StreamedPreview, Unreachable and BrokenOff. All other names of this package may change.
 
-Edits are tried again after status 429 or 503 and after connections that fail, when `Retry-After` says where it does.
-All tries of an edit carry one Idempotency-Key, so that the server does not begin again what it does already. A stream
-has none; once it has begun, it is not tried again. Questions are asked once.
+Both clients raise:
+
+    EditError            the error that the server answered with; serve_app.errors has its subclasses
+    └── Unreachable      the server did not answer
+        └── BrokenOff    a stream ended before its last event
+
+Edits are retried after status 429 or 503 and after connection failures, at the time that `Retry-After` names if the
+answer has it. All attempts of an edit carry the same Idempotency-Key, so that the server does not run the edit twice. A
+stream has no such key and is not retried once it has begun. The calls `models` and `ready` are never retried.
 """

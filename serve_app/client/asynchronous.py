@@ -1,4 +1,4 @@
-"""The client for asyncio."""
+"""The asyncio client."""
 
 from collections.abc import AsyncGenerator, Sequence
 from functools import cached_property
@@ -7,7 +7,7 @@ from typing import Any, Self, Unpack
 import httpx
 from httpx_sse import EventSource
 
-from serve_app.client.connection import BREAKS, NO_END, BrokenOff, Connection, begun
+from serve_app.client.connection import BODY_ERRORS, NO_END, BrokenOff, Connection, translate_stream_errors
 from serve_app.client.messages import (
     EDITS,
     END,
@@ -28,7 +28,7 @@ from serve_app.client.messages import (
 
 
 class AsyncImageEdits(Connection):
-    """The same for asyncio. `async with AsyncImageEdits() as edits:`"""
+    """The asyncio client, for one event loop. `async with AsyncImageEdits() as edits:` closes its connections."""
 
     @cached_property
     def _http(self) -> httpx.AsyncClient:
@@ -42,18 +42,18 @@ class AsyncImageEdits(Connection):
         idempotency_key: str | None = None,
         **options: Unpack[EditOptions],
     ) -> Rows:
-        """As ImageEdits.edit. Cancelling it frees the server of the work, ten seconds later."""
+        """Edit each picture on its own, as ImageEdits.edit. Cancelling the call cancels the edit ten seconds later."""
         form = build_form(images, prompt, options)
-        with self.our_errors():
+        with self.translate_errors():
             return read_rows(await self._post(idempotency_header(idempotency_key), form))
 
     async def _post(self, headers: dict[str, str], form: dict[str, Any]) -> httpx.Response:
-        """As of ImageEdits."""
+        """Send an edit and return its answer, as ImageEdits._post."""
         for retries_left in reversed(range(self.retries + 1)):
             async with self._http.stream("POST", EDITS, headers=headers, **form) as response:
                 try:
                     await response.aread()
-                except BREAKS:
+                except BODY_ERRORS:
                     if not retries_left:
                         raise
                 else:
@@ -68,14 +68,14 @@ class AsyncImageEdits(Connection):
         partial_images: int = 0,
         **options: Unpack[EditOptions],
     ) -> AsyncGenerator[StreamedEvent, None]:
-        """As ImageEdits.edit_stream."""
+        """Edit as `edit`, and yield the events of the edit, as ImageEdits.edit_stream."""
         form = build_form(images, prompt, options, stream="true", partial_images=partial_images)
-        with self.our_errors():
+        with self.translate_errors():
             async with self._http.stream("POST", EDITS, **form) as response:
                 if not response.is_success:
                     await response.aread()
                     read_content(response)
-                with begun():
+                with translate_stream_errors():
                     async for message in EventSource(response).aiter_sse():
                         if message.data == END:
                             return
@@ -84,13 +84,13 @@ class AsyncImageEdits(Connection):
                     raise BrokenOff(NO_END)
 
     async def models(self) -> list[str]:
-        """As ImageEdits.models."""
-        with self.our_errors():
+        """Return the names that `model` may have, as ImageEdits.models."""
+        with self.translate_errors():
             return read_models(await self._http.get(MODELS))
 
     async def ready(self) -> bool:
-        """As ImageEdits.ready."""
-        with self.our_errors():
+        """Return whether an edit could begin now, as ImageEdits.ready."""
+        with self.translate_errors():
             return read_ready(await self._http.get(READY))
 
     async def close(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Self, Unpack
 import httpx
 from httpx_sse import EventSource
 
-from serve_app.client.connection import BREAKS, NO_END, BrokenOff, Connection, begun
+from serve_app.client.connection import BODY_ERRORS, NO_END, BrokenOff, Connection, translate_stream_errors
 from serve_app.client.messages import (
     EDITS,
     END,
@@ -28,7 +28,7 @@ from serve_app.client.messages import (
 
 
 class ImageEdits(Connection):
-    """The blocking client; any thread may use it. `with ImageEdits() as edits:` closes its connections at the end."""
+    """The blocking client, for any number of threads. `with ImageEdits() as edits:` closes its connections."""
 
     @cached_property
     def _http(self) -> httpx.Client:
@@ -42,23 +42,26 @@ class ImageEdits(Connection):
         idempotency_key: str | None = None,
         **options: Unpack[EditOptions],
     ) -> Rows:
-        """Edit each picture on its own; the variants of picture i are row i. Raises EditError.
+        """Edit each picture on its own, and return the outputs: row i has the variants of picture i. Raises EditError.
 
-        `prompt`: one for all pictures, or as many as there are pictures, in their order. `idempotency_key`: a name of
-        your own for this edit; for a while, the same call with the same name gets the same answer, after a restart of
-        yours too. Unset: a new one for each call.
+        `prompt`: one for all pictures, or one for each picture, in order. `idempotency_key`: a name of your own for
+        this edit. For a limited time, the same call with the same key returns the same answer, even after your program
+        restarts. Unset: a new key for each call.
         """
         form = build_form(images, prompt, options)
-        with self.our_errors():
+        with self.translate_errors():
             return read_rows(self._post(idempotency_header(idempotency_key), form))
 
     def _post(self, headers: dict[str, str], form: dict[str, Any]) -> httpx.Response:
-        """The answer to an edit, asked for again where it breaks off: the transport has done its part by its head."""
+        """Send an edit and return its answer. If the answer's body breaks off, send the edit again.
+
+        The transport retries only until the head of an answer has arrived.
+        """
         for retries_left in reversed(range(self.retries + 1)):
             with self._http.stream("POST", EDITS, headers=headers, **form) as response:
                 try:
                     response.read()
-                except BREAKS:
+                except BODY_ERRORS:
                     if not retries_left:
                         raise
                 else:
@@ -73,17 +76,17 @@ class ImageEdits(Connection):
         partial_images: int = 0,
         **options: Unpack[EditOptions],
     ) -> Iterator[StreamedEvent]:
-        """As `edit`, told while it happens: progress, up to 3 previews of each output, each output when it is done.
+        """Edit as `edit`, and yield its events: progress, previews, and each output as soon as it is done.
 
-        Raises EditError between any two events, BrokenOff where the end is missing. Closing the iterator frees the
-        server of the work.
+        `partial_images`: previews of each output, at most 3. Raises EditError between any two events, and BrokenOff if
+        the stream ends before its last event. Closing the iterator cancels the edit.
         """
         form = build_form(images, prompt, options, stream="true", partial_images=partial_images)
-        with self.our_errors(), self._http.stream("POST", EDITS, **form) as response:
+        with self.translate_errors(), self._http.stream("POST", EDITS, **form) as response:
             if not response.is_success:
                 response.read()
                 read_content(response)
-            with begun():
+            with translate_stream_errors():
                 for message in EventSource(response).iter_sse():
                     if message.data == END:
                         return
@@ -92,13 +95,13 @@ class ImageEdits(Connection):
                 raise BrokenOff(NO_END)
 
     def models(self) -> list[str]:
-        """The names that `model` may have. Raises EditError, Unauthorized where the key is refused."""
-        with self.our_errors():
+        """Return the names that `model` may have. Raises EditError; Unauthorized if the key is refused."""
+        with self.translate_errors():
             return read_models(self._http.get(MODELS))
 
     def ready(self) -> bool:
-        """Whether an edit could begin now. Raises Unreachable where nobody answers."""
-        with self.our_errors():
+        """Return whether an edit could begin now. Raises Unreachable if the server does not answer."""
+        with self.translate_errors():
             return read_ready(self._http.get(READY))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What both clients share: the server's address, the key, retries, and the errors where no answer comes."""
+"""The connection that both clients share: the server's address, the key, retries, and errors without an answer."""
 
 import os
 from collections.abc import Iterator
@@ -16,20 +16,20 @@ SERVER_ENV = "IMAGE_EDITS_SERVER"
 KEY_ENV = "IMAGE_EDITS_API_KEY"
 DEFAULT_SERVER = "http://127.0.0.1:8000"
 
-# Beyond limits.request_timeout_s, so that the server's own words are heard.
+# More than the default of limits.request_timeout_s, so that the server's own timeout error arrives.
 DEFAULT_TIMEOUT_S = 660.0
 _CONNECT_TIMEOUT_S = 10.0
 _MAX_WAIT_S = 60.0
-# Not httpx.ReadTimeout: an edit that took too long would take too long again.
-BREAKS = (httpx.ReadError, httpx.RemoteProtocolError)
-_CONNECTION_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.WriteError, *BREAKS)
+# Errors while a body is read. Not httpx.ReadTimeout: an edit that took too long would take too long again.
+BODY_ERRORS = (httpx.ReadError, httpx.RemoteProtocolError)
+_CONNECTION_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.WriteError, *BODY_ERRORS)
 
 
 NO_END = "The stream ended before its last event"
 
 
 class Unreachable(EditError):
-    """No answer came: nothing listens there, the connection broke, or time ran out. `status` is 0."""
+    """A request without an answer: no server listens, the connection failed, or time ran out. `status` is 0."""
 
     status, code, type = 0, "UNREACHABLE", "connection_error"
 
@@ -39,7 +39,7 @@ class BrokenOff(Unreachable):
 
 
 class Connection:
-    """The settings of a client: the server's address, the key, the retries."""
+    """Base of both clients: the server's address, the key, and the retries."""
 
     def __init__(
         self,
@@ -49,13 +49,14 @@ class Connection:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retries: int = 8,
     ) -> None:
-        """`server` and `key`: unset, the environment's IMAGE_EDITS_SERVER and IMAGE_EDITS_API_KEY; "" is no key.
+        """Configure the connection. Raises ValueError if `server` is not an address.
 
-        `timeout_s`: the longest silence of the server that is taken. Raises ValueError for an address that is none.
+        `server`, `key`: unset, the values of the environment's IMAGE_EDITS_SERVER and IMAGE_EDITS_API_KEY; a `key` of
+        "" sends none. `timeout_s`: the longest time without data from the server. `retries`: of one edit.
         """
         self.server = (server or os.environ.get(SERVER_ENV) or DEFAULT_SERVER).rstrip("/")
         key = os.environ.get(KEY_ENV) if key is None else key
-        # Bytes, since httpx would refuse a key beyond ASCII.
+        # As bytes, since httpx rejects a key with characters beyond ASCII.
         headers = {b"Authorization": f"Bearer {key}".encode()} if key else {}
         self.retries = retries
         retry = Retry(
@@ -74,18 +75,19 @@ class Connection:
         }
 
     @contextmanager
-    def our_errors(self) -> Iterator[None]:
+    def translate_errors(self) -> Iterator[None]:
+        """Translate the errors of httpx, and of answers that are not this API's, to EditError."""
         try:
             yield
         except (ValidationError, SSEError):
-            raise EditError(f"{self.server} answered, but not as this API does") from None
+            raise EditError(f"{self.server} answered, but not as this API does; check the server's address") from None
         except httpx.RequestError as error:
             raise Unreachable(f"No answer from {self.server}: {str(error) or type(error).__name__}") from error
 
 
 @contextmanager
-def begun() -> Iterator[None]:
-    """For the reading of a stream that has begun."""
+def translate_stream_errors() -> Iterator[None]:
+    """Translate network errors to BrokenOff, for a stream that has begun."""
     try:
         yield
     except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
@@ -96,7 +98,7 @@ def _address(server: str) -> httpx.URL:
     try:
         url = httpx.URL(server)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{server!r} is no address of a server: {error}") from None
+        raise ValueError(f"{server!r} is not a server address: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"{server!r} is no address of a server, such as {DEFAULT_SERVER}")
+        raise ValueError(f"{server!r} is not a server address such as {DEFAULT_SERVER}")
     return url

@@ -1,4 +1,4 @@
-"""What is sent to the server and read of its answers, for both clients."""
+"""The messages of both clients: requests to the server, and its answers and events."""
 
 import io
 import os
@@ -27,9 +27,10 @@ _ONE_PICTURE = (str, os.PathLike, bytes, PIL.Image.Image, np.ndarray)
 
 
 class EditOptions(TypedDict, total=False):
-    """What an edit may ask for beside pictures and prompt; the server's defaults hold for what is left out.
+    """The optional parameters of an edit. The server's defaults apply to those that are omitted.
 
-    `steps`, `guidance`: `num_inference_steps` and `guidance_scale` of the API; the others have its names and ranges.
+    `steps`, `guidance`: the API's `num_inference_steps` and `guidance_scale`. All others have the API's names and
+    ranges.
     """
 
     n: int
@@ -54,7 +55,7 @@ _API_NAMES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One edited picture: the file as the server made it, and the seed that makes it again."""
+    """One edited picture: the file from the server, and the seed that reproduces it."""
 
     file: bytes
     seed: int
@@ -74,7 +75,7 @@ Rows = list[list[Output]]
 
 @dataclass(frozen=True, slots=True)
 class StreamedPreview:
-    """Preview k of variant j of picture i, all 0-based: what the output would be if it were done now."""
+    """Preview k of variant j of picture i, all 0-based: the output that the model predicts at this step."""
 
     image_index: int
     variant_index: int
@@ -84,7 +85,7 @@ class StreamedPreview:
 
 @dataclass(frozen=True, slots=True)
 class StreamedOutput:
-    """Variant j of picture i, as soon as it is done."""
+    """Variant j of picture i, sent as soon as it is done."""
 
     image_index: int
     variant_index: int
@@ -100,7 +101,10 @@ StreamedEvent = Progress | StreamedPreview | StreamedOutput
 def build_form(
     images: ImageSource | Sequence[ImageSource], prompt: str | Sequence[str], options: EditOptions, **others: str | int
 ) -> dict[str, Any]:
-    """The multipart body, in httpx's words. A name that the API does not know is sent too: the server refuses it."""
+    """Return the arguments with which httpx sends the multipart body.
+
+    Unknown options are sent too, so that the server names them in its error. Raises the errors of `_file`.
+    """
     pictures = [images] if isinstance(images, _ONE_PICTURE) else images
     files = [("images", _file(picture, index)) for index, picture in enumerate(pictures)]
     fields = {_API_NAMES.get(name, name): value for name, value in options.items()}
@@ -112,7 +116,10 @@ def idempotency_header(key: str | None) -> dict[str, str]:
 
 
 def _file(picture: ImageSource, index: int) -> tuple[str, bytes]:
-    """Name and content. Raises OSError for a path that cannot be read, ValueError for what is no picture."""
+    """Return a picture's file name and content.
+
+    Raises OSError for a path that cannot be read, ValueError for a value that is not a picture.
+    """
     if isinstance(picture, bytes):
         return str(index), picture
     if isinstance(picture, (str, os.PathLike)):
@@ -176,7 +183,7 @@ def read_rows(response: httpx.Response) -> Rows:
 
 
 def read_event(message: ServerSentEvent) -> StreamedEvent | None:
-    """None for what a caller has no use for. Raises the error that an event tells of."""
+    """Return the event in a message, or None for an unused type. Raises the error that an `error` event describes."""
     if message.event == "error":
         failure = _FailureBody.model_validate_json(message.data).error
         raise from_body(failure.code, failure.message, status=EditError.status, param=failure.param)
@@ -203,14 +210,14 @@ def read_ready(response: httpx.Response) -> bool:
 
 
 def read_content(response: httpx.Response) -> bytes:
-    """The body of a good answer. Raises the error that another one tells of."""
+    """Return the body of a successful answer. Raises the error that any other answer describes."""
     if response.is_success:
         return response.content
     retry_after = response.headers.get("Retry-After", "")
     try:
         failure = _FailureBody.model_validate_json(response.content).error
     except ValidationError:
-        # A proxy in between.
+        # The answer comes from a proxy in front of the server.
         failure = _Failure(message=f"{response.status_code} {response.reason_phrase}", code="")
     raise from_body(
         failure.code,

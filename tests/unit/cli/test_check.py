@@ -66,7 +66,7 @@ class TestServer:
 
     def test_no_server_and_another_one(self) -> None:
         assert [level for level, _ in said(check_server("http://127.0.0.1:1"))] == ["problem"]
-        assert said(check_server("nowhere"))[0][1].startswith("'nowhere' is no address")
+        assert said(check_server("nowhere"))[0][1].startswith("'nowhere' is not a server address")
         with listening(Starlette()) as url:
             assert said(check_server(url)) == [
                 ("problem", f"{url} answers, but not as this server does: 404 Not Found")

@@ -213,7 +213,7 @@ class TestWhatWouldFailEveryPictureStopsTheRun:
         (("x",), "there is no picture before the instruction"),
         ((), "Missing argument 'PROMPT'"),
         (("photo10.png", "x", "-n", "0"), "'-n': 0 is not in the range"),
-        (("photo10.png", "x", "--server", "localhost:8000"), "'localhost:8000' is no address"),
+        (("photo10.png", "x", "--server", "localhost:8000"), "'localhost:8000' is not a server address"),
         (("photo10.png", "x", "--key", "secret"), "No such option '--key'"),
         ((".", "x", "-o", "."), "among the pictures of ."),
         (("empty", "x"), "there are no pictures in empty"),
