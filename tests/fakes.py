@@ -1,6 +1,6 @@
-"""A small real implementation of the Backend protocol: arithmetic instead of a model; and a clock.
+"""Fakes: a Backend that computes with arithmetic instead of a model, and a clock.
 
-A sample's picture is a function of its picture, prompt, seed, steps and guidance alone, so that any mix-up shows.
+An output depends only on its own picture, prompt, seed, steps and guidance, so that any mix-up between samples shows.
 """
 
 import threading
@@ -19,7 +19,7 @@ from serve_app.request import EditRequest, Pixels
 
 
 class Clock:
-    """Stands still until a test moves it."""
+    """A clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -42,7 +42,10 @@ class State:
 
 @dataclass
 class ArithmeticPipeline:
-    """`on_step` is called with the states before each step and may raise; `gate` holds every step until it is set."""
+    """Backend without a model. The `on_…` callbacks run before each call of their stage and may raise.
+
+    `gate`: holds every step until it is set. `at_step`: released when a step begins.
+    """
 
     on_step: Callable[[Sequence[State]], None] = lambda states: None
     on_prepare: Callable[[Condition], None] = lambda condition: None
@@ -87,7 +90,7 @@ class ArithmeticPipeline:
             state.done += 1
 
     def preview(self, states: Sequence[State]) -> list[Pixels]:
-        """Each as bright as it has steps behind it."""
+        """Return pictures that are as bright as the number of steps done."""
         self.on_preview(states)
         self.previewed.append(list(states))
         sizes = [state.sample.shape.output for state in states]
@@ -105,7 +108,7 @@ class ArithmeticPipeline:
         assert state.done == state.steps
         size = state.sample.shape.output
         values = (state.base, state.seed, state.steps, state.guidance, state.prompt)
-        # Not `hash`, which is another in each process.
+        # Not `hash`, which differs between processes.
         rng = np.random.default_rng(zlib.crc32(repr(values).encode()))
         return rng.integers(0, 256, (size.height, size.width, 3), dtype=np.uint8)
 
@@ -122,7 +125,7 @@ def edit_request(seed: int = 0, **fields: Any) -> EditRequest:
 
 @dataclass
 class ArithmeticModel:
-    """What a replica asks of a model. The real one would import torch, for seconds, in each process that lives."""
+    """Substitute for LoadedModel, which would import torch for seconds in every process."""
 
     pipeline: ArithmeticPipeline
 
@@ -132,7 +135,7 @@ class ArithmeticModel:
 
 @dataclass
 class ArithmeticLocal:
-    """What a replica has in place of `local.LocalEditor`, which imports torch."""
+    """Substitute for `serve_app.models.runtime.LocalEditor`, which imports torch."""
 
     model: ArithmeticModel
     engine: EditEngine

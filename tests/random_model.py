@@ -1,7 +1,7 @@
-"""A miniature pipeline of the real classes with random weights, for the tests of pairing.
+"""A miniature pipeline of the real classes with random weights, for tests that each output belongs to its own request.
 
 The weights are fixed, and scaled so that the result depends strongly on picture, prompt and seed: any mix-up shows. A
-trained model, which does the same to every picture, would hide some.
+trained model edits every picture alike and would hide some mix-ups.
 """
 
 import torch
@@ -23,7 +23,7 @@ _HIDDEN_SIZE = 64
 
 
 def build_random_model() -> StepwiseQwenImageEditPipeline:
-    """The pipeline on the CPU in float32; the same weights at every call."""
+    """Build the pipeline on the CPU in float32, with the same weights at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_WEIGHTS_SEED)
         tokenizer = _tokenizer()
@@ -41,7 +41,7 @@ def build_random_model() -> StepwiseQwenImageEditPipeline:
 
 
 def _tokenizer() -> Qwen2Tokenizer:
-    """One token a byte: the whole of Unicode in 256 symbols."""
+    """Return a tokenizer with one token per byte, so that 256 symbols cover all of Unicode."""
     symbols = [*SPECIAL_TOKENS, *sorted(ByteLevel.alphabet())]
     return Qwen2Tokenizer(
         vocab={symbol: index for index, symbol in enumerate(symbols)},
@@ -74,10 +74,10 @@ def _transformer() -> QwenImageTransformer2DModel:
 
 @torch.no_grad()
 def _strengthen(vae: AutoencoderKLQwenImage, transformer: QwenImageTransformer2DModel) -> None:
-    """Scale the initial weights, with which another picture moves the result by 1/255 only.
+    """Scale the initial weights, with which another picture would change the result by only 1/255.
 
-    Sharper attention, open residual gates and a larger velocity move it by 80/255 and more; float noise between a
-    merged and a lone edit stays under 1e-3 in the latents. Stronger still, and that noise shows.
+    Sharper attention, open residual gates and a larger velocity change the result by 80/255 and more, while the float
+    noise between a merged and a lone edit stays below 1e-3 in the latents. Larger factors would make that noise show.
     """
     vae.post_quant_conv.weight.mul_(5)
     transformer.proj_out.weight.mul_(5)
@@ -86,6 +86,6 @@ def _strengthen(vae: AutoencoderKLQwenImage, transformer: QwenImageTransformer2D
         for norm in (block.attn.norm_q, block.attn.norm_k, block.attn.norm_added_q, block.attn.norm_added_k):
             norm.weight.mul_(1.7)
         for modulation in (block.img_mod[1].bias, block.txt_mod[1].bias):
-            # Six parts: shift, scale, gate of the attention, then of the feed-forward.
+            # Six parts: shift, scale and gate of the attention, then of the feed-forward.
             modulation[2 * width : 3 * width].add_(1)
             modulation[5 * width :].add_(1)
