@@ -251,7 +251,7 @@ def test_what_the_server_would_refuse_is_not_uploaded(context: BrowserContext, e
         assert say("notes.txt", text) == "notes.txt is not a picture."
         assert say("huge.png", (large[0] + b"more", "image/png")).startswith("huge.png is larger than 0.0")
         assert say("large.png", large) == ""
-        assert say("left.png", (LEFT.payload()["buffer"], "image/png")).startswith("left.png: all together are larger")
+        assert say("left.png", (LEFT.payload()["buffer"], "image/png")).startswith("left.png: with it, the pictures")
         page.get_by_role("button", name="Remove large.png").click()
         expect(problem).to_be_hidden()
         choose(page, LEFT, RIGHT, Picture("third.png", 1))

@@ -1,4 +1,4 @@
-// The API, as any client sees it. Every failure becomes an ApiError, whose message is for people.
+// Client of the API. Every failure becomes an ApiError, whose message is written for the user.
 
 import { eventData } from "./events.js";
 
@@ -11,23 +11,23 @@ export class ApiError extends Error {
   }
 }
 
-/** The absolute address of a path of this server. Relative to the page, which may live under a route prefix. */
+/** Return the absolute address of a path of this server. The page itself may have a route prefix. */
 export function address(path) {
   return new URL(path, document.baseURI).href;
 }
 
-/** What the page has to know before the first edit: whether a key is needed, and the limits. */
+/** Return what the page needs before the first edit: whether the server needs a key, and its limits. */
 export async function serverFacts() {
   return (await request("static/server.json")).json();
 }
 
-/** The name of the served model. It needs a key where the server has keys, so that it tells whether one fits. */
+/** Return the name of the served model. If the server needs a key, an invalid one raises an ApiError of status 401. */
 export async function servedModel(key) {
   const { data } = await (await request("v1/models", { headers: authorization(key) })).json();
   return data[0].id;
 }
 
-/** The events of one edit, up to its end. `call`: as from the form; `signal`: aborts it, and its work on the server. */
+/** Yield the events of one edit. `call`: { pictures, fields } from the form; `signal`: cancels the edit. */
 export async function* streamEdit(call, key, signal) {
   const body = new FormData();
   for (const [name, value] of Object.entries(call.fields)) body.append(name, value);
@@ -73,7 +73,7 @@ async function request(path, options = {}) {
 
 async function problem(response) {
   const body = await response.json().catch(() => null);
-  // What stands before the server, a proxy, answers in a shape of its own.
+  // A proxy in front of the server answers with a body of another form.
   const message = sentence(body?.error?.message ?? `The server answered with status ${response.status}`);
   const wait = response.headers.get("Retry-After");
   return new ApiError(wait ? `${message} Try again in ${wait} seconds.` : message, response.status);

@@ -1,14 +1,14 @@
-// An edit as a command line and as a script, to be copied. Keys stay out of both: the environment has them.
+// An edit as a command line and as a script for copying. Both read the API key from the environment.
 
 import { address } from "./api.js";
 
 const KEY_VARIABLE = "IMAGE_EDITS_API_KEY";
 
-/** `call`: as from the form. `needsKey`: whether the server has keys. */
+/** Return a curl command. `call`: { pictures, fields } from the form. `needsKey`: whether the server has keys. */
 export function curlCall(call, needsKey) {
   const lines = [`curl ${quoted(address("v1/images/edits"))} -o answer.json`];
   if (needsKey) lines.push(`-H "Authorization: Bearer $${KEY_VARIABLE}"`);
-  // Not -F: that would read a text which begins with @ or < as the name of a file.
+  // Not -F, which reads a text that begins with @ or < as the name of a file.
   for (const [name, value] of Object.entries(call.fields)) lines.push(`--form-string ${quoted(`${name}=${value}`)}`);
   for (const { name } of call.pictures) {
     lines.push(`-F ${quoted(`images=@"${name.replace(/[\\"]/g, "\\$&")}"`)}`);
@@ -20,7 +20,7 @@ function quoted(text) {
   return `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-/** With the library `requests` only. It saves output_0.png and so on, in the order of the answer. */
+/** Return a Python script that needs only the library `requests`. It saves output_0.png and so on, in output order. */
 export function pythonCall(call, needsKey) {
   const names = call.pictures.map(({ name }) => literal(name)).join(", ");
   const data = Object.entries(call.fields).map(([name, value]) => `${literal(name)}: ${literal(value)}`);
@@ -42,7 +42,7 @@ for k, item in enumerate(response.json()["data"]):
 `;
 }
 
-/** A text in JSON is one in Python too. */
+/** Return a text as a Python literal: a JSON string is a valid one. */
 function literal(text) {
   return JSON.stringify(text);
 }

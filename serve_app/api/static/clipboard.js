@@ -1,4 +1,4 @@
-// Copying text, also where the page came by plain HTTP from another machine and browsers have no clipboard for it.
+// Copy text. `execCommand` replaces the clipboard API, which browsers lack on pages over plain HTTP from other hosts.
 
 export async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
@@ -11,5 +11,5 @@ export async function copy(text) {
   const copied = document.execCommand("copy");
   area.remove();
   focused.focus();
-  if (!copied) throw new Error("The browser does not allow copying");
+  if (!copied) throw new Error("The browser does not allow this page to copy text");
 }

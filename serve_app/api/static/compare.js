@@ -1,11 +1,11 @@
-// An output over its original, with a slider between them.
+// The dialog that compares an output with its original, by a slider between them.
 
 import { element } from "./dom.js";
 
 let outputs = [];
 let shown = 0;
 
-/** Once, when the page is there. */
+/** Add the dialog's event listeners. Call once, when the page is loaded. */
 export function prepareCompare() {
   slider().addEventListener("input", slide);
   button("previous").addEventListener("click", () => turn(-1));
@@ -13,7 +13,7 @@ export function prepareCompare() {
   button("close").addEventListener("click", () => element("compare").close());
 }
 
-/** `all`: the outputs that are done, in the order of the API; `first`: the one to begin with. */
+/** Open the dialog. `all`: the finished outputs, in the order of the API; `first`: the output that is shown first. */
 export function openCompare(all, first) {
   outputs = all;
   shown = all.indexOf(first);
@@ -34,7 +34,7 @@ function show({ label, name, url, original }) {
   after.alt = label;
   after.onload = () => stage().style.setProperty("--ratio", after.naturalWidth / after.naturalHeight);
   after.src = url;
-  // A format that only the server can read has nothing to slide to.
+  // If the browser cannot show the original's format, the output is shown alone.
   stage().classList.toggle("alone", original.picture.hidden);
   stage().querySelector(".before").src = original.url;
   Object.assign(button("download"), { href: url, download: name });

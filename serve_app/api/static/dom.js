@@ -1,20 +1,20 @@
-// Pieces of the page: clones of its templates, and texts that only screen readers hear.
+// Helpers for the page's elements: clones of templates, and announcements for screen readers.
 
 export function element(id) {
   return document.getElementById(id);
 }
 
-/** A new copy of the one element in a template. */
+/** Return a new copy of the single element in a template. */
 export function clone(id) {
   return element(id).content.firstElementChild.cloneNode(true);
 }
 
-/** Said politely by screen readers: what happens away from where the focus is. */
+/** Announce a change outside of the focus to screen readers, which read it at the next pause. */
 export function announce(text) {
   element("announcements").textContent = text;
 }
 
-/** Show a picture, or where the browser cannot read its format (TIFF in most), the format's name. */
+/** Show a picture, or the name of its format if the browser cannot read it (in most browsers, TIFF). */
 export function show(parent, file, url) {
   const picture = parent.querySelector("img");
   picture.addEventListener("error", () => {
@@ -26,11 +26,11 @@ export function show(parent, file, url) {
   picture.src = url;
 }
 
-/** Hide a button. Where it had the focus, which would be lost to nowhere, `heir` gets it. */
-export function hide(button, heir) {
+/** Hide a button. If it has the focus, move the focus to `next`, so that the focus is not lost. */
+export function hide(button, next) {
   const focused = document.activeElement === button;
   button.hidden = true;
-  if (focused) heir.focus();
+  if (focused) next.focus();
 }
 
 export function counted(count, noun) {

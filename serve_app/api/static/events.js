@@ -1,6 +1,6 @@
-// Server-sent events out of a response's body. EventSource cannot: it only ever sends GET.
+// Read server-sent events from a response's body. EventSource cannot be used: it sends only GET requests.
 
-/** The `data` of each event, in order. Names are not read: every object of ours carries its own `type`. */
+/** Yield the `data` of each event, in order. Event names are ignored, since each object has its own `type`. */
 export async function* eventData(body) {
   const data = [];
   for await (const line of lines(body)) {
@@ -11,7 +11,7 @@ export async function* eventData(body) {
 
 async function* lines(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  // A line is megabytes of base64 that come in many chunks: they are joined once, when its end is there.
+  // A line may be megabytes of base64 in many chunks, which are joined only once, at the end of the line.
   let parts = [];
   for (;;) {
     const { done, value } = await reader.read();

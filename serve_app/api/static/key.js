@@ -1,4 +1,4 @@
-// The API key: asked for where the server has keys, kept for this tab only.
+// The field for the API key. It is shown if the server has keys, and the key is stored for this tab only.
 
 import { ApiError, servedModel } from "./api.js";
 import { element } from "./dom.js";
@@ -6,7 +6,7 @@ import { element } from "./dom.js";
 const STORED = "image-edits-key";
 
 export class Key {
-  /** Whether the server has keys. */
+  /** Whether the server needs a key. */
   needed;
 
   constructor(needed) {
@@ -21,7 +21,7 @@ export class Key {
     return this.needed ? element("key").value.trim() : "";
   }
 
-  /** Ask the server for its model, which tells whether the key fits. */
+  /** Request the model's name, and show it, or that the key is invalid. */
   async check() {
     if (this.needed && !this.value) return;
     try {
@@ -34,7 +34,7 @@ export class Key {
     }
   }
 
-  /** An edit was refused for want of it: it is asked for where it can be mended. */
+  /** Show the error of an edit without a valid key at the field, and focus the field. */
   refuse(error) {
     this.#complain(error.message);
     element("key").focus();

@@ -1,4 +1,4 @@
-// The page: a form, and the edits that were started with it, the latest first.
+// The page: a form, and the edits that it has started, the latest first.
 
 import { serverFacts } from "./api.js";
 import { prepareCompare } from "./compare.js";
@@ -17,12 +17,12 @@ async function main() {
     event.preventDefault();
     start({ pictures: pictures.all, fields: filledFields(form) }, key);
   });
-  // A field that is folded away cannot show what is wrong with it.
+  // A field inside a closed <details> cannot show its validation message.
   element("more").addEventListener("invalid", () => (element("more").open = true), true);
   element("prompt").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
-  // Before that a choice of pictures would be lost, and the button would send the form away.
+  // Until now, chosen pictures would have been lost, and the button would have left the page.
   form.inert = false;
   await key.check();
 }
@@ -39,13 +39,13 @@ function start(call, key) {
   run.start();
 }
 
-/** Where its beginning is out of sight, as it is on narrow screens. */
+/** Scroll to an edit if its beginning is out of sight, as on narrow screens. */
 function bringIntoSight(run) {
   const { top } = run.getBoundingClientRect();
   if (top < 0 || top > innerHeight / 2) run.scrollIntoView();
 }
 
-/** The focus goes to the latest edit that is left, or back to the form. */
+/** Move the focus to the latest remaining edit, or back to the form. */
 function removed() {
   element("empty").hidden = latest() !== null;
   (latest() ?? element("prompt")).focus();
@@ -55,7 +55,7 @@ function latest() {
   return element("results").querySelector(".run h2");
 }
 
-/** Names are those of the API. What is left empty is left to the server. */
+/** Return the form's fields by their API names, without empty fields, for which the server has defaults. */
 function filledFields(form) {
   return Object.fromEntries([...new FormData(form)].filter(([, value]) => typeof value === "string" && value !== ""));
 }

@@ -1,4 +1,4 @@
-// One output of an edit: its place in the row, from waiting over previews to the picture and its file.
+// One output of an edit in its row: first waiting, then its previews, then the picture with its file.
 
 import { clone } from "./dom.js";
 
@@ -10,22 +10,25 @@ export class Output {
   #picture = this.element.querySelector("img");
   #link = this.element.querySelector("a");
 
-  /** `label`: who it is in words; `name`: of its file, without the ending. `open`: shows it beside its original. */
+  /**
+   * `label`: the output's full name; `caption`: its short name; `stem`: its file name without the extension. `open`:
+   * function that shows the output with its original.
+   */
   constructor({ label, caption, stem, original, open }) {
     Object.assign(this, { label, stem, original });
     this.element.querySelector(".name").textContent = caption;
     this.#frame.addEventListener("click", () => open(this));
-    this.#frame.setAttribute("aria-label", `${label}: not there yet`);
+    this.#frame.setAttribute("aria-label", `${label}: not done yet`);
     this.#note("waiting", "waiting");
   }
 
-  /** `event`: image_edit.partial_image. */
+  /** Show a preview. `event`: image_edit.partial_image. */
   preview(event) {
     this.#show(event);
     this.#note("preview", `preview ${event.partial_image_index + 1}`);
   }
 
-  /** `event`: image_edit.completed. */
+  /** Show the picture, and enable comparing and downloading it. `event`: image_edit.completed. */
   complete(event) {
     this.#show(event);
     this.#note("done", `seed ${event.seed}`);
@@ -42,12 +45,12 @@ export class Output {
     return this.element.dataset.state === "done";
   }
 
-  /** Nothing more will come. */
+  /** Mark the output as not done, unless it is done. */
   stop() {
     if (!this.done) this.#note("stopped", "not done");
   }
 
-  /** Give its memory back. */
+  /** Release the picture's memory. */
   release() {
     URL.revokeObjectURL(this.url);
   }

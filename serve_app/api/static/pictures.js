@@ -1,4 +1,4 @@
-// The pictures that are chosen for the next edit: picked, dropped or pasted.
+// The pictures of the next edit, which users choose, drop or paste.
 
 import { announce, clone, counted, element, show } from "./dom.js";
 
@@ -8,13 +8,13 @@ export class Pictures {
   #limits;
   #chosen = [];
 
-  /** `limits`: of the server, so that nothing is uploaded only to be refused. */
+  /** `limits`: the server's, so that the page refuses pictures that the server would refuse after the upload. */
   constructor(limits) {
     this.#limits = limits;
     const input = element("files");
     input.addEventListener("change", () => {
       this.add(input.files);
-      // So that the same file, removed and chosen again, is a change.
+      // Without this, choosing a removed file again would be no change event.
       input.value = "";
     });
     takeDropped((files) => this.add(files));
@@ -22,7 +22,7 @@ export class Pictures {
     this.#check();
   }
 
-  /** In the order in which they were chosen: { file, name }. */
+  /** The chosen pictures in order, each as { file, name }. */
   get all() {
     return this.#chosen.map(({ file }) => ({ file, name: file.name }));
   }
@@ -47,7 +47,7 @@ export class Pictures {
     if (file.size > limits.max_file_bytes) return `${file.name} is larger than ${mebibytes(limits.max_file_bytes)}.`;
     const bytes = this.#chosen.reduce((sum, chosen) => sum + chosen.file.size, file.size);
     if (bytes > limits.max_request_bytes) {
-      return `${file.name}: all together are larger than ${mebibytes(limits.max_request_bytes)}.`;
+      return `${file.name}: with it, the pictures are larger than ${mebibytes(limits.max_request_bytes)} together.`;
     }
     return null;
   }
@@ -77,16 +77,17 @@ export class Pictures {
     this.#check();
   }
 
-  /** The input is emptied after each choice; the browser would ask for a file though there are some. */
+  /** Set the field's validity: `required` cannot be used, since the input is cleared after each choice. */
   #check() {
     element("files").setCustomValidity(this.#chosen.length ? "" : "Choose at least one picture");
   }
 }
 
+/** Call `take` with the files that are dropped anywhere on the page. */
 function takeDropped(take) {
   const holdsFiles = (event) => event.dataTransfer.types.includes("Files");
   const mark = (over) => document.body.classList.toggle("dragging", over);
-  // Anywhere on the page: a picture that misses the field would otherwise replace the page.
+  // The whole page accepts them, since the browser would otherwise open a picture that misses the field.
   document.addEventListener("dragover", (event) => {
     if (!holdsFiles(event)) return;
     event.preventDefault();
@@ -103,6 +104,7 @@ function takeDropped(take) {
   });
 }
 
+/** Call `take` with the files that are pasted. */
 function takePasted(take) {
   document.addEventListener("paste", (event) => {
     if (!event.clipboardData.files.length) return;

@@ -1,4 +1,4 @@
-// One edit on the page: its progress, its rows of outputs, and what can be done with them.
+// One edit on the page: its progress, its rows of outputs, and its buttons.
 
 import { ApiError, streamEdit } from "./api.js";
 import { curlCall, pythonCall } from "./calls.js";
@@ -23,8 +23,8 @@ export class Run {
   #seed = null;
 
   /**
-   * `call`: { pictures, fields } as from the form. `handlers`: `again`, when the user wants the same once more, and
-   * `removed`, when the user has removed it.
+   * `call`: { pictures, fields } from the form. `handlers`: `again` is called to start the same edit again, `removed`
+   * after the user has removed this one.
    */
   constructor(call, key, handlers) {
     this.#call = call;
@@ -53,7 +53,7 @@ export class Run {
     }
   }
 
-  // --- how it goes ---
+  // --- events ---
 
   #take(event) {
     const place = event.input_index * this.#n + event.variant_index;
@@ -102,12 +102,12 @@ export class Run {
 
   #say(text) {
     const state = this.#find(".state");
-    // Screen readers hear of the queue and of the start; of every step would be too much.
+    // Announce the queue and the start of the steps to screen readers, but not every step.
     if (text.split(" ")[0] !== state.textContent.split(" ")[0]) announce(text);
     state.textContent = text;
   }
 
-  // --- what it shows ---
+  // --- rows ---
 
   #layRows() {
     const stems = uniqueStems(this.#call.pictures);
@@ -134,7 +134,7 @@ export class Run {
     const picture = tile.querySelector("img");
     picture.alt = `Original of ${file.name}`;
     picture.addEventListener("load", () => {
-      // Before the first preview, its outputs take the room that they are going to need.
+      // Reserve the space that the outputs will need, before the first preview arrives.
       const { naturalWidth, naturalHeight } = picture;
       tile.closest(".row").style.setProperty("--ratio", naturalWidth / naturalHeight);
     });
@@ -144,7 +144,7 @@ export class Run {
     return original;
   }
 
-  // --- what can be done with it ---
+  // --- buttons ---
 
   async #downloadAll() {
     const archive = await zip(this.#done.map(({ name, blob }) => ({ name, blob })));
@@ -152,12 +152,12 @@ export class Run {
     link.href = URL.createObjectURL(archive);
     link.download = "image-edits.zip";
     link.click();
-    // Not at once: browsers begin to save it later.
+    // Not at once, since browsers start to save the file later.
     setTimeout(() => URL.revokeObjectURL(link.href), SAVED_MS);
   }
 
   async #copy(button, makeCall) {
-    // With the seed that was drawn, so that the call gives these pictures again.
+    // With the edit's random seed, so that the copied call reproduces these pictures.
     const seed = this.#seed === null ? {} : { seed: String(this.#seed) };
     const call = { ...this.#call, fields: { ...this.#call.fields, ...seed } };
     const label = (button.dataset.label ??= button.textContent);
@@ -169,7 +169,7 @@ export class Run {
     }, COPIED_MS);
   }
 
-  /** What came before it failed is kept; where nothing did, the new edit takes its place. */
+  /** Start the same edit again. This one is removed, unless it has outputs. */
   #again() {
     if (!this.#done.length) this.#dispose();
     this.#handlers.again();
@@ -229,7 +229,7 @@ function facts({ pictures, fields }) {
   return said.join(" · ");
 }
 
-/** Names of files without their ending; pictures that share one get their number. */
+/** Return the file names without extensions. Pictures with the same name get their number as a suffix. */
 function uniqueStems(pictures) {
   const stems = pictures.map(({ name }) => name.replace(/\.[^.]*$/, "") || name);
   return stems.map((stem, i) => (stems.filter((other) => other === stem).length > 1 ? `${stem}_${i + 1}` : stem));

@@ -1,4 +1,4 @@
-// A zip archive, stored and not compressed: pictures are compressed already.
+// Write zip archives. Files are stored without compression, since pictures are already compressed.
 
 const LOCAL = 0x04034b50;
 const CENTRAL = 0x02014b50;
@@ -12,7 +12,7 @@ const TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   return crc;
 });
 
-/** One Blob of `files`: [{ name, blob }]. All together stay below 4 GiB, the limit of the format without extensions. */
+/** Return one Blob of `files`, [{ name, blob }]. Without zip64, their sum must stay below 4 GiB. */
 export async function zip(files) {
   const local = [];
   const central = [];
@@ -23,7 +23,7 @@ export async function zip(files) {
     const entry = common(bytes, encoded);
     const header = record([[4, LOCAL], ...entry]);
     local.push(header, encoded, bytes);
-    // Comment, disk, attributes: none.
+    // No comment, no disk number, no attributes.
     central.push(record([[4, CENTRAL], [2, VERSION], ...entry, [2, 0], [2, 0], [2, 0], [4, 0], [4, offset]]), encoded);
     offset += header.length + encoded.length + bytes.length;
   }
@@ -41,7 +41,7 @@ function common(bytes, name) {
   return [[2, VERSION], [2, UTF8_NAMES], [2, 0], [2, time], [2, day], [4, crc32(bytes)], ...sizes];
 }
 
-/** The bytes of [[width, value]], little-endian. */
+/** Return the little-endian bytes of [[width, value]]. */
 function record(fields) {
   const bytes = new Uint8Array(fields.reduce((sum, [width]) => sum + width, 0));
   let at = 0;
