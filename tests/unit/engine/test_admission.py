@@ -52,9 +52,9 @@ def test_a_request_that_cannot_end_in_time_is_not_begun(executor: Executor):
 def test_steps_that_became_faster_let_a_request_with_less_time_begin(executor: Executor):
     needed_s = least_s(admission(executor, timeout_s=600))
     faster = admission(executor, timeout_s=0.9 * needed_s)
-    faster.learn_rate(RATE / 2)
+    faster.record_rate(RATE / 2)
     # A slow step afterwards takes nothing back: the fastest one counts.
-    faster.learn_rate(10 * RATE)
+    faster.record_rate(10 * RATE)
     (future,) = faster.submit([edit_request(1)])
     assert faster.wait_for_work()
     assert len(faster.prepared()) == 1
@@ -64,5 +64,5 @@ def test_steps_that_became_faster_let_a_request_with_less_time_begin(executor: E
 
 def test_the_rate_moves_a_tenth_of_the_way_with_each_step(executor: Executor):
     learning = admission(executor, timeout_s=600)
-    learning.learn_rate(2 * RATE)
+    learning.record_rate(2 * RATE)
     assert learning.policy.seconds_per_token == pytest.approx(1.1 * RATE)
