@@ -13,6 +13,6 @@ class Editor(Protocol):
     async def edit(self, request: EditRequest) -> EditResult: ...
 
     def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
-        """Yield the events of an edit; the first one says that it is accepted. Closing the stream cancels the edit."""
+        """Yield the events of an edit, the first one when the edit is accepted. Closing the stream cancels the edit."""
 
     async def ready(self) -> bool: ...

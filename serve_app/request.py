@@ -153,8 +153,8 @@ class EditRequest(EditParams):
     def _check_prompts(self) -> "EditRequest":
         if isinstance(self.prompt, tuple) and len(self.prompt) != len(self.images):
             raise ValueError(
-                f"prompt is given {len(self.prompt)} times for {len(self.images)} images: "
-                "give it once, or once for each image"
+                f"prompt: {len(self.prompt)} texts for {len(self.images)} images; "
+                "send one text for all images, or one for each image"
             )
         return self
 

@@ -110,7 +110,7 @@ class EngineSettings(Settings):
     )
     batch_tokens: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
-        description="image tokens in one forward; `auto`: the knee, measured at start. One sample always fits",
+        description="image tokens in one forward; `auto`: the knee, measured at start. A single sample always fits",
     )
     max_paused: int = Field(
         8, ge=0, le=256, description="samples that may stay encoded beyond `max_samples` while shorter work goes first"

@@ -1,4 +1,4 @@
-"""Python clients of the server, blocking and asyncio, over httpx. They load neither torch nor Ray.
+"""Python clients of the server, blocking and asyncio, over httpx, without torch and Ray.
 
 Public names, which `serve_app` exports: ImageEdits, AsyncImageEdits, EditOptions, Output, StreamedOutput,
 StreamedPreview, Unreachable and BrokenOff. All other names of this package may change.

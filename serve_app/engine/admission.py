@@ -112,7 +112,7 @@ class Admission:
     def _admit(self, active: ActiveRequest) -> EditFuture | EditError:
         queued = active.queued
         if self._closed:
-            return ReplicaStopping("This replica takes no new edits", retry_after_s=RETRY_AFTER_S)
+            return ReplicaStopping("This replica accepts no new edits", retry_after_s=RETRY_AFTER_S)
         refusal = self._exceeded_quota(active) or self._exceeded_queue(queued)
         if refusal is not None:
             self._counts["refused"] += 1
@@ -138,12 +138,12 @@ class Admission:
         if most is None or caller is None:
             return None
         others = [other.queued for other in self._active.values() if other.request.caller == caller]
-        held, asked = sum(len(queued.samples) for queued in others), len(active.queued.samples)
-        if held + asked <= most:
+        held, requested = sum(len(queued.samples) for queued in others), len(active.queued.samples)
+        if held + requested <= most:
             return None
         seconds = scheduler.drain_s(others, self.policy)
         message = (
-            f"This caller has {held} unfinished outputs, and {asked} more would exceed its limit of {most}. "
+            f"This caller has {held} unfinished outputs, and {requested} more would exceed its limit of {most}. "
             f"Try again in {seconds} s"
         )
         return TooManySamples(message, retry_after_s=seconds)

@@ -12,8 +12,8 @@ class Backend(Protocol):
     """The stages of a model, each over any number of samples of one shape.
 
     The values that `prepare`, `encode` and `start` return are opaque to the engine. A stage returns once its work on
-    the device is done. It raises OutOfMemory, NotFinite or DeviceLost for failures of these kinds, and then leaves its
-    inputs unchanged, so that the engine can retry with fewer samples.
+    the device is done, and raises OutOfMemory, NotFinite or DeviceLost for failures of these kinds. A failed stage
+    leaves its inputs unchanged, so that the engine can retry with fewer samples.
     """
 
     @property

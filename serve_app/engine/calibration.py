@@ -18,7 +18,7 @@ from serve_app.request import EditRequest
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 20
 _LEAST_S = 4.0
 _STEPS = 200
-"""Steps of the samples that are measured: more than any of them takes, so that none finishes."""
+"""Steps of a measured sample: more than calibration runs, so that no sample finishes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,8 +195,8 @@ def in_order(requests: Sequence[QueuedRequest], policy: Policy) -> list[QueuedRe
 def plan(requests: Sequence[QueuedRequest], policy: Policy, caps: Mapping[Shape, int] | None = None) -> list[Sample]:
     """Return the samples that take the next step, in the policy's order. Samples that are not encoded join with it.
 
-    All samples have the shape of the first one. A batch has at most `max_samples` samples, or the shape's entry in
-    `caps` if memory ran out before. It has at most `batch_tokens` tokens, but always room for one sample. At most
+    All samples have the shape of the first one. A batch has at most `max_samples` samples (or the shape's entry in
+    `caps`, if memory ran out before) and at most `batch_tokens` tokens, but always room for one sample. At most
     `max_samples` + `max_paused` samples are encoded at any time.
     """
     samples = [sample for queued in _exclusive(in_order(requests, policy)) for sample in queued.samples]

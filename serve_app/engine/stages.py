@@ -50,7 +50,7 @@ class Stages:
         return self._isolated(call, samples)
 
     def start(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
-        """Create the state of each sample. Its picture must be encoded."""
+        """Create the state of each sample, whose picture must be encoded."""
 
         def call(some: Sequence[Sample]) -> Sequence[Any]:
             encodings = [self._admission.request_of(sample).encodings[sample.image_index] for sample in some]

@@ -1,6 +1,6 @@
 """Patches of classes of diffusers and transformers whose published code is wrong or needlessly slow.
 
-A function applies each patch to one object. Its docstring names the version that the patch is for.
+Each patch has a function that applies it to one object; the function's docstring names the patched version.
 """
 
 from collections.abc import Sequence
