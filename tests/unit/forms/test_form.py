@@ -259,7 +259,7 @@ def test_two_different_guidances_are_refused() -> None:
         ("n", "-1", "n"),
         ("size", "0x0", "WIDTHxHEIGHT"),
         ("size", "", "WIDTHxHEIGHT"),
-        ("size", "9000x100", "longer than 8:1"),
+        ("size", "9000x100", "aspect ratio above 8:1"),
         ("seed", "-1", "leave it out for a random one"),
         ("seed", str(2**53), "seed"),
         ("num_inference_steps", "0", "num_inference_steps"),
@@ -332,7 +332,7 @@ def test_prompts_come_once_or_once_for_each_picture() -> None:
     assert each.request.prompts == ("a", "b", "c")
     error = refusal(text("prompt", "a"), text("prompt", "b"), *three)
     assert error.param == "prompt"
-    assert "2 times for 3 images" in error.message
+    assert "2 texts for 3 images" in error.message
     assert refusal(*[PROMPT] * 17, PICTURE).param == "prompt"
 
 

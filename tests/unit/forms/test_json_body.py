@@ -216,7 +216,7 @@ def test_pictures_are_bounded() -> None:
         ("user", ["a"], "text"),
         ("size", 512, "text"),
         ("size", {"width": 8, "height": 8}, "text, not an object"),
-        ("size", "9000x100", "longer than 8:1"),
+        ("size", "9000x100", "aspect ratio above 8:1"),
         ("quality", "high", "num_inference_steps"),
         ("response_format", "url", "keeps no files"),
         ("mask", b64(), "inpaint"),
@@ -236,7 +236,7 @@ def test_prompts_come_once_or_once_for_each_picture() -> None:
     three = [b64(v) for v in (1, 2, 3)]
     assert form(images=three, prompt=["a", "b", "c"]).request.prompts == ("a", "b", "c")
     assert form(images=three, prompt=["a"]).request.prompts == ("a",) * 3
-    assert "2 times for 3 images" in refusal(images=three, prompt=["a", "b"]).message
+    assert "2 texts for 3 images" in refusal(images=three, prompt=["a", "b"]).message
 
 
 def test_another_model_is_not_found() -> None:
