@@ -1,7 +1,7 @@
 """Every error that a caller can get, as one tree. No HTTP and no Ray here: `status` is only a number.
 
     EditError                                                raised in
-    ├── InvalidInput            400  INVALID_INPUT           forms, request, images, decoding.pool, models.pipeline
+    ├── InvalidInput            400  INVALID_INPUT           forms, api, request, images, decoding.pool, models.pipeline
     ├── Unauthorized            401  UNAUTHORIZED            api.auth
     ├── NotFound                404  NOT_FOUND               responses.errors, jobs.store
     │   └── ModelNotFound       404  MODEL_NOT_FOUND         forms.fields, api.app

@@ -97,7 +97,7 @@ class QueuedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The rules of `plan`: the settings of the same names, and two measured rates.
+    """The rules of `plan`: the settings of the same names, and two measurements.
 
     `join_s`: the fixed cost of a join in seconds, however few samples join: they are encoded, and later decoded, apart
     from the others.
