@@ -14,8 +14,8 @@ from serve_app.request import EditRequest, Pixels
 
 # The knee is the smallest batch whose throughput is at most this much below the best one measured.
 KNEE_TOLERANCE = 0.05
-# Samples wait to join until their total wait costs as much as this many joins. In simulations 1 was more expensive, and
-# 3 was no better.
+# Samples wait to join until their total wait costs as much as this many joins. docs/design/performance.md compares 1, 2
+# and 3, simulated.
 JOINS_WAITED = 2
 
 
