@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: every contender under every load, twenty minutes. Leave the machine alone."""
+"""`python -m benchmarks`: every contender under every load, in twenty minutes. Run nothing else on the machine."""
 
 import argparse
 import os
@@ -9,45 +9,14 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks import report
-from benchmarks.bench import Results, bench
 from benchmarks.edits import Effort, mixed, plain
-from benchmarks.loads import MIXED
-from benchmarks.servers import ROOT, Contender, running
+from benchmarks.load import report
+from benchmarks.load.bench import Results, bench
+from benchmarks.load.contender import CONTENDERS, DIRECT, Contender
+from benchmarks.load.servers import ROOT, running
 from serve_app.settings import BUILTIN_TINY, ModelSettings
 
-# The first is ours, to which the others are compared.
-CONTENDERS = (
-    Contender("step", "ours, join: step", "as `make run` serves it", "ours"),
-    Contender("batch", "ours, join: batch", "samples join only when nothing is in flight", "ours", ("--join", "batch")),
-    Contender(
-        name="fifo",
-        title="ours, order: fifo",
-        about="first come, first served; in mixed traffic only",
-        program="ours",
-        arguments=("--order", "fifo"),
-        loads=frozenset({MIXED}),
-    ),
-    Contender(
-        name="naive",
-        title="naive @serve.batch",
-        about="as Ray's documentation suggests: `@serve.batch(max_batch_size=8, batch_wait_timeout_s=0.1)` around "
-        "one call of the stock pipeline for each batch, or several where steps or sizes differ; the call blocks the "
-        "replica's event loop",
-        program="naive",
-    ),
-    Contender(
-        name="naive-thread",
-        title="naive @serve.batch, in a thread",
-        about="the same, with the call beside the event loop, which then closes batches while the model is busy",
-        program="naive",
-        arguments=("--thread",),
-    ),
-    Contender("lock", "stock behind a lock", "diffusers' pipeline in a Starlette application under uvicorn", "lock"),
-    Contender("litserve", "LitServe", "`max_batch_size=8, batch_timeout=0.1` around the same calls", "lit"),
-)
-DIRECT = Contender("direct", "engine, directly", "our engine in one process, without HTTP and Ray", "direct")
-# References of the loads and aims.
+# Loads and aims refer to these.
 _ALWAYS = ("step", "lock")
 _LEFT_OUT = ("naive-thread",)
 
@@ -59,10 +28,10 @@ def main() -> None:
     wanted = [contender for contender in CONTENDERS if contender.name in (*_ALWAYS, *arguments.contenders)]
     contenders = [*wanted, _direct(effort, arguments.burst)]
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         print(f"{time.monotonic() - start:5.0f} s  {text}", flush=True)
 
-    say(f"starting {len(contenders)} contenders, one after another")
+    log(f"starting {len(contenders)} contenders, one after another")
     model = str(Path(arguments.model).resolve()) if Path(arguments.model).is_dir() else arguments.model
     common = ["--model", model, "--threads", str(arguments.threads), "--side", str(effort.side)]
     with running(contenders, common, arguments.logs.resolve()) as servers:
@@ -73,7 +42,7 @@ def main() -> None:
             seconds=arguments.seconds,
             burst=arguments.burst,
             rounds=arguments.rounds,
-            say=say,
+            log=log,
         )
     conditions = _conditions(arguments, minutes=(time.monotonic() - start) / 60)
     _write(results, contenders, conditions, arguments.output)
@@ -114,13 +83,13 @@ def _parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default=BUILTIN_TINY, help="builtin:tiny, a directory, or a hub id (%(default)s)")
     # One core is left to the server around the model, the proxy and the load generator: threads of a model wait for
-    # each other, and whoever takes the core of one stops them all.
+    # each other, so a process that takes the core of one thread stops them all.
     threads = max(1, len(os.sched_getaffinity(0)) - 1)
-    add("--threads", type=int, default=threads, help="of each model: one core less than there are (%(default)s)")
+    add("--threads", type=int, default=threads, help="of each model; one core is left to the rest (%(default)s)")
     add("--contenders", nargs="*", choices=names, default=[n for n in names if n not in _LEFT_OUT], help="%(default)s")
     add("--rounds", type=int, default=2, help="even, so that forwards and backwards balance (%(default)s)")
-    add("--seconds", type=float, default=10.0, help="that strangers arrive in one run (%(default)s)")
-    # So many that the first, which come one by one, and the last do not count for much.
+    add("--seconds", type=float, default=10.0, help="for which strangers arrive in one run (%(default)s)")
+    # Many, since the first edits, which arrive one by one, and the last ones are not typical.
     add("--burst", type=int, default=64, help="edits at once at saturation (%(default)s)")
     add("--steps", type=int, default=effort.plain, help="of a plain edit (%(default)s)")
     add("--few", type=int, default=effort.few, help="steps of a short edit in mixed traffic (%(default)s)")

@@ -16,12 +16,12 @@ CONTENT_TYPE = f"multipart/form-data; boundary={_BOUNDARY}"
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """Denoising steps of the plain edits, and of the short and long ones of mixed traffic.
+    """Denoising steps of the plain edits, and of the short and long ones of mixed traffic. All are guided.
 
-    `side`: of pictures and of the native size, in pixels. At 128² two cores are nearly full with one sample; at 64²
-    merging gains more, and a quarter of an hour holds more edits (`python -m benchmarks.stages`).
+    `side`: of pictures and of the native size, in pixels. At 128² one sample nearly fills two cores; at 64² merging
+    gains more, and a quarter of an hour holds more edits (`python -m benchmarks.engine.stages`).
 
-    Few, so that ten minutes hold many edits; at least 2, since of one step diffusers 0.42 makes NaN. All are guided.
+    Few steps, so that ten minutes hold many edits; at least 2, since diffusers 0.42 makes NaN of one step.
     """
 
     plain: int = 4
@@ -48,7 +48,7 @@ class Edit:
         return 1000 * self.picture_seed
 
     def request(self) -> EditRequest:
-        """The same edit for who drives the engine without HTTP."""
+        """Return the edit as a request, for a run without HTTP."""
         return EditRequest(
             images=[scene(self.picture_seed, self.picture_side)],
             prompt=self.prompt,
@@ -59,7 +59,7 @@ class Edit:
         )
 
     def body(self) -> bytes:
-        """The multipart form of CONTENT_TYPE."""
+        """Return the edit as a multipart form of CONTENT_TYPE."""
         size = f"{self.side}x{self.side}" if self.side else "auto"
         fields = {
             "prompt": self.prompt,
@@ -79,13 +79,13 @@ def _part(disposition: str, content: bytes) -> bytes:
 
 
 def scene(seed: int, side: int) -> Pixels:
-    """A square picture: a 6 × 6 grid of random colours, smoothly enlarged to `side` pixels."""
+    """Return a square picture: a 6 × 6 grid of random colours, smoothly enlarged to `side` pixels."""
     grid = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return np.asarray(PIL.Image.fromarray(grid).resize((side, side), PIL.Image.Resampling.BICUBIC))
 
 
 def png(pixels: Pixels) -> bytes:
-    """The picture as a PNG file."""
+    """Return the picture as a PNG file."""
     file = io.BytesIO()
     PIL.Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
@@ -101,7 +101,7 @@ _PROMPTS = (
 
 
 def plain(effort: Effort) -> tuple[Edit, ...]:
-    """Four edits alike in cost: one picture, one variant, one size."""
+    """Return four edits alike in cost: one picture, one variant, one size."""
     return tuple(
         Edit(f"plain {k}", picture_seed=k, prompt=prompt, steps=effort.plain, picture_side=effort.side)
         for k, prompt in enumerate(_PROMPTS, start=1)
@@ -109,7 +109,7 @@ def plain(effort: Effort) -> tuple[Edit, ...]:
 
 
 def mixed(effort: Effort) -> tuple[Edit, ...]:
-    """Eight edits unlike in cost: few steps (40 %) or many, n of 1 to 4, native size or half its side."""
+    """Return eight edits unlike in cost: few steps (40 %) or many, n of 1 to 4, native size or half its side."""
     few, many, half = effort.few, effort.many, effort.side // 2
     kinds: Sequence[tuple[int, int, int | None, float]] = (
         (few, 1, None, 0.14),

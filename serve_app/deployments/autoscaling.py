@@ -1,6 +1,6 @@
 """The autoscaling policy that `autoscaling_config` in serve_config.yaml names: replicas follow the open work.
 
-Pure, without Ray and without a clock: Serve's controller and benchmarks/scaling.py call the same object.
+Pure, without Ray and without a clock: Serve's controller and benchmarks/fleet/scaling.py call the same class.
 """
 
 import math

@@ -9,12 +9,12 @@ import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from benchmarks.servers import free_port
 from serve_app.api import proxy_connection
 from serve_app.app import APP_NAME, build
 from serve_app.engine.stats import EngineStats
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.cluster.client import Client
+from tests.ports import free_port
 
 # Everything that fits is merged, whatever the knee of the machine that runs the tests.
 SETTINGS = AppSettings(engine=EngineSettings(batch_tokens=10**9, max_samples=16))

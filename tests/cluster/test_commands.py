@@ -16,11 +16,11 @@ import requests
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from benchmarks.servers import free_port
 from serve_app.settings import AppSettings
 from tests.cluster.client import Client, pictures_of
 from tests.cluster.waiting import wait_until
 from tests.paths import ROOT
+from tests.ports import free_port
 from tests.scenes import scene
 
 IMAGE_EDITS = str(Path(sys.executable).parent / "image-edits")

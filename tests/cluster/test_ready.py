@@ -10,10 +10,10 @@ from ray import serve
 from ray.serve.api import RunTarget
 from ray.serve.handle import DeploymentHandle
 
-from benchmarks.waiting_editor import WaitingEditor
 from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.errors import Overloaded
 from serve_app.events import Progress
+from tests.cluster.slow_editor import SlowEditor
 from tests.fakes import edit_request
 
 APP = "ready"
@@ -28,18 +28,18 @@ OPTIONS = {
 STEP_S, STEPS = 1.0, 150
 
 
-class Loading(WaitingEditor):
+class Loading(SlowEditor):
     """A replica whose model is not there yet."""
 
     def __init__(self) -> None:
         time.sleep(120)
-        super().__init__(STEP_S, knee=4)
+        super().__init__(STEP_S)
 
 
 @pytest.fixture
 def handle(cluster: int) -> Iterator[DeploymentHandle]:
-    deployment = serve.deployment(**OPTIONS)(WaitingEditor)
-    yield serve.run(deployment.bind(STEP_S, 4), name=APP, route_prefix=None)
+    deployment = serve.deployment(**OPTIONS)(SlowEditor)
+    yield serve.run(deployment.bind(STEP_S), name=APP, route_prefix=None)
     serve.delete(APP)
 
 

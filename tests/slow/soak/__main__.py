@@ -20,11 +20,11 @@ import httpx
 import ray
 from ray import serve
 
-from benchmarks.servers import free_port
 from serve_app.api import proxy_connection
 from serve_app.app import APP_NAME
 from serve_app.engine.stats import EngineStats
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
+from tests.ports import free_port
 from tests.slow.soak.callers import CALLERS, Caller, Outcomes, references_of
 from tests.slow.soak.chaos import Chaos, deploy
 from tests.slow.soak.edits import distinct_edits

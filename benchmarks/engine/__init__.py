@@ -1,0 +1,1 @@
+"""One engine without a server: what each stage of an edit costs."""

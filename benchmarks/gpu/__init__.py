@@ -1,0 +1,1 @@
+"""The speed of the model on one CUDA device: `python -m benchmarks.gpu`."""

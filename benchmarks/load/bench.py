@@ -1,0 +1,155 @@
+"""The measurement: every edit alone, then every load under every contender, forwards and backwards (ABBA)."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from benchmarks.edits import Edit
+from benchmarks.load import generator
+from benchmarks.load.contender import Contender
+from benchmarks.load.loads import SATURATION, Capacity, Load, loads
+from benchmarks.load.measures import Alone, Counts, Figures, figures, summary
+from benchmarks.load.traces import Arrival, Trace, at_once, one_caller
+
+Log = Callable[[str], None]
+_WARM_UP = 24
+
+
+class Server(Protocol):
+    """The protocol of a contender that runs: benchmarks.load.servers.Server, or a fake."""
+
+    @property
+    def contender(self) -> Contender: ...
+
+    @property
+    def base_url(self) -> str: ...
+
+    def resumed(self) -> AbstractContextManager[None]: ...
+
+    def call(self, command: str, /) -> Any: ...
+
+    def counts(self) -> Counts: ...
+
+    def peak_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All results, by name of contender and of load. `direct`: pictures a second of the engine alone, at saturation."""
+
+    capacity: Capacity
+    alone: dict[str, tuple[Alone, ...]]
+    figures: dict[str, dict[str, Figures]]
+    direct: float
+    peak_bytes: dict[str, int]
+    titles: dict[str, str]
+
+
+def warm_up(server: Server, edits: Sequence[Edit], plain: Sequence[Edit]) -> None:
+    """Send every edit once, and then a burst: the first burst of a process is a third slower than later ones."""
+    with server.resumed():
+        if server.contender.speaks_http:
+            generator.run(server.base_url, one_caller(len(edits)), edits)
+            generator.run(server.base_url, at_once([edit.weight for edit in plain], _WARM_UP), plain)
+        else:
+            server.call("saturate")
+
+
+def measure_alone(server: Server, edits: Sequence[Edit]) -> tuple[Alone, ...]:
+    """Measure each edit on the idle server, twice, and return the faster run, which was disturbed less.
+
+    Raises RuntimeError if the server rejects one.
+    """
+    with server.resumed():
+        once, again = (generator.run(server.base_url, one_caller(len(edits)), edits) for _ in range(2))
+    found = []
+    for one, other in zip(once, again, strict=True):
+        if one.pictures is None or other.pictures is None:
+            raise RuntimeError(f"{server.contender.title} failed on a lone edit: {edits[one.kind].name}")
+        found.append(Alone(min(one.latency_s, other.latency_s), one.pictures))
+    return tuple(found)
+
+
+def measure_capacity(
+    lock: Server, ours: Server, plain: Sequence[Edit], mixed: Sequence[Edit], burst: int, rounds: int
+) -> Capacity:
+    """Measure both capacities with `burst` edits at once, by turns, and return the medians over the rounds."""
+    runs = [(requests_per_s(lock, plain, burst), requests_per_s(ours, mixed, burst)) for _ in range(rounds)]
+    return Capacity(*(statistics.median(rates) for rates in zip(*runs, strict=True)))
+
+
+def requests_per_s(server: Server, edits: Sequence[Edit], count: int) -> float:
+    """Measure the rate of a server that gets `count` edits at once."""
+    with server.resumed():
+        answers = generator.run(server.base_url, at_once([edit.weight for edit in edits], count), edits)
+    return len(answers) / max(answer.done_s for answer in answers)
+
+
+def measure_load(
+    what: Load, servers: Sequence[Server], edits: Sequence[Edit], alone: dict[str, tuple[Alone, ...]], rounds: int
+) -> dict[str, list[Figures]]:
+    """Return every contender's figures, one for each round. Odd rounds go backwards, so that a drift favours none."""
+    runs: dict[str, list[Figures]] = {server.contender.name: [] for server in servers}
+    for number in range(rounds):
+        trace = shifted(what.trace(number), what.kinds[0])
+        for server in servers if number % 2 == 0 else reversed(servers):
+            with server.resumed():
+                before = server.counts()
+                answers = generator.run(server.base_url, trace, edits)
+                counts = server.counts().since(before)
+            runs[server.contender.name].append(figures(answers, counts, alone[server.contender.name]))
+    return runs
+
+
+def takes_part(server: Server, what: Load) -> bool:
+    """Return whether a contender is measured under a load."""
+    only = server.contender.loads
+    return server.contender.speaks_http and (only is None or what.name in only)
+
+
+def shifted(trace: Trace, first: int) -> Trace:
+    """Return the trace with its kinds counted among all edits."""
+    return replace(trace, arrivals=tuple(Arrival(a.at_s, a.kind + first) for a in trace.arrivals))
+
+
+def measure_direct(direct: Server, rounds: int) -> float:
+    """Return the pictures a second of the engine alone, the median over the rounds."""
+    with direct.resumed():
+        return statistics.median(float(direct.call("saturate")) for _ in range(rounds))
+
+
+def bench(
+    servers: Sequence[Server],
+    plain: Sequence[Edit],
+    mixed: Sequence[Edit],
+    *,
+    seconds: float,
+    burst: int,
+    rounds: int,
+    log: Log,
+) -> Results:
+    """Measure everything. `servers` must include `step`, `lock` and `direct`, to which loads and aims refer."""
+    named = {server.contender.name: server for server in servers}
+    edits = [*plain, *mixed]
+    alone: dict[str, tuple[Alone, ...]] = {}
+    for server in servers:
+        log(f"warming up: {server.contender.title}")
+        warm_up(server, edits, plain)
+    for server in (server for server in servers if server.contender.speaks_http):
+        log(f"every edit alone: {server.contender.title}")
+        alone[server.contender.name] = measure_alone(server, edits)
+    capacity = measure_capacity(named["lock"], named["step"], plain, mixed, burst, rounds)
+    log(f"stock behind a lock: {capacity.lock_per_s:.2f} plain/s; ours: {capacity.ours_mixed_per_s:.2f} mixed/s")
+    measured, titles, direct = {}, {}, 0.0
+    for what in loads(plain, mixed, capacity, seconds, burst):
+        log(what.title)
+        taking_part = [server for server in servers if takes_part(server, what)]
+        runs = measure_load(what, taking_part, edits, alone, rounds)
+        measured[what.name] = {name: summary(some) for name, some in runs.items()}
+        titles[what.name] = what.title
+        if what.name == SATURATION:
+            direct = measure_direct(named["direct"], rounds)
+    peaks = {server.contender.name: server.peak_bytes() for server in servers}
+    return Results(capacity, alone, measured, direct, peaks, titles)
