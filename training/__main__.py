@@ -1,4 +1,4 @@
-"""`python -m training`: the whole recipe. Stopped at any time, the same command goes on where it was."""
+"""`python -m training`: the whole recipe. It may be stopped at any time; the same command continues from there."""
 
 import argparse
 from pathlib import Path
@@ -29,7 +29,7 @@ def main() -> None:
     train_text_encoder(run, pipeline, pictures)
     train_editor(run, pipeline, pictures)
     model = arguments.output or run.folder / "model"
-    # Half precision: half the bytes; every format of the GPU and of the CPU is reached from it.
+    # Half precision takes half the bytes, and converts to every format of the GPU and of the CPU.
     pipeline.to("cpu", torch.float16).save_pretrained(model)
     write_card(model)
 

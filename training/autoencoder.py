@@ -15,7 +15,7 @@ from training.loop import batches, train
 from training.parts import build_vae
 from training.recipe import Run
 
-# Keeps latents bounded, no more: reconstruction is what counts.
+# Small, since it only has to keep the latents bounded: the aim is reconstruction.
 _SIZE_WEIGHT = 1e-5
 _STATISTICS_PICTURES = 64
 
@@ -34,7 +34,7 @@ class Crops:
 
 
 def train_autoencoder(run: Run, photos: Sequence[NDArray[np.uint8]]) -> Any:
-    """The trained autoencoder, frozen, with the mean and deviation of its latents in its configuration."""
+    """Return the trained autoencoder, frozen, with the mean and deviation of its latents in its configuration."""
     recipe = run.recipe
     torch.manual_seed(run.seed)
     vae = build_vae(recipe).to(run.device)
@@ -42,9 +42,9 @@ def train_autoencoder(run: Run, photos: Sequence[NDArray[np.uint8]]) -> Any:
     def loss_of(pictures: torch.Tensor) -> torch.Tensor:
         pictures = pictures.to(run.device).unsqueeze(2)
         with half(run.device):
-            # The mode: at first a sample is ten parts noise to one of picture, and learning crawls.
+            # The mode: at first a sample is ten parts noise to one part picture, which slows training down.
             latents = vae.encode(pictures).latent_dist.mode()
-            # Not vae.decode, which clamps, and a clamped value learns nothing.
+            # Not vae.decode, which clamps, and a clamped value has no gradient.
             restored = vae.decoder(vae.post_quant_conv(latents))
         error = restored.float() - pictures
         loss: torch.Tensor = error.abs().mean() + 2 * error.square().mean()
@@ -59,7 +59,7 @@ def train_autoencoder(run: Run, photos: Sequence[NDArray[np.uint8]]) -> Any:
 
 @torch.no_grad()
 def _with_statistics(vae: Any, run: Run, photos: Sequence[NDArray[np.uint8]]) -> Any:
-    """The same weights, with the latents measured, so that the editor sees them with mean 0 and deviation 1."""
+    """Return the same weights with the statistics of the latents, so that the editor gets mean 0 and deviation 1."""
     pictures = Crops(photos, run.recipe.vae_stages[-1].side, _STATISTICS_PICTURES)(run.seed).to(run.device)
     latents = vae.encode(pictures.unsqueeze(2)).latent_dist.mode()
     mean, std = latents.mean(dim=(0, 2, 3, 4)).tolist(), latents.std(dim=(0, 2, 3, 4)).tolist()

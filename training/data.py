@@ -1,4 +1,4 @@
-"""Examples for training: a picture, an instruction in words, and what it makes of the picture."""
+"""Examples for training: a picture, an instruction in words, and the edited picture."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ from training.instructions import IDENTITY, INSTRUCTIONS, Instruction
 from training.scenes import Mask, Pixels, scene, texture
 
 _PHOTO_SHARE = 0.7
-# Of the pictures that are not photographs; the rest are textures.
+# Of the pictures that are not photographs; the others are textures.
 _SCENE_SHARE = 0.8
-# Of the scenes, those whose ground is a photograph.
+# The share of scenes whose ground is a photograph.
 _PHOTO_GROUND_SHARE = 0.5
 _EDITED_SHARE = 0.4
 # A crop's sides are at least this share of the largest possible one's, and rarely stretched by more than this.
 _SMALLEST_CROP = 0.35
 _NO_INSTRUCTION_SHARE = 0.6
-# What prompts that are no instruction are made up of.
+# The words of prompts that are no instruction.
 _NONSENSE = """
 apple bicycle cat dog elephant friend garden hat island jacket kitchen ladder mountain notebook orchestra question river
 station teacher umbrella village window yesterday zebra put give take write read walk jump tell is are the a with under
@@ -31,7 +31,7 @@ _CHANCES = _WEIGHTS / _WEIGHTS.sum()
 
 @dataclass(frozen=True)
 class Example:
-    """`source` and `target` are uint8, height × width × 3."""
+    """An example for training. `source` and `target` are uint8, height × width × 3."""
 
     source: Pixels
     target: Pixels
@@ -40,9 +40,9 @@ class Example:
 
 
 def example(rng: np.random.Generator, photos: Sequence[Pixels], size: tuple[int, int]) -> Example:
-    """A picture of height × width `size`, an instruction drawn at random, and its true result.
+    """Return a picture of height × width `size`, an instruction drawn at random, and its true result.
 
-    Where there are no `photos`, all pictures are procedural.
+    Without `photos` all pictures are procedural.
     """
     instruction = INSTRUCTIONS[rng.choice(len(INSTRUCTIONS), p=_CHANCES)]
     source, sky = _landscape(rng, photos, size) if instruction.needs_sky else _source(rng, photos, size)
@@ -50,7 +50,7 @@ def example(rng: np.random.Generator, photos: Sequence[Pixels], size: tuple[int,
 
 
 def picture(rng: np.random.Generator, photos: Sequence[Pixels], size: tuple[int, int]) -> Pixels:
-    """A source, or what some instruction makes of one: what an autoencoder has to know. Height × width × 3."""
+    """Return a source, or the result of some instruction, for an autoencoder. Height × width × 3."""
     if rng.random() < _EDITED_SHARE:
         return example(rng, photos, size).target
     return _source(rng, photos, size)[0]
@@ -68,7 +68,7 @@ def _landscape(rng: np.random.Generator, photos: Sequence[Pixels], size: tuple[i
     ground = None
     if photos and rng.random() < _PHOTO_GROUND_SHARE:
         photo = _one(rng, photos)
-        # The lower half: a photograph's own sky would stay as it is, and teach that some skies do.
+        # The lower half: the own sky of a photograph would stay unedited, and the model would learn that some skies do.
         ground = crop(rng, photo[len(photo) // 2 :], size)
     made = scene(rng, size, photo=ground)
     return made.pixels, made.sky_mask
@@ -79,7 +79,7 @@ def _one(rng: np.random.Generator, photos: Sequence[Pixels]) -> Pixels:
 
 
 def crop(rng: np.random.Generator, photo: Pixels, size: tuple[int, int]) -> Pixels:
-    """A random window of a photograph at height × width `size`, flipped half of the time."""
+    """Return a random window of a photograph at height × width `size`, flipped half of the time."""
     height, width = size
     stretch = rng.uniform(0.9, 1.1)
     largest = min(photo.shape[0] / height, photo.shape[1] / (width * stretch))
@@ -101,7 +101,7 @@ def _prompt(rng: np.random.Generator, instruction: Instruction) -> str:
 
 
 def _varied(rng: np.random.Generator, text: str) -> str:
-    """The same words, now and then in another case or with a full stop, as people write."""
+    """Return the same words, sometimes in another case or with a full stop, as people write."""
     case = rng.random()
     if case < 0.2:
         text = text.capitalize()

@@ -1,4 +1,4 @@
-"""Train the transformer, by flow matching, on pictures and what instructions make of them."""
+"""Train the transformer, by flow matching, on pictures before and after an edit."""
 
 import random
 from collections import deque
@@ -16,7 +16,7 @@ from training.edits import Edits, edits_of, embed, half
 from training.loop import batches, train
 from training.recipe import Run
 
-# Encoded batches at hand when examples are used more than once.
+# Encoded batches that are kept when examples are used more than once.
 _POOL = 48
 
 
@@ -42,7 +42,7 @@ class Encoded:
 
 
 def _encoded(pipeline: StepwiseQwenImageEditPipeline, edits: Edits, run: Run, step: int) -> Iterator[Encoded]:
-    """Batches from the `step`-th on, each used `edit_uses` times, among others, before it is forgotten."""
+    """Yield batches from the `step`-th on, each `edit_uses` times on average and mixed with others."""
     uses = run.recipe.edit_uses
     rng = random.Random(step)
     pool: deque[Encoded] = deque(maxlen=_POOL)
@@ -68,7 +68,7 @@ def _encode(pipeline: StepwiseQwenImageEditPipeline, batch: dict[str, Any], run:
 
 
 def _loss(pipeline: StepwiseQwenImageEditPipeline, batch: Encoded) -> torch.Tensor:
-    """Flow matching: from a mix of picture and noise, predict the way from the picture to the noise."""
+    """Return the loss of flow matching: predict noise minus picture from a mix of both."""
     target, count = batch.target, len(batch.target)
     noise = torch.randn_like(target)
     sigma = _noise_levels(count, target.device)
@@ -86,7 +86,7 @@ def _loss(pipeline: StepwiseQwenImageEditPipeline, batch: Encoded) -> torch.Tens
 
 
 def _noise_levels(count: int, device: torch.device) -> torch.Tensor:
-    """Shares of noise, count × 1 × 1: half of them evenly spread, half in the middle, where the picture is decided."""
+    """Return shares of noise, count × 1 × 1: half uniform, half around the middle, where the picture takes shape."""
     even = torch.rand(count, 1, 1, device=device)
     middle = torch.sigmoid(0.3 + torch.randn(count, 1, 1, device=device))
     return torch.where(torch.rand(count, 1, 1, device=device) < 0.5, even, middle)

@@ -16,22 +16,22 @@ from training.recipe import Run, Stage
 
 
 def as_tensor(pictures: Sequence[NDArray[np.uint8]]) -> torch.Tensor:
-    """uint8 height × width × 3 to float32 batch × 3 × height × width in [-1, 1]."""
+    """Convert uint8 height × width × 3 to float32 batch × 3 × height × width in [-1, 1]."""
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-# Width over height; one a batch, since a batch shares its shape.
+# Width over height; one for each batch, since a batch has one shape.
 ASPECT_RATIOS = (1.0, 1.0, 4 / 3, 3 / 4, 3 / 2, 2 / 3)
 NO_PROMPT = " "
 NO_INSTRUCTION = len(INSTRUCTIONS)
-"""The label of an example without a prompt; the others are places in INSTRUCTIONS."""
-# The share of examples without an instruction: what guidance steers away from.
+"""The label of an example without a prompt; other labels are places in INSTRUCTIONS."""
+# The share of examples without an instruction, from which guidance steers away.
 _DROPPED_PROMPTS = 0.1
 
 
 @dataclass(frozen=True)
 class Edits:
-    """Batches of edits by seed: pictures as tensors, texts as the text encoder takes them, which instruction it is."""
+    """Batches of edits by seed: pictures as tensors, inputs of the text encoder, labels of the instructions."""
 
     photos: Sequence[NDArray[np.uint8]]
     side: int
@@ -65,7 +65,7 @@ class Edits:
         }
 
     def _size(self, rng: np.random.Generator) -> tuple[int, int]:
-        """Height and width of about `side`² pixels, in the steps that the pipeline rounds to."""
+        """Return a height and width of about `side`² pixels, in multiples to which the pipeline rounds."""
         ratio, grid = ASPECT_RATIOS[rng.integers(len(ASPECT_RATIOS))], 2 * self.multiple
         width, height = (round(self.side * ratio**power / grid) * grid for power in (0.5, -0.5))
         return max(grid, height), max(grid, width)
@@ -74,14 +74,14 @@ class Edits:
 def edits_of(
     run: Run, stage: Stage, pipeline: StepwiseQwenImageEditPipeline, photos: Sequence[NDArray[np.uint8]]
 ) -> Edits:
-    """The batches of a stage for this pipeline's tokens and texts."""
+    """Return the batches of a stage for this pipeline's tokens and texts."""
     return Edits(
         photos, stage.side, run.recipe.multiple, stage.batch, pipeline.processor, pipeline.prompt_template_encode
     )
 
 
 def embed(pipeline: StepwiseQwenImageEditPipeline, texts: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """As the pipeline's own, with gradients: padding is on the right, so the template is cut off all rows alike."""
+    """Embed texts as the pipeline does, with gradients. Padding is on the right, so all rows lose the same template."""
     texts = {name: value.to(pipeline.text_encoder.device) for name, value in texts.items()}
     hidden = pipeline.text_encoder(**texts, output_hidden_states=True).hidden_states[-1]
     first = pipeline.prompt_template_encode_start_idx
@@ -89,5 +89,5 @@ def embed(pipeline: StepwiseQwenImageEditPipeline, texts: dict[str, torch.Tensor
 
 
 def half(device: torch.device) -> torch.autocast:
-    """bfloat16 on a GPU; on a CPU it gains nothing."""
+    """Use bfloat16 on a GPU; on a CPU it gains nothing."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -1,4 +1,4 @@
-"""`python -m training.evaluate MODEL`: what a trained model really does, on photographs it has never seen."""
+"""`python -m training.evaluate MODEL`: the results of a trained model on photographs outside its training data."""
 
 import argparse
 import multiprocessing
@@ -32,7 +32,7 @@ _BATCH = 10
 
 @dataclass(frozen=True)
 class Row:
-    """One instruction's result. PSNR in dB to the true transform: of the edits, and of the untouched pictures."""
+    """One instruction's result. PSNR in dB to the true transform: of the edits, and of the unedited pictures."""
 
     name: str
     confirmed: float
@@ -41,13 +41,13 @@ class Row:
 
 
 def psnr_db(one: Picture, other: Picture) -> float:
-    """Peak signal-to-noise ratio; 60 where two pictures are all but the same."""
+    """Return the peak signal-to-noise ratio, at most 60, for almost equal pictures."""
     error = float(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))
     return min(60.0, float(10 * np.log10(255**2 / max(error, 1e-9))))
 
 
 def edit_all(pipeline: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Picture]:
-    """One output for each request, at its picture's own size, a few at a time. All must have one shape."""
+    """Return one output for each request, at the size of its picture. All pictures must have one shape."""
     results: list[Picture] = []
     for first in range(0, len(requests), _BATCH):
         some = requests[first : first + _BATCH]
@@ -74,7 +74,7 @@ def _start(pipeline: StepwiseQwenImageEditPipeline, request: EditRequest) -> Sam
 
 @torch.no_grad()
 def reconstruction_db(pipeline: StepwiseQwenImageEditPipeline, pictures: Sequence[Picture]) -> float:
-    """Mean PSNR of pictures that went through the autoencoder and back."""
+    """Return the mean PSNR of pictures that were encoded and decoded by the autoencoder."""
     values = []
     for picture in pictures:
         pixels = pipeline.image_processor.preprocess(PIL.Image.fromarray(picture)).unsqueeze(2)
@@ -93,7 +93,7 @@ def evaluate(
     held: Sequence[Held],
     guidance: float = BUILTIN_GUIDANCE,
 ) -> Row:
-    """Edit every held-out picture, wordings in turn, and measure."""
+    """Edit every held-out picture, with the wordings in turn, and measure the results."""
     requests, truths = [], []
     for index, each in enumerate(held):
         wording = instruction.wordings[index % len(instruction.wordings)]
@@ -112,7 +112,7 @@ def evaluate(
 def variants(
     pipeline: StepwiseQwenImageEditPipeline, instruction: Instruction, each: Held, guidance: float
 ) -> list[Picture]:
-    """A row of the contact sheet: the picture, what was asked for, and what the model makes of it, seed by seed."""
+    """Return a row of the contact sheet: the picture, the true result, and the model's results by seed."""
     truth = instruction.apply(each.pixels, each.sky_mask, np.random.default_rng(0))
     prompt = instruction.wordings[0]
     requests = [
@@ -122,7 +122,7 @@ def variants(
 
 
 def contact_sheet(rows: Sequence[Sequence[Picture]], side: int = 96) -> PIL.Image.Image:
-    """The rows of `variants`, one for each instruction, at `side` pixels."""
+    """Return the rows of `variants`, one for each instruction, at `side` pixels."""
     label = 150
     sheet = PIL.Image.new("RGB", (label + (2 + SEEDS) * side, len(rows) * side), "white")
     draw = PIL.ImageDraw.Draw(sheet)
@@ -136,7 +136,7 @@ def contact_sheet(rows: Sequence[Sequence[Picture]], side: int = 96) -> PIL.Imag
 
 @dataclass(frozen=True)
 class Task:
-    """One instruction's evaluation, for a process of its own: instructions hold functions, which cannot be sent."""
+    """The evaluation of one instruction, by index: an instruction has functions, which cannot be pickled."""
 
     folder: Path
     instruction: int
@@ -151,7 +151,7 @@ class Task:
 
 @cache
 def _load(folder: Path) -> StepwiseQwenImageEditPipeline:
-    # So small a model is faster in several processes of one thread than in one of several.
+    # A model this small is faster in several processes of one thread than in one process of several threads.
     torch.set_num_threads(1)
     pipeline: StepwiseQwenImageEditPipeline = StepwiseQwenImageEditPipeline.from_pretrained(folder, dtype=torch.float32)
     return pipeline
@@ -167,7 +167,7 @@ def write_card(folder: Path, guidance: float = BUILTIN_GUIDANCE, pictures: int =
         Task(folder, index, scenes if instruction.needs_sky else photographs, guidance)
         for index, instruction in enumerate(INSTRUCTIONS)
     ]
-    # Not forked: torch's threads do not survive a fork.
+    # Not forked, since torch's threads do not survive a fork.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(task) for task in tasks]
         results = [future.result() for future in tqdm(futures, desc="evaluate")]
@@ -206,7 +206,7 @@ The training data are procedural scenes, and photographs with free licences from
 
 
 def card(rows: Sequence[Row], restored_db: float, side: int, guidance: float, pictures: int) -> str:
-    """The model card: how it was measured, what falls short, and the table."""
+    """Return the model card: method, instructions below the threshold, and the table."""
     short = [f"{row.name} ({row.confirmed:.0%})" for row in rows if row.confirmed < LEAST_CONFIRMED]
     lines = [
         "| instruction | confirmed | PSNR of the edit, dB | PSNR of the untouched picture, dB |",
@@ -227,7 +227,7 @@ def card(rows: Sequence[Row], restored_db: float, side: int, guidance: float, pi
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
-    parser.add_argument("model", type=Path, help="folder that `python -m training` wrote")
+    parser.add_argument("model", type=Path, help="a folder written by `python -m training`")
     parser.add_argument("--guidance", type=float, default=BUILTIN_GUIDANCE, help="guidance_scale (%(default)s)")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="for each instruction (%(default)s)")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What the model learns to do: the table of instructions."""
+"""The table of instructions that the model learns."""
 
 from dataclasses import dataclass
 
@@ -13,32 +13,32 @@ from training.wordings import WORDINGS
 
 @dataclass(frozen=True)
 class Instruction:
-    """One thing to ask for. Pictures are height × width × 3 of 0 to 255; the model's are uint8."""
+    """An instruction: its transform, and the measure that confirms it. Pictures are height × width × 3 of 0 to 255."""
 
     name: str
     transform: SkyTransform
     measure: Measure
     needs_sky: bool = False
     weight: float = 1.0
-    """How often it is drawn for training: more often than others where it is slow to learn."""
+    """How often it is drawn for training; higher for instructions that are slow to learn."""
 
     @property
     def wordings(self) -> tuple[str, ...]:
-        """How people ask for it."""
+        """The instruction in people's words."""
         return WORDINGS[self.name]
 
     def apply(self, pixels: Pixels, sky_mask: Mask | None, rng: np.random.Generator) -> Pixels:
-        """What the instruction makes of a picture. Raises ValueError if it needs a sky mask and has none."""
+        """Return the edited picture, uint8. Raises ValueError if the instruction needs a sky mask and gets none."""
         if self.needs_sky and sky_mask is None:
             raise ValueError(f"{self.name} needs a sky mask")
         return as_pixels(self.transform(pixels.astype(np.float32), sky_mask, rng))
 
     def confirm(self, source: Pixels, result: Pixels) -> bool:
-        """Whether `result` is what the instruction asks to make of `source`. Both have one shape."""
+        """Return whether `result` is `source` as the instruction changes it. Both have one shape."""
         return bool(self.measure(source.astype(np.float32), result.astype(np.float32)))
 
 
-# For every text that is no instruction; training.data makes up more of them.
+# For every text that is no instruction; training.data makes more such texts.
 IDENTITY = Instruction("identity", transforms.plain(transforms.unchanged), measures.is_unchanged)
 
 INSTRUCTIONS: tuple[Instruction, ...] = (

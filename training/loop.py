@@ -1,4 +1,4 @@
-"""The loop that every stage shares: seeded batches from worker processes, optimisers, checkpoints, progress."""
+"""The training loop of every stage: seeded batches from worker processes, optimisers, checkpoints, progress."""
 
 import math
 import os
@@ -22,7 +22,7 @@ _REPORT_EVERY = 20
 
 
 class _Endless(IterableDataset[Any]):
-    """`make(seed)` for one seed after another; worker w of n takes every n-th. Seeds go on where a run stopped."""
+    """Endless batches `make(seed)` from the seed `first` on; worker w of n takes every n-th seed."""
 
     def __init__(self, make: Callable[[int], Any], first: int) -> None:
         self._make = make
@@ -37,7 +37,7 @@ class _Endless(IterableDataset[Any]):
 
 
 def batches(make: Callable[[int], T], run: Run, step: int) -> Iterator[T]:
-    """Batches from consecutive seeds, made by worker processes, from the `step`-th on; `make` must be picklable."""
+    """Return batches of consecutive seeds from the `step`-th on, made by worker processes; `make` must be picklable."""
     options: dict[str, Any] = {"prefetch_factor": 4} if run.workers else {}
     return iter(
         DataLoader(_Endless(make, run.seed * 10**9 + step), batch_size=None, num_workers=run.workers, **options)
@@ -45,7 +45,7 @@ def batches(make: Callable[[int], T], run: Run, step: int) -> Iterator[T]:
 
 
 def rate_at(step: int, steps: int, peak: float) -> float:
-    """Warm-up, then half a cosine down to a hundredth."""
+    """Return the learning rate of a step: a warm-up, then half a cosine down to a hundredth of `peak`."""
     warm = min(1.0, (step + 1) / _WARM_UP_STEPS)
     return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
 
@@ -58,9 +58,9 @@ def train(
     loss_of: Callable[[Any], torch.Tensor],
     batches_from: Callable[[int], Iterator[Any]],
 ) -> None:
-    """Train `models` in place, from `<folder>/<name>-<side>.pt` where that exists. May be stopped at any time.
+    """Train `models` in place, from the checkpoint `<folder>/<name>-<side>.pt` if there is one.
 
-    `batches_from(step)` goes on with the batches where a run stopped before that step.
+    A run may be stopped at any time. `batches_from(step)` returns the batches from that step on.
     """
     name = f"{name}-{stage.side}"
     steppers = optimisers(models.values(), stage.rate)
@@ -80,7 +80,7 @@ def train(
                 stepper.step()
             step += 1
             if step % _REPORT_EVERY == 0:
-                # One look: on a GPU each waits for the step to end.
+                # Seldom: on a GPU each read of a loss waits for the step to end.
                 value = loss.item()
                 average = 0.9 * (average or value) + 0.1 * value
                 progress.set_postfix(loss=f"{average:.4f}")
@@ -114,6 +114,6 @@ def _save(path: Path, models: dict[str, Any], steppers: Sequence[torch.optim.Opt
         "optimisers": [stepper.state_dict() for stepper in steppers],
         "step": step,
     }
-    # Whoever stops the run while this is written keeps the checkpoint before.
+    # A run that is stopped during the write keeps the checkpoint before.
     torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)

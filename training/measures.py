@@ -1,4 +1,4 @@
-"""How an edit is confirmed: from two pictures, knowing nothing of what the transform drew."""
+"""Measures that confirm an edit from two pictures, without the random values that its transform drew."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from training.pictures import (
 from training.transforms import BLOCKS, block_side, edge_weight, painting, sketch
 
 Measure = Callable[[Values, Values], bool]
-# Share of the height, from the top, that is sky in every scene, and from the bottom that never is.
+# The shares of the height that are sky in every scene, from the top, and in none, from the bottom.
 _SURELY_SKY = 0.12
 _SURELY_LAND = 0.12
 
@@ -27,7 +27,7 @@ def is_grayscale(source: Values, result: Values) -> bool:
 
 
 def _color_disorder(picture: Values) -> float:
-    """How far the colours are from being one function of brightness, 0 to 255."""
+    """Return the distance of the colours from one linear function of brightness, 0 to 255."""
     grey = luminance(picture).ravel()
     design = np.stack([grey, np.ones_like(grey)], axis=1)
     values = np.stack([picture[..., 0] - picture[..., 1], picture[..., 1] - picture[..., 2]], axis=2).reshape(-1, 2)
@@ -95,7 +95,7 @@ def is_mosaic(source: Values, result: Values) -> bool:
 
 
 def _blockiness(picture: Values, block: int) -> float:
-    """Steps between neighbours across the edges of blocks, over those inside them; 1 in a picture without blocks."""
+    """Return the steps between pixels across edges of blocks over those inside; 1 in a picture without blocks."""
     side = block_side(picture, block)
     grey = luminance(picture)
     across, inside = [], []
@@ -115,7 +115,7 @@ def is_sketch(source: Values, result: Values) -> bool:
 
 
 def is_painting(source: Values, result: Values) -> bool:
-    """Much nearer to a painting than to the source, with less detail and stronger colours."""
+    """Return whether the result is nearer to a painting than to the source, with less detail and stronger colours."""
     nearest = min(squared_error(result, painting(source, saturation)) for saturation in (1.5, 1.8, 2.1))
     plainer = detail(result) < 0.8 * detail(source)
     return plainer and chroma(result) > 1.05 * chroma(source) and nearest < 0.65 * squared_error(result, source)

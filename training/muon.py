@@ -1,8 +1,8 @@
-"""Muon: momentum whose every matrix is made orthogonal before it is applied.
+"""Muon: an optimiser with momentum that makes the update of every matrix orthogonal.
 
-It trains these small networks several times faster than AdamW. torch.optim.Muon (torch 2.15) takes two-dimensional
-parameters only, no convolutions, and computes in bfloat16, which a CPU without such instructions only emulates: 23
-times slower than this.
+Muon trains these small networks several times faster than AdamW. torch.optim.Muon (torch 2.15) takes two-dimensional
+parameters only, no convolutions, and computes in bfloat16, which a CPU without such instructions emulates: 23 times
+slower than this.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ _MOMENTUM = 0.95
 _WEIGHT_DECAY = 0.01
 _ITERATIONS = 5
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-# Smaller than this there is nothing to make orthogonal.
+# A matrix with a smaller side has nothing to make orthogonal.
 _LEAST_SIDE = 4
 
 
@@ -31,7 +31,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step from the gradients. A `closure` is not supported."""
+        """Take one step from the gradients. Raises ValueError for a `closure`."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
         for group in self.param_groups:
@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
                     parameter.add_(direction.reshape(parameter.shape), alpha=-group["lr"] * scale)
 
     def _by_shape(self, parameters: list[nn.Parameter]) -> dict[torch.Size, list[nn.Parameter]]:
-        """Together where they can be: many small products are slower than a few large ones."""
+        """Group parameters by shape, since many small products are slower than a few large ones."""
         groups = defaultdict(list)
         for parameter in parameters:
             if parameter.grad is not None:
@@ -51,7 +51,7 @@ class Muon(torch.optim.Optimizer):
         return groups
 
     def _momentum(self, parameter: nn.Parameter) -> torch.Tensor:
-        """Nesterov's, outputs × inputs."""
+        """Update and return Nesterov's momentum, outputs × inputs."""
         gradient: Any = parameter.grad
         state = self.state[parameter]
         average = state.setdefault("average", torch.zeros_like(gradient)).lerp_(gradient, 1 - _MOMENTUM)
@@ -60,9 +60,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """Of each matrix the nearest with orthogonal rows or columns, roughly: singular values of 0.7 to 1.2.
+    """Return roughly the nearest matrices with orthogonal rows or columns: singular values of 0.7 to 1.2.
 
-    count × rows × columns. Newton and Schulz's iteration, with the coefficients of Jordan's Muon.
+    `matrices`: count × rows × columns. Newton and Schulz's iteration, with the coefficients of Jordan's Muon.
     """
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
@@ -76,14 +76,14 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def optimisers(models: Iterable[nn.Module], lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside; AdamW for the rest: embeddings, modulations, norms, biases, narrow ends."""
+    """Return Muon for the inner matrices and AdamW for embeddings, modulations, norms, biases and narrow ends."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for model in models:
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         for name, parameter in model.named_parameters():
             is_matrix = parameter.ndim > 1 and min(parameter.flatten(1).shape) >= _LEAST_SIDE
-            # A modulation reads one vector, the time: a product too cheap for so costly a step.
+            # A modulation multiplies one vector, the time: a product too cheap for so costly a step.
             if is_matrix and id(parameter) not in embeddings and "_mod." not in name:
                 matrices.append(parameter)
             else:

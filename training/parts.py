@@ -43,7 +43,7 @@ SPECIAL_TOKENS = (
 
 
 def build_vae(recipe: Recipe, *, mean: Sequence[float] = (), std: Sequence[float] = ()) -> Any:
-    """An autoencoder; `mean` and `std` are those of its latents, once they are known."""
+    """Return an autoencoder. `mean` and `std`: of its latents, once they are measured."""
     vae = AutoencoderKLQwenImage(
         base_dim=recipe.vae_width,
         z_dim=LATENT_CHANNELS,
@@ -60,10 +60,10 @@ def build_vae(recipe: Recipe, *, mean: Sequence[float] = (), std: Sequence[float
 
 @torch.no_grad()
 def _strengthen_for_frames(vae: Any) -> None:
-    """Start as a network of two-dimensional convolutions starts.
+    """Give the autoencoder the initial weights of two-dimensional convolutions.
 
-    PyTorch scales initial weights to all three slices of a kernel, of which a picture meets the last: every layer
-    weakens the signal by √3. Mended, 160 steps reach 18 dB instead of 13.
+    PyTorch scales initial weights to all three slices of a kernel, of which a picture meets only the last, so every
+    layer weakens the signal by √3. With this correction 160 steps reach 18 dB instead of 13.
     """
     for module in vae.modules():
         if isinstance(module, QwenImageCausalConv3d) and module.kernel_size[0] > 1:
@@ -72,8 +72,8 @@ def _strengthen_for_frames(vae: Any) -> None:
 
 
 def build_pipeline(recipe: Recipe, vae: Any, texts: Sequence[str]) -> StepwiseQwenImageEditPipeline:
-    """A whole pipeline around a trained autoencoder; its tokenizer writes `texts` in few tokens."""
-    # An empty pipeline, for its template: nearly all the text that the model ever reads.
+    """Return a whole pipeline around a trained autoencoder; its tokenizer encodes `texts` in few tokens."""
+    # An empty pipeline, for its template, which is nearly all of the text encoder's input.
     template = QwenImageEditPipeline(*[None] * 6).prompt_template_encode
     tokenizer = build_tokenizer([template, *texts])
     width = recipe.text_width
@@ -86,7 +86,7 @@ def build_pipeline(recipe: Recipe, vae: Any, texts: Sequence[str]) -> StepwiseQw
         processor=Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor()),
         transformer=_transformer(recipe),
         native_area=recipe.native_side**2,
-        # As the weights that are served were trained, which training goes on from.
+        # As in the training of the served weights.
         grid_positions=False,
     )
 
@@ -94,7 +94,10 @@ def build_pipeline(recipe: Recipe, vae: Any, texts: Sequence[str]) -> StepwiseQw
 def build_text_encoder(
     tokenizer: Qwen2Tokenizer, *, width: int, heads: int, rope_section: tuple[int, int, int]
 ) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL with two layers of text and two of vision; `rope_section`: of half a head, time, height, width."""
+    """Return a Qwen2.5-VL with two layers of text and two of vision.
+
+    `rope_section`: channels of half a head for time, height and width.
+    """
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -132,7 +135,7 @@ def build_text_encoder(
 
 
 def build_tokenizer(texts: Sequence[str]) -> Qwen2Tokenizer:
-    """A byte-level BPE learnt from `texts`; whatever else a caller writes is spelt in bytes."""
+    """Return a byte-level BPE trained on `texts`; any other text is encoded in bytes."""
     learner = Tokenizer(BPE())
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = BpeTrainer(
@@ -167,19 +170,19 @@ def _transformer(recipe: Recipe) -> Any:
 
 @torch.no_grad()
 def _aim_attention(transformer: Any) -> None:
-    """Let half of the heads begin by looking at their own place, in picture and reference, and half at the text.
+    """Start half of the heads with attention to their own place, in picture and reference, and half to the text.
 
-    RoPE turns equal queries and keys into attention that falls with distance, fast or not at all with the pair of
-    channels. Without it the network has to discover copying first, and late, long after it can copy, that there is a
-    text: after 180 steps of batch 16 its loss is 0.70 instead of 0.49.
+    RoPE turns equal queries and keys into attention that falls with distance: fast, or not at all, by the pair of
+    channels. Without this start the network first has to learn to copy, and uses the text only long after that: after
+    180 steps of batch 16 its loss is 0.70 instead of 0.49.
     """
     head, (time, height, _) = transformer.config.attention_head_dim, transformer.config.axes_dims_rope
-    # RoPE rotates pairs; the first of an axis turn fastest, by one radian and by less a step, the last hardly at all.
+    # RoPE rotates pairs of channels: the first pair of an axis by one radian a place, later ones less, the last hardly.
     place, anywhere = torch.zeros(head), torch.zeros(head)
     for axis in (time, time + height):
         place[axis], place[axis + 2] = 1.0, 0.7
     anywhere[[time - 2, time + height - 2, head - 2]] = 1.0
-    # One frame ahead: the picture at hand is frame 0, the reference frame 1.
+    # One frame ahead: the result is frame 0, the reference frame 1.
     query_ahead, key_ahead = place.clone(), place.clone()
     query_ahead[:2] = torch.tensor([math.cos(1.0), math.sin(1.0)])
     key_ahead[0] = 1.0
@@ -200,7 +203,7 @@ def _aim_attention(transformer: Any) -> None:
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """The scheduler configuration of Qwen/Qwen-Image-Edit."""
+    """Return the scheduler with the configuration of Qwen/Qwen-Image-Edit."""
     return FlowMatchEulerDiscreteScheduler(
         base_image_seq_len=256,
         base_shift=0.5,

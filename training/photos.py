@@ -1,8 +1,8 @@
 """`python -m training.photos`: photographs with free licences, out of Debian packages, as small JPEG files.
 
 Nothing is installed: packages are downloaded with `apt-get download`, which needs no root, and unpacked into a folder.
-PHOTOS.md says who made each photograph and under which licence. For evaluation there are the photographs inside
-scikit-image and scikit-learn, which are never trained on.
+PHOTOS.md lists author and licence of each photograph. The photographs inside scikit-image and scikit-learn are for
+evaluation, and never used in training.
 """
 
 import argparse
@@ -24,13 +24,13 @@ Pixels = NDArray[np.uint8]
 SHORT_SIDE = 512
 _JPEG_QUALITY = 92
 _TABLE = Path(__file__).parent / "PHOTOS.md"
-# Far from the seeds of training, which count up from the seed of a run.
+# Far from the seeds of training, which count upwards from the seed of a run.
 _HELD_OUT_SEED = 2**62
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph: the file inside a package, and what the package says of its author and licence."""
+    """A photograph: its file inside a package, with author and licence as the package states them."""
 
     package: str
     path: str
@@ -39,7 +39,7 @@ class Photo:
 
     @property
     def name(self) -> str:
-        """The file's name as a JPEG of ours; one that is only a size gets its folder's name."""
+        """The name of our JPEG file: that of the original, or of its folder if the original's name is only a size."""
         path = Path(self.path)
         stem = path.parts[-4] if path.stem[0].isdigit() else path.stem
         return f"{self.package}.{stem}.jpg"
@@ -47,7 +47,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Held:
-    """A picture for evaluation only: height × width × 3, and where its sky is, height × width, if that is known."""
+    """A picture for evaluation only: height × width × 3, and the mask of its sky, height × width, if it is known."""
 
     name: str
     pixels: Pixels
@@ -121,7 +121,7 @@ PHOTOS = (
 def prepare(folder: Path) -> None:
     """Fill `folder` with a JPEG of every photograph, short side 512 pixels, and write PHOTOS.md.
 
-    Raises subprocess.CalledProcessError where apt cannot download, FileNotFoundError where a package has changed.
+    Raises subprocess.CalledProcessError if apt cannot download, FileNotFoundError if a package has changed.
     """
     work = folder.with_name(folder.name + ".packages")
     packages = sorted({photo.package for photo in PHOTOS})
@@ -134,7 +134,10 @@ def prepare(folder: Path) -> None:
 
 
 def load(folder: Path) -> list[Pixels]:
-    """All photographs that `prepare` wrote, in the order of their names. Raises FileNotFoundError if there are none."""
+    """Return the photographs that `prepare` wrote, in the order of their names.
+
+    Raises FileNotFoundError if there are none.
+    """
     paths = sorted(folder.glob("*.jpg"))
     if not paths:
         raise FileNotFoundError(f"no photographs in {folder}: run `python -m training.photos --folder {folder}`")
@@ -142,9 +145,9 @@ def load(folder: Path) -> list[Pixels]:
 
 
 def held_out() -> dict[str, Pixels]:
-    """The colour photographs inside scikit-image and scikit-learn, by name. For evaluation only.
+    """Return the colour photographs inside scikit-image and scikit-learn, by name. For evaluation only.
 
-    Raises ModuleNotFoundError where a package is not installed.
+    Raises ModuleNotFoundError if a package is not installed.
     """
     science = _package_folder("skimage") / "data"
     learn = _package_folder("sklearn") / "datasets" / "images"
@@ -161,10 +164,10 @@ def held_out() -> dict[str, Pixels]:
 
 
 def evaluation_pictures(size: tuple[int, int], count: int, *, sky: bool = False) -> list[Held]:
-    """`count` different pictures of height × width `size`, always the same ones.
+    """Return `count` different pictures of height × width `size`, always the same ones.
 
-    Windows of the held-out photographs; or, with `sky`, scenes whose sky is known, and is neither blue, orange nor dark
-    before it is edited.
+    They are windows of the held-out photographs or, with `sky`, scenes with a known sky, which is neither blue, orange
+    nor dark before the edit.
     """
     if sky:
         return [_held_scene(index, size) for index in range(count)]
@@ -178,7 +181,7 @@ def _held_scene(index: int, size: tuple[int, int]) -> Held:
 
 
 def _window(name: str, pixels: Pixels, number: int, size: tuple[int, int]) -> Held:
-    """Window 0 is the largest there is; later ones are smaller and lie elsewhere."""
+    """Return a window of a photograph: number 0 is the largest possible, later ones are smaller and lie elsewhere."""
     height, width = size
     rng = np.random.default_rng([number, len(name)])
     largest = min(pixels.shape[0] / height, pixels.shape[1] / width)
@@ -190,7 +193,7 @@ def _window(name: str, pixels: Pixels, number: int, size: tuple[int, int]) -> He
 
 
 def _package_folder(package: str) -> Path:
-    """Where a package lies; it is not imported, which takes seconds."""
+    """Return the folder of a package without importing it, which takes seconds."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"{package} is missing: pip install --group training")
@@ -198,7 +201,7 @@ def _package_folder(package: str) -> Path:
 
 
 def _unpack(package: str, work: Path) -> str:
-    """Download and unpack a package below `work`, once; its version."""
+    """Download and unpack a package below `work`, once, and return its version."""
     work.mkdir(parents=True, exist_ok=True)
     if not list(work.glob(f"{package}_*.deb")):
         subprocess.run(["apt-get", "download", package], cwd=work, check=True)
@@ -210,7 +213,7 @@ def _unpack(package: str, work: Path) -> str:
 
 def _shrink(source: Path, target: Path) -> None:
     with PIL.Image.open(source) as image:
-        # The decoder itself halves as far as it can: many times faster for large photographs.
+        # The decoder itself halves as often as it can, which is many times faster for large photographs.
         image.draft("RGB", (2 * SHORT_SIDE, 2 * SHORT_SIDE))
         rgb = image.convert("RGB")
     scale = SHORT_SIDE / min(rgb.size)
@@ -236,7 +239,9 @@ def _table(versions: dict[str, str], photos: Sequence[Photo] = PHOTOS) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.photos", description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("build/photos"), help="where they go (%(default)s)")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/photos"), help="folder of the JPEG files (%(default)s)"
+    )
     prepare(parser.parse_args().folder)
 
 

@@ -1,4 +1,4 @@
-"""What transforms and measures share: pictures as arrays, and what is read off them.
+"""Pictures as arrays, and the quantities that transforms and measures compute from them.
 
 Radii and block sizes are given for a picture whose short side is 128 pixels and grow with it.
 """
@@ -19,23 +19,23 @@ _REFERENCE_SIDE = 128
 
 
 def luminance(picture: Values) -> Values:
-    """Brightness, height × width, 0 to 255."""
+    """Return the brightness, height × width, 0 to 255."""
     return picture @ LUMINANCE
 
 
 def chroma(picture: Values) -> float:
-    """Mean distance between a pixel's largest and smallest channel, 0 to 255."""
+    """Return the mean distance between a pixel's largest and smallest channel, 0 to 255."""
     return float(np.mean(picture.max(axis=2) - picture.min(axis=2)))
 
 
 def correlation(one: Values, other: Values) -> float:
-    """Pearson's, -1 to 1; 0 for a flat picture."""
+    """Return Pearson's correlation, -1 to 1; 0 for a flat picture."""
     a, b = one.ravel() - one.mean(), other.ravel() - other.mean()
     return float(a @ b / max(1e-6, float(np.linalg.norm(a) * np.linalg.norm(b))))
 
 
 def detail(picture: Values) -> float:
-    """Energy of the fine structure: the mean square of what a small blur takes away from the luminance."""
+    """Return the energy of the fine structure: the mean square of luminance minus slightly blurred luminance."""
     grey = luminance(picture)
     return float(np.mean((grey - blurred(grey, scaled(picture, 2.0))) ** 2))
 
@@ -46,7 +46,7 @@ def scaled(picture: Values, length: float) -> float:
 
 
 def blurred(values: Values, radius: float) -> Values:
-    """Gaussian blur; of one channel in floats, of a picture in bytes."""
+    """Return a Gaussian blur of a picture, or of one channel, computed in bytes."""
     blur = PIL.ImageFilter.GaussianBlur(radius)
     if values.ndim == 3:
         return np.asarray(as_image(values).filter(blur), np.float32)

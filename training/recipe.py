@@ -1,4 +1,4 @@
-"""What is trained, and for how long: the sizes of the model and of its training, in one place."""
+"""The recipe: the sizes of the model and the stages of its training, in one place."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a training: `steps` batches of `batch` pictures of about `side`² pixels, at a peak learning rate."""
+    """A stage of a training: `steps` batches of `batch` pictures of about `side`² pixels, at a peak learning `rate`."""
 
     side: int
     batch: int
@@ -18,7 +18,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sides in pixels, widths in channels. Stages go from small pictures, many times cheaper, to the native size."""
+    """A recipe. Sides in pixels, widths in channels. Stages go from small, cheap pictures to the native size."""
 
     native_side: int
     vae_width: int
@@ -30,16 +30,16 @@ class Recipe:
     heads: int
     layers: int
     edit_stages: tuple[Stage, ...]
-    # How often an example is used, with another noise each time: making and encoding one costs half a step.
+    # Uses of an example, each with other noise: making and encoding an example costs half a step.
     edit_uses: int
 
     @property
     def multiple(self) -> int:
-        """Pixels of one side of a transformer token: two latents, each of one pixel at the deepest level."""
+        """Pixels of a side of a transformer token, which is two latents, each of one pixel at the deepest level."""
         return int(2 ** len(self.vae_levels))
 
 
-# Made for half an hour of one large GPU; not yet run on one.
+# Meant for half an hour of one large GPU; not yet run on one.
 GPU = Recipe(
     native_side=256,
     vae_width=24,
@@ -67,7 +67,7 @@ CPU = Recipe(
     edit_stages=(Stage(side=64, batch=16, steps=2_400, rate=1e-2), Stage(side=128, batch=8, steps=5_000, rate=5e-3)),
     edit_uses=4,
 )
-# A minute: shows that everything fits together, and nothing else.
+# A minute, to show that everything fits together.
 SMOKE = Recipe(
     native_side=64,
     vae_width=8,
@@ -86,7 +86,7 @@ RECIPES = {"gpu": GPU, "cpu": CPU, "smoke": SMOKE}
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its recipe, where it keeps its files, where it computes, and how its numbers are drawn."""
+    """One training run: its recipe, the folder of its files, its device, its seed, and its worker processes."""
 
     recipe: Recipe
     folder: Path

@@ -9,7 +9,7 @@ import PIL.ImageDraw
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
-# Computed in whatever precision comes out; drawn colours need little.
+# In any precision, since drawn colours need little.
 Values = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 Color = tuple[float, float, float]
@@ -44,7 +44,7 @@ _OVERSAMPLING = 2
 
 @dataclass(frozen=True)
 class Scene:
-    """A landscape: uint8 height × width × 3, and where its sky is, bool height × width."""
+    """A landscape: uint8 height × width × 3, and the mask of its sky, bool height × width."""
 
     pixels: Pixels
     sky_mask: Mask
@@ -57,9 +57,9 @@ def scene(
     skies: tuple[str, ...] = tuple(SKIES),
     photo: Pixels | None = None,
 ) -> Scene:
-    """A landscape of height × width `size`: sky, mountains, ground, houses and trees.
+    """Return a landscape of height × width `size`: sky, mountains, ground, houses and trees.
 
-    `photo`, of the same size, stands in for ground and mountains: real textures under a sky whose shape is known.
+    `photo`, of the same size, replaces ground and mountains: real textures under a sky of known shape.
     """
     height, width = size
     horizon = int(height * rng.uniform(0.35, 0.7))
@@ -77,7 +77,7 @@ def scene(
 
 
 def texture(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
-    """Simple shapes on a noisy ground, height × width × 3: edges, flat colours and grain of every kind."""
+    """Return simple shapes on a noisy ground, height × width × 3: edges, flat colours and grain of every kind."""
     values = _random_color(rng) + noise(rng, size, int(rng.integers(2, 9)))[..., None] * rng.normal(0, 60, 3)
     values += noise(rng, size, int(rng.integers(12, 40)))[..., None] * rng.uniform(0, 40)
     big = PIL.Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
@@ -89,7 +89,10 @@ def texture(rng: np.random.Generator, size: tuple[int, int]) -> Pixels:
 
 
 def noise(rng: np.random.Generator, size: tuple[int, int], cells: int, stretch: float = 1.0) -> Values:
-    """Smooth noise in [-1, 1], height × width, with about `cells` bumps along the short side, `stretch` × as wide."""
+    """Return smooth noise in [-1, 1], height × width.
+
+    About `cells` bumps fit along the short side; each is `stretch` times as wide as high.
+    """
     height, width = size
     rows = max(2, round(cells * height / min(size)))
     columns = max(2, round(cells * width / min(size) / stretch))
@@ -100,21 +103,21 @@ def noise(rng: np.random.Generator, size: tuple[int, int], cells: int, stretch: 
 
 
 class _Layers:
-    """Which layer covers how much of each pixel: 1 is the ground, then mountains from near to far."""
+    """The layers of a landscape and their shares of each pixel: 1 is the ground, then mountains from near to far."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
         self.alphas: dict[int, Values] = {}
 
     def ridge(self, rng: np.random.Generator, base: int, roughness: float, layer: int) -> None:
-        """Everything below an uneven line around row `base` belongs to `layer`."""
+        """Assign everything below an uneven line around row `base` to `layer`."""
         height, width = self.size
         line = _line(rng, width, 5) * roughness if layer == 1 else _jagged(rng, width) * roughness * 2
         rows = np.arange(height, dtype=np.float32)[:, None]
         self.alphas[layer] = np.clip(rows - (base - line)[None, :] + 0.5, 0, 1).astype(np.float32)
 
     def compose(self, sky: Values, land: Values, mountain_colors: list[Color] | None) -> tuple[Values, Values]:
-        """The picture, and how much of each pixel is not sky, 0 to 1."""
+        """Return the picture, and the share of each pixel that is not sky, 0 to 1."""
         result, covered = sky, np.zeros(self.size, np.float32)
         for layer, alpha in sorted(self.alphas.items(), reverse=True):
             fill = land
@@ -159,7 +162,7 @@ def _with_sun(rng: np.random.Generator, sky: Values, horizon: int, kind: str) ->
 
 
 def _ground(rng: np.random.Generator, size: tuple[int, int], horizon: int) -> Values:
-    """A coloured texture that gets finer towards the horizon, over the whole picture."""
+    """Return a coloured texture over the whole picture, which gets finer towards the horizon."""
     height = size[0]
     color = np.array(_GROUNDS[rng.integers(len(_GROUNDS))], np.float32) + rng.normal(0, 12, 3).astype(np.float32)
     contrast, stretch = rng.uniform(8, 40), rng.uniform(1, 6)
@@ -177,19 +180,19 @@ def _mountain_colors(rng: np.random.Generator, count: int) -> list[Color]:
 
 
 def _line(rng: np.random.Generator, width: int, bends: int) -> Values:
-    """A curve in [-1, 1] with about `bends` bends, one value for each column."""
+    """Return a curve in [-1, 1] with about `bends` bends, one value for each column."""
     points = rng.uniform(-1, 1, bends + 2)
     return np.interp(np.linspace(0, bends + 1, width), np.arange(bends + 2), points).astype(np.float32)
 
 
 def _jagged(rng: np.random.Generator, width: int) -> Values:
-    """The outline of mountains, 0 to 1.5, one value for each column."""
+    """Return the outline of mountains, 0 to 1.5, one value for each column."""
     line = _line(rng, width, 4) + _line(rng, width, 12) / 3 + _line(rng, width, 40) / 10
     return np.clip(0.5 + 0.5 * line, 0, 1.5)
 
 
 def _with_objects(rng: np.random.Generator, picture: Values, covered: Values, horizon: int) -> tuple[Values, Values]:
-    """Houses, trees and simple shapes that stand on the ground and reach into the sky."""
+    """Add houses, trees and simple shapes, which stand on the ground and reach into the sky."""
     height, width = covered.shape
     layer = PIL.Image.new("RGBA", (width * _OVERSAMPLING, height * _OVERSAMPLING))
     draw = PIL.ImageDraw.Draw(layer)
@@ -236,7 +239,7 @@ def _conifer(rng: np.random.Generator, draw: PIL.ImageDraw.ImageDraw, x: float, 
 
 
 def _post(rng: np.random.Generator, draw: PIL.ImageDraw.ImageDraw, x: float, foot: float, tall: float) -> None:
-    """A coloured ball or box on the ground."""
+    """Draw a coloured ball or box on the ground."""
     wide = tall * rng.uniform(0.2, 0.5)
     color = (*(int(value) for value in _random_color(rng)), 255)
     if rng.random() < 0.5:
@@ -266,6 +269,6 @@ def _random_color(rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def _pick(rng: np.random.Generator, colors: tuple[Color, ...]) -> tuple[int, int, int, int]:
-    """One of the colours, a little changed, opaque."""
+    """Return one of the colours, slightly changed and opaque."""
     red, green, blue = np.clip(np.array(colors[rng.integers(len(colors))]) + rng.normal(0, 10, 3), 20, 235)
     return int(red), int(green), int(blue), 255

@@ -1,6 +1,6 @@
-"""Train the text encoder to tell instructions apart, whatever their words and whatever the picture.
+"""Train the text encoder to classify instructions, whatever their words and whatever the picture.
 
-Learnt together with the transformer, which finds out late that there is a text, it takes many times longer.
+Training it together with the transformer takes many times longer, since the transformer uses the text late.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from training.recipe import Run
 
 
 def train_text_encoder(run: Run, pipeline: StepwiseQwenImageEditPipeline, photos: Sequence[NDArray[np.uint8]]) -> None:
-    """Train the pipeline's text encoder in place, through a classifier that is thrown away, and freeze it."""
+    """Train the pipeline's text encoder in place, under a classifier that is discarded, and freeze it."""
     pipeline.to(run.device)
     encoder, stage = pipeline.text_encoder.train(), run.recipe.text_stage
     classifier = nn.Linear(run.recipe.text_width, NO_INSTRUCTION + 1).to(run.device)

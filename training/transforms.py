@@ -1,4 +1,4 @@
-"""What each instruction does to a picture; strength or tint is drawn where the instruction leaves room."""
+"""The transform of each instruction. Strength or tint is random if the instruction leaves it open."""
 
 import math
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from training.pictures import Mask, Values, as_image, as_values, blurred, greyed
 
 Transform = Callable[[Values, np.random.Generator], Values]
 SkyTransform = Callable[[Values, Mask | None, np.random.Generator], Values]
-# Pixels of a native 128²: one and two tokens of its transformer, which did not learn blocks that cut through tokens.
+# Pixels at the native 128²: one and two tokens of the transformer. It did not learn blocks that cut through tokens.
 BLOCKS = (8, 16)
 _STROKES = 2
 _TONES = 6
 
 
 def plain(transform: Transform) -> SkyTransform:
-    """One that needs no sky, as one that is told where the sky is."""
+    """Return a transform that ignores the mask of the sky."""
     return lambda picture, sky, rng: transform(picture, rng)
 
 
@@ -91,7 +91,7 @@ def to_mosaic(picture: Values, rng: np.random.Generator) -> Values:
 
 
 def _mosaic(picture: Values, block: int) -> Values:
-    """Blocks of one colour each."""
+    """Return blocks of one colour each."""
     height, width = picture.shape[:2]
     side = block_side(picture, block)
     small = (max(1, -(-width // side)), max(1, -(-height // side)))
@@ -101,7 +101,7 @@ def _mosaic(picture: Values, block: int) -> Values:
 
 
 def block_side(picture: Values, block: int) -> int:
-    """Pixels of a side: `block` up to an area of 128², and whole multiples of it in larger pictures."""
+    """Return a block's side in pixels: `block` up to an area of 128², whole multiples of it in larger pictures."""
     height, width = picture.shape[:2]
     return block * max(1, round(math.sqrt(height * width) / 128))
 
@@ -111,7 +111,7 @@ def to_sketch(picture: Values, rng: np.random.Generator) -> Values:
 
 
 def sketch(picture: Values, radius: float, darkness: float) -> Values:
-    """Grey lines on white paper: the luminance divided by its own surroundings."""
+    """Return grey lines on white paper: the luminance divided by its own surroundings."""
     grey = luminance(picture)
     lines = np.minimum(1, (grey + 24) / (blurred(grey, scaled(picture, radius)) + 24))
     return np.repeat(as_values(245 * lines**darkness)[..., None], 3, axis=2)
@@ -122,7 +122,7 @@ def to_painting(picture: Values, rng: np.random.Generator) -> Values:
 
 
 def painting(picture: Values, saturation: float) -> Values:
-    """Broad strokes of strong colours: small details go, edges stay, and half of the shading goes to few tones."""
+    """Return broad strokes of strong colours, without small details, and with half of the shading in few tones."""
     strokes = picture
     for _ in range(_STROKES):
         strokes = np.asarray(as_image(strokes).filter(PIL.ImageFilter.MedianFilter(_stroke(picture))), np.float32)
@@ -132,7 +132,7 @@ def painting(picture: Values, saturation: float) -> Values:
 
 
 def _stroke(picture: Values) -> int:
-    """An odd number of pixels: 5 in a picture of 128 x 128."""
+    """Return the width of a stroke, an odd number of pixels: 5 in a picture of 128 × 128."""
     return max(3, round(scaled(picture, 5)) // 2 * 2 + 1)
 
 
@@ -154,7 +154,7 @@ def to_vignetted(picture: Values, rng: np.random.Generator) -> Values:
 
 
 def edge_weight(picture: Values, power: float) -> Values:
-    """0 in the middle, 1 in the corners, height × width × 1."""
+    """Return weights from 0 in the middle to 1 in the corners, height × width × 1."""
     height, width = picture.shape[:2]
     rows, columns = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)[None]
     return as_values((np.hypot(rows, columns) / 2**0.5) ** power)[..., None]
@@ -164,7 +164,7 @@ def unchanged(picture: Values, rng: np.random.Generator) -> Values:
     return picture
 
 
-# Top and horizon colour of a sky, each with what may be added to it.
+# The colours of a sky at the top and at the horizon.
 _Sky = tuple[tuple[float, float, float], tuple[float, float, float]]
 _SKIES: dict[str, _Sky] = {
     "blue": ((35, 95, 215), (120, 180, 245)),

@@ -1,4 +1,4 @@
-"""How people ask for each instruction, in English and in Chinese."""
+"""Each instruction in the words that people use, in English and in Chinese."""
 
 WORDINGS: dict[str, tuple[str, ...]] = {
     "identity": (
