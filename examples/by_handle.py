@@ -1,6 +1,6 @@
-"""Another application of the same Ray cluster edits by handle: no HTTP, no files, the same batches as everybody else.
+"""Edit by handle from another application of the same Ray cluster: no HTTP, no files, batches shared with all callers.
 
-python examples/by_handle.py photo.jpg out/, while the editor runs on the cluster that `RAY_ADDRESS` names.
+Run `python examples/by_handle.py photo.jpg out/` while the editor runs on the cluster of `RAY_ADDRESS`.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ def editor() -> serve.handle.DeploymentHandle:
 
 @serve.deployment
 class Postcards:
-    """A deployment of one's own. It would have its own routes; here its methods are called by handle too."""
+    """A deployment of another application. It could have its own routes; here its methods are called by handle."""
 
     async def sheet(self, picture: PIL.Image.Image) -> PIL.Image.Image:
-        """One edit for each prompt, all at once, side by side."""
+        """Make one edit for each prompt, all at once, and return them side by side."""
         calls = [editor().edit.remote(EditRequest(images=[picture], prompt=prompt)) for prompt in PROMPTS]
         results = await asyncio.gather(*calls)
         edits = [result.images[0][0] for result in results]
@@ -38,7 +38,7 @@ class Postcards:
         return sheet
 
     async def watch(self, picture: PIL.Image.Image) -> AsyncGenerator[tuple[str, PIL.Image.Image | None], None]:
-        """What happens to one edit, in words, and the picture so far where there is a new one."""
+        """Yield each event of one edit in words, with its picture if it has one."""
         request = EditRequest(images=[picture], prompt=PROMPTS[0], n=2, partial_images=2)
         async for event in editor().options(stream=True).edit_stream.remote(request):
             match event:
@@ -61,7 +61,7 @@ def main(source: Path, folder: Path) -> None:
     result = editor().edit.remote(EditRequest(images=[picture], prompt=PROMPTS[0], seed=7)).result()
     result.images[0][0].save(folder / "sync.png")
 
-    # Errors arrive as they are raised, with the field that is wrong.
+    # Errors keep their types, and name the wrong field.
     try:
         editor().edit.remote(EditRequest(images=[picture], prompt=PROMPTS[0], size="9000x9000")).result()
     except EditError as error:

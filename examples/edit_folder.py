@@ -1,16 +1,16 @@
 """Edit every picture of a folder, a thousand or a million, through Ray Data.
 
-python examples/edit_folder.py photos/ edited/ "make the sky blue", while the editor runs on the cluster that
-`RAY_ADDRESS` names: through the editor's handle, beside its other callers. With `--engines 4` no editor need run: four
-workers load the model themselves, each on a GPU of its own where the cluster has GPUs, and are gone afterwards.
+Run `python examples/edit_folder.py photos/ edited/ "make the sky blue"` while the editor runs on the cluster of
+`RAY_ADDRESS`: the pictures go through the editor's handle, beside its other callers. With `--engines 4` no editor is
+needed: four workers load the model, each on a GPU of its own if the cluster has GPUs, and end with the run.
 It needs the package's extra `data`: pip install '.[data]'.
 
-Stopped at any time, the same command goes on: what is written is not done again. On several nodes both folders must be
-shared. A picture that fails is reported at the end, with exit status 1, and tried again by the next run; the others are
-not held up.
+The run may be stopped at any time; the same command continues with the pictures that are not written yet. On several
+nodes both folders must be shared. A picture that fails is reported, and the run ends with exit status 1; the next run
+tries that picture again. The others are not affected.
 
-Each worker keeps `--batch-size` edits in flight, so the engine has as many pictures to fill its batches with as
-`--workers` × `--batch-size`. More than `engine.max_waiting` of them would only be refused and come again.
+Each worker keeps `--batch-size` edits in flight, so the engine fills its batches from `--workers` × `--batch-size`
+pictures. Of more than `engine.max_waiting` pictures, the engine rejects some, and the worker sends them again.
 """
 
 import argparse
@@ -33,18 +33,18 @@ from serve_app.settings import BUILTIN_TINY, AppSettings, ModelSettings
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 
 
-# Starts an edit; what it gives back has `result()`.
+# Starts an edit, and returns an object with `result()`.
 Submit = Callable[[EditRequest], Any]
 
 
 def served() -> Submit:
-    """To the editor that runs on this cluster."""
+    """Return a function that submits to the editor on this cluster."""
     edit: Submit = serve.get_deployment_handle("ImageEditor", app_name="image-edits").edit.remote
     return edit
 
 
 def own_engine(settings: AppSettings) -> Submit:
-    """To a model and an engine of this worker's own."""
+    """Load the model in this worker; return a function that submits to its engine."""
     from serve_app.models import runtime
 
     engine = runtime.start(settings).engine
@@ -59,7 +59,7 @@ def own_engine(settings: AppSettings) -> Submit:
 
 
 class FolderEditor:
-    """A worker of Ray Data: takes a batch of paths, edits them all at once, gives back which failed and why."""
+    """A worker of Ray Data, which edits a batch of pictures at once and returns their error messages."""
 
     def __init__(self, source: Path, target: Path, prompt: str, settings: AppSettings | None) -> None:
         self._source, self._target, self._prompt = source, target, prompt
@@ -71,7 +71,7 @@ class FolderEditor:
         return {"name": batch["name"], "error": errors}
 
     def _start(self, name: str) -> Any:
-        """The running call, or what is wrong with the picture."""
+        """Return the running call, or the error of the picture."""
         try:
             with PIL.Image.open(self._source / name) as picture:
                 return self._submit(EditRequest(images=[picture], prompt=self._prompt))
@@ -79,7 +79,7 @@ class FolderEditor:
             return error
 
     def _finish(self, name: str, call: Any) -> str:
-        """Write the result; the reason where there is none, else nothing."""
+        """Write the result. Return the error message, empty after a success."""
         while True:
             try:
                 if isinstance(call, Exception):
@@ -87,23 +87,23 @@ class FolderEditor:
                 write(call.result().images[0][0], edited(self._target, name))
                 return ""
             except Overloaded as error:
-                # Others use the editor too: come again when it says.
+                # The editor has other callers too: retry after the time that it names.
                 time.sleep(error.retry_after_s or 1)
                 call = self._start(name)
             except EditError as error:
                 return error.message
-            # Whatever it is, it must not end the run of all others.
+            # No error of one picture may end the run of the others.
             except Exception as error:
                 return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def edited(target: Path, name: str) -> Path:
-    """Where a picture's edit goes; with its whole name, since photo.jpg and photo.png may stand side by side."""
+    """Return the path of a picture's edit, with the whole name, since photo.jpg and photo.png may both exist."""
     return target / f"{name}.edited.png"
 
 
 def write(picture: PIL.Image.Image, path: Path) -> None:
-    """All of it or nothing: a run that is stopped leaves no half file under the final name."""
+    """Write the whole file or nothing, so that a stopped run leaves no partial file under the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     picture.save(partial, "PNG")
@@ -115,7 +115,7 @@ def names_in(source: Path) -> list[str]:
 
 
 def edit_all(names: list[str], arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """Name and error of each picture, as they are done."""
+    """Yield name and error of each picture as soon as it is done."""
     batches = math.ceil(len(names) / arguments.batch_size)
     rows = ray.data.from_items([{"name": name} for name in names], override_num_blocks=batches)
     settings = AppSettings(model=ModelSettings(source=arguments.model)) if arguments.engines else None
@@ -132,7 +132,7 @@ def edit_all(names: list[str], arguments: argparse.Namespace) -> Iterator[tuple[
 
 
 def _resources(own_engines: bool) -> dict[str, float]:
-    """Of one worker; those that call the editor decode, write and wait."""
+    """Return the resources of one worker. A worker that calls the editor only decodes, writes and waits."""
     if not own_engines:
         return {"num_cpus": 0.25}
     return {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
@@ -153,13 +153,15 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="folder with pictures, folders in it included")
+    parser.add_argument("source", type=Path, help="folder with pictures, subfolders included")
     parser.add_argument("target", type=Path, help="folder for the edits")
-    parser.add_argument("prompt", help="the instruction, the same for all")
-    parser.add_argument("--batch-size", type=int, default=16, help="edits that a worker keeps in flight (%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="that call the editor (%(default)s)")
-    parser.add_argument("--engines", type=int, default=0, help="workers with a model of their own, in place of those")
-    parser.add_argument("--model", default=BUILTIN_TINY, help="of --engines: as model.source (%(default)s)")
+    parser.add_argument("prompt", help="the instruction for all pictures")
+    parser.add_argument("--batch-size", type=int, default=16, help="edits in flight for each worker (%(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="workers that call the editor (%(default)s)")
+    parser.add_argument(
+        "--engines", type=int, default=0, help="workers with a model of their own, instead of --workers"
+    )
+    parser.add_argument("--model", default=BUILTIN_TINY, help="model.source for --engines (%(default)s)")
     return parser.parse_args()
 
 

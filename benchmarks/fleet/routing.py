@@ -1,8 +1,8 @@
 """`python -m benchmarks.fleet.routing`: request routers side by side on a local Ray cluster. Half an hour.
 
 Ray Serve, its handles, the deployment and the engine are real. The three nodes are processes, their GPUs are fake and a
-forward is a wait, so that one core carries three replicas. Writes a table of docs/operate/scaling.md. Measured runs are kept in
-build/routing.json; if the program was stopped, it continues from there.
+forward is a wait, so that one core carries three replicas. Writes a table of docs/operate/scaling.md. Measured runs are
+kept in build/routing.json; if the program was stopped, it continues from there.
 """
 
 import argparse
