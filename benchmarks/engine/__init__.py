@@ -1,1 +1,1 @@
-"""One engine without a server: what each stage of an edit costs."""
+"""One engine without a server: the cost of each stage of an edit."""

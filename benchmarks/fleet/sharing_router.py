@@ -85,7 +85,7 @@ class SharingRouter(RequestRouter):  # type: ignore[misc]
             await self._probe_queue_lens(unknown, 0)
 
     def _forget(self, pending: PendingRequest) -> None:
-        """Remove an earlier choice for the same request, and edits whose completion nobody will report."""
+        """Remove an earlier choice for the same request, and edits whose completion will never be reported."""
         since_s = time.monotonic() - _FORGET_S
         self._sent = [
             one

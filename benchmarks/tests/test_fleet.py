@@ -150,7 +150,7 @@ class TestRouters:
         first.turn(10.0)
         assert first.entries == []
         first.take(entry(edit(), 1), 10.0)
-        # What first has now came from elsewhere: nothing to share as far as known.
+        # The present request of `first` came from elsewhere, so the router sees nothing to share.
         assert router(replicas, entry(edit(), 2), 10.0, RNG) is not first
 
     def test_an_ingress_guesses_the_work_of_what_others_sent(self):
