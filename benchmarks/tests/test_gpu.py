@@ -104,6 +104,7 @@ def test_weights_are_made_in_the_given_dtype_and_only_they():
     assert torch.get_default_dtype() == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_the_whole_script_runs_and_fills_every_section(tmp_path: Path):
     out = tmp_path / "GPU.md"
