@@ -76,13 +76,13 @@ def test_the_headings_have_the_same_levels_in_the_same_order() -> None:
 
 
 def test_the_code_blocks_are_identical() -> None:
-    assert len(FENCE.findall(ENGLISH.text)) > 20
+    assert len(FENCE.findall(ENGLISH.text)) >= 6
     assert FENCE.findall(TRANSLATION.text) == FENCE.findall(ENGLISH.text), MEND
 
 
 def test_the_tables_have_the_same_rows_with_the_same_names_and_numbers() -> None:
     assert [len(table) for table in TRANSLATION.tables] == [len(table) for table in ENGLISH.tables], MEND
-    assert len(ENGLISH.tables) >= 5
+    assert len(ENGLISH.tables) >= 3
     for translated, row in zip(chain(*TRANSLATION.tables), chain(*ENGLISH.tables), strict=True):
         assert cells(translated) == cells(row), f"{MEND}\n{row}\n{translated}"
 
