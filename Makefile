@@ -1,17 +1,4 @@
-# make run     install what is missing, serve on 127.0.0.1:8000   (MODEL=Qwen/Qwen-Image-Edit make run)
-# make test    install what is missing, run every test that needs no GPU
-# make browser Debian's Chromium for the tests of the page, where root may install it; a part of make test
-# make test-gpu the others
-# make soak    ten minutes of edits, hostile requests, callers who leave, replicas that die; two of them are a part of make test
-# make fuzz    bodies, headers and pictures that nobody thought of, for minutes   (FUZZ_ROUNDS=20 FUZZ_SEED=1 make fuzz)
-# make check-deploy what is in deploy/, against its schemas; a part of make test
-# make deploy-config deploy/serve_config.yaml and what is in deploy/kuberay, from serve_config.yaml
-# make lint    ruff, the layers of the packages, and mypy
-# make docs    the documentation as a site, in build/site; stops at a link without a target
-# make docs-tables the tables of the documentation that are made of the code
-# make bench   our server beside the naive ways, twenty minutes; writes benchmarks/RESULTS.md
-# make train   the recipe of a built-in model that follows instructions
-# make install only the environment, in .venv
+# `make help` lists the targets: those with a ## comment.
 
 MODEL ?= builtin:tiny
 HOST ?= 127.0.0.1
@@ -22,56 +9,59 @@ BIN := .venv/bin
 # Where it is set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test browser test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
+.PHONY: help run test browser test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
 
-run: install
+run: install  ## install what is missing and serve on 127.0.0.1:8000 (MODEL=Qwen/Qwen-Image-Edit make run; HOST, PORT)
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
 
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
 # Without the GPU also where there is one, so that the bounds are those of float32 on a CPU.
-test: install browser
+test: install browser  ## run every test that needs no GPU
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not gpu"
 
 # Where it cannot be had, the tests of the page are skipped, and say so.
-browser:
+browser:  ## install Debian's Chromium for the tests of the page, if root may; a part of make test
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null && exit; \
 	fi; \
 	echo "No Chromium, so the tests of the page are skipped; to run them: apt-get install chromium"
 
-test-gpu: install
+test-gpu: install  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
 
-soak: install
+soak: install  ## ten minutes of edits, hostile requests, clients that disconnect and replicas that die
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m tests.slow.soak
 
 fuzz: export FUZZ_ROUNDS ?= 20
 fuzz: export FUZZ_SEED ?= 1
-fuzz: install
+fuzz: install  ## send random bodies, headers and pictures, for minutes (FUZZ_ROUNDS=20 FUZZ_SEED=1 make fuzz)
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/slow/test_fuzz.py
 
-check-deploy: install
+check-deploy: install  ## check the files of deploy/ against their schemas; a part of make test
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/deploy
 
-deploy-config: install
+deploy-config: install  ## write deploy/serve_config.yaml and deploy/kuberay from serve_config.yaml
 	$(BIN)/python -m deploy.serve_config
 
-docs: install
+docs: install  ## build the documentation as a site in build/site; stops at a link without a target
 	$(BIN)/zensical build --strict --clean
 
-docs-tables: install
+docs-tables: install  ## write the tables of the documentation that are made from the code
 	$(BIN)/python -m tests.docs.tables
 
-bench: install
+bench: install  ## compare with other ways to serve the model, half an hour; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks --model $(MODEL)
 
-lint: install
+lint: install  ## ruff, the layers of the packages, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-install: .venv/.installed tests/node/node_modules/.installed
+install: .venv/.installed tests/node/node_modules/.installed  ## create the environment in .venv
 
 # uv installs torch and all in half a minute; plain pip takes minutes.
 .venv/.installed: pyproject.toml constraints.txt
@@ -89,9 +79,9 @@ tests/node/node_modules/.installed: tests/node/package-lock.json | .venv/.instal
 	@touch $@
 
 # Hours on a CPU; stopped at any time, the same command goes on. Needs Debian's apt-get for the photographs.
-train: install
+train: install  ## train a built-in model; hours on a CPU
 	test -d build/photos || $(BIN)/python -m training.photos
 	$(BIN)/python -m training
 
-clean:
+clean:  ## remove the environment and the caches
 	rm -rf .venv tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache *.egg-info
