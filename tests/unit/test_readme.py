@@ -48,12 +48,13 @@ def test_the_front_page_is_short() -> None:
 
 @dataclass
 class Command:
-    """One curl of the README, and the Python script that its answer is piped into."""
+    """One curl of the README, the file of its answer, and the Python script that reads it."""
 
     method: str = "GET"
     path: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     parts: list[tuple[str, tuple[str | None, bytes]]] = field(default_factory=list)
+    output: str = ""
     script: str | None = None
 
 
@@ -77,13 +78,13 @@ def _read(command: Command, token: str, rest: Iterator[str]) -> None:
         command.method = "POST"
         command.parts.append(_part(next(rest)))
     elif token == "-o":
-        next(rest)
+        command.output = next(rest)
     elif token == "-c":
         command.script = next(rest)
     elif token.startswith(URL):
         command.path = token.removeprefix(URL)
     else:
-        assert token in ("-sS", "|", "python3"), token
+        assert token in ("-sS", "&&", "python3"), token
 
 
 def _part(form: str) -> tuple[str, tuple[str | None, bytes]]:
@@ -126,9 +127,12 @@ def assert_known(editor: Inverter) -> None:
     assert prompts <= known
 
 
-def run_script(script: str, answer: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", script]
-    return subprocess.run(command, input=answer, cwd=folder, capture_output=True, text=True, check=False)
+def run_script(command: Command, answer: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
+    assert command.script is not None
+    (folder / command.output).write_bytes(answer)
+    return subprocess.run(
+        [sys.executable, "-c", command.script], cwd=folder, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_first_command_saves_a_picture(app: Starlette) -> None:
@@ -142,21 +146,20 @@ def test_a_command_is_answered(app: Starlette, editor: Inverter, command: Comman
     assert response.status_code == 200, response.text
     assert_known(editor)
     if command.script is not None:
-        assert run_script(command.script, response.text, tmp_path).returncode == 0
+        assert run_script(command, response.content, tmp_path).returncode == 0
         assert_saved(tmp_path, response)
 
 
 def assert_saved(folder: Path, response: httpx.Response) -> None:
     data = response.json()["data"]
-    assert len(list(folder.iterdir())) == len(data)
+    assert len(list(folder.glob("output_*"))) == len(data)
     for k, item in enumerate(data):
         assert (folder / f"output_{k}.png").read_bytes() == base64.b64decode(item["b64_json"])
 
 
 def test_a_command_that_is_rejected_shows_the_message(app: Starlette, tmp_path: Path) -> None:
-    (script,) = [command.script for command in commands() if command.script is not None]
     response = call(app, "POST", "/v1/images/edits", files=[("prompt", (None, b"x"))])
-    done = run_script(script, response.text, tmp_path)
+    done = run_script(commands()[0], response.content, tmp_path)
     assert (done.returncode, done.stderr.strip()) == (1, response.json()["error"]["message"])
 
 
