@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import reduce
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,12 @@ def test_the_command_line_has_the_options_that_are_named() -> None:
         assert all(option in done.stdout for option in re.findall(r"--\w+", rest))
 
 
+def test_python_has_the_modules_that_are_named() -> None:
+    names = re.findall(r"`python -m ([\w.]+)`", README.read_text())
+    assert names
+    assert all(find_spec(name) is not None for name in names)
+
+
 def test_make_has_the_targets_that_are_named() -> None:
     named = re.findall(r"^(?:MODEL=\S+ )?make ([a-z-]+)|`make ([a-z-]+)`", README.read_text(), re.MULTILINE)
     names = {name for pair in named for name in pair if name}
@@ -217,17 +224,14 @@ def centre(path: str) -> int:
 
 @pytest.mark.usefixtures("_photos")
 def test_the_client_of_the_package_runs_as_pasted(
-    app: Starlette, editor: Inverter, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    app: Starlette, editor: Inverter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with listening(app) as url:
         monkeypatch.setenv("IMAGE_EDITS_SERVER", url)
         space = run_block("with ImageEdits()", url)
-        assert centre("photo2-1.png") == pytest.approx(175, abs=2)
-        assert [[output.seed for output in row] for row in space["rows"]] == [[7, 8], [9, 10]]
-        assert_known(editor)
-        Path("photo1.jpg").write_bytes(b"no picture")
-        run_block("with ImageEdits()", url)
-    assert capsys.readouterr().out.startswith("INVALID_INPUT images Invalid image format at index 0")
+    assert centre("photo2-1.png") == pytest.approx(175, abs=2)
+    assert [[output.seed for output in row] for row in space["rows"]] == [[7, 8], [9, 10]]
+    assert_known(editor)
 
 
 @pytest.mark.usefixtures("_photos")
