@@ -9,11 +9,12 @@ BIN := .venv/bin
 # Where it is set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help run test browser test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
+.PHONY: run test browser test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
 
 run: install  ## install what is missing and serve on 127.0.0.1:8000 (MODEL=Qwen/Qwen-Image-Edit make run; HOST, PORT)
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
 
+.PHONY: help
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
