@@ -1,12 +1,16 @@
 """Pages in Markdown: their code blocks and their commands, and the images that the commands name."""
 
+import base64
 import io
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 import numpy as np
 import PIL.Image
 
@@ -43,12 +47,13 @@ def between(name: str) -> re.Pattern[str]:
 
 @dataclass
 class Command:
-    """A curl to this server, and the Python script that its answer is piped into."""
+    """A curl to this server, and the Python script that reads its answer: from a pipe, or from the file `output`."""
 
     method: str = "GET"
     path: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     parts: list[tuple[str, tuple[str | None, bytes]]] = field(default_factory=list)
+    output: str = ""
     script: str | None = None
 
 
@@ -91,12 +96,14 @@ def _read(words: list[str]) -> Command:
             command.headers[name] = value
         elif word == "-X":
             command.method = next(rest)
+        elif word == "-o":
+            command.output = next(rest)
         elif word == "-c":
             command.script = next(rest)
         elif word.startswith(URL):
             command.path = word.removeprefix(URL)
         else:
-            assert word in ("-s", "-N", "|", "python3"), word
+            assert word in ("-s", "-sS", "-N", "|", "&&", "python3"), word
     return command
 
 
@@ -106,6 +113,23 @@ def _part(form: str) -> tuple[str, tuple[str | None, bytes]]:
         return name, (None, value.encode())
     assert value[1:] in PICTURES
     return name, (value[1:], photo(PICTURES.index(value[1:])))
+
+
+def run_script(command: Command, answer: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the script of a command on an answer, in `folder`."""
+    assert command.script is not None
+    if command.output:
+        (folder / command.output).write_bytes(answer)
+    arguments = [sys.executable, "-c", command.script]
+    return subprocess.run(arguments, input=answer.decode(), cwd=folder, capture_output=True, text=True, check=False)
+
+
+def assert_saved(folder: Path, response: httpx.Response) -> None:
+    """Assert that `folder` holds every output of an answer as output_0.png, output_1.png …"""
+    data = response.json()["data"]
+    assert len(list(folder.glob("output_*"))) == len(data)
+    for k, item in enumerate(data):
+        assert (folder / f"output_{k}.png").read_bytes() == base64.b64decode(item["b64_json"])
 
 
 # --- images -------------------------------------------------------------------------------------------------------

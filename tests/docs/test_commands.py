@@ -1,19 +1,27 @@
 """Every command on the pages, run: curl, `image-edits`, and the settings that they are given."""
 
-import base64
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
 import yaml
 from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
 from serve_app.settings import AppSettings
-from tests.docs.pages import PICTURES, URL, Command, blocks, curls, shell_commands, write_photos
+from tests.docs.pages import (
+    PICTURES,
+    URL,
+    Command,
+    assert_saved,
+    blocks,
+    curls,
+    run_script,
+    shell_commands,
+    write_photos,
+)
 from tests.http_server import listening
 from tests.unit.api.test_app import Inverter, call
 from training.wordings import WORDINGS
@@ -34,15 +42,8 @@ def test_a_command_is_answered(command: Command, tmp_path: Path, monkeypatch: py
     response = call(app, command.method, command.path, files=command.parts or None, headers=command.headers)
     assert response.status_code == (202 if "async=true" in command.path else 200), response.text
     if command.script is not None:
-        subprocess.run([sys.executable, "-c", command.script], input=response.content, cwd=tmp_path, check=True)
+        assert run_script(command, response.content, tmp_path).returncode == 0
         assert_saved(tmp_path, response)
-
-
-def assert_saved(folder: Path, response: httpx.Response) -> None:
-    data = response.json()["data"]
-    assert len(list(folder.iterdir())) == len(data)
-    for k, item in enumerate(data):
-        assert (folder / f"output_{k}.png").read_bytes() == base64.b64decode(item["b64_json"])
 
 
 def command_lines() -> list[list[str]]:

@@ -1,21 +1,15 @@
 """The README against the code: its length, its commands, its clients and its settings, run as they stand there."""
 
 import ast
-import base64
 import importlib
-import io
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import PIL.Image
 import pytest
@@ -24,6 +18,7 @@ from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
 from serve_app.settings import AppSettings
+from tests.docs.pages import URL, Command, assert_saved, block_with, blocks, curls, run_script, write_photos
 from tests.http_server import listening
 from tests.paths import ROOT
 from tests.unit.api.test_app import Inverter, call
@@ -31,13 +26,6 @@ from training.wordings import WORDINGS
 
 README = ROOT / "README.md"
 MAX_LINES = 180
-URL = "http://localhost:8000"
-PICTURES = ("photo.jpg", "photo1.jpg", "photo2.jpg")
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
-def blocks(language: str) -> list[str]:
-    return [text for name, text in FENCE.findall(README.read_text()) if name == language]
 
 
 def test_the_front_page_is_short() -> None:
@@ -45,61 +33,6 @@ def test_the_front_page_is_short() -> None:
 
 
 # --- the commands -------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Command:
-    """One curl of the README, the file of its answer, and the Python script that reads it."""
-
-    method: str = "GET"
-    path: str = ""
-    headers: dict[str, str] = field(default_factory=dict)
-    parts: list[tuple[str, tuple[str | None, bytes]]] = field(default_factory=list)
-    output: str = ""
-    script: str | None = None
-
-
-def commands() -> list[Command]:
-    found: list[Command] = []
-    for block in blocks("bash"):
-        # shlex keeps an escaped line break, which a shell drops.
-        tokens = iter(shlex.split(block.replace("\\\n", ""), comments=True))
-        command: Command | None = None
-        for token in tokens:
-            if token == "curl":
-                command = Command()
-                found.append(command)
-            elif command is not None:
-                _read(command, token, tokens)
-    return found
-
-
-def _read(command: Command, token: str, rest: Iterator[str]) -> None:
-    if token == "-F":
-        command.method = "POST"
-        command.parts.append(_part(next(rest)))
-    elif token == "-o":
-        command.output = next(rest)
-    elif token == "-c":
-        command.script = next(rest)
-    elif token.startswith(URL):
-        command.path = token.removeprefix(URL)
-    else:
-        assert token in ("-sS", "&&", "python3"), token
-
-
-def _part(form: str) -> tuple[str, tuple[str | None, bytes]]:
-    name, _, value = form.partition("=")
-    if not value.startswith("@"):
-        return name, (None, value.encode())
-    assert value[1:] in PICTURES
-    return name, (value[1:], photo(PICTURES.index(value[1:])))
-
-
-def photo(value: int) -> bytes:
-    file = io.BytesIO()
-    PIL.Image.fromarray(np.full((6, 8, 3), 40 * value, np.uint8)).save(file, "JPEG")
-    return file.getvalue()
 
 
 @pytest.fixture
@@ -116,8 +49,7 @@ def app(editor: Inverter) -> Starlette:
 @pytest.fixture
 def _photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for index, name in enumerate(PICTURES):
-        Path(name).write_bytes(photo(index))
+    write_photos(tmp_path)
 
 
 def assert_known(editor: Inverter) -> None:
@@ -128,20 +60,12 @@ def assert_known(editor: Inverter) -> None:
     assert prompts <= known
 
 
-def run_script(command: Command, answer: bytes, folder: Path) -> subprocess.CompletedProcess[str]:
-    assert command.script is not None
-    (folder / command.output).write_bytes(answer)
-    return subprocess.run(
-        [sys.executable, "-c", command.script], cwd=folder, capture_output=True, text=True, check=False
-    )
-
-
 def test_the_first_command_saves_a_picture(app: Starlette) -> None:
-    assert commands()[0].path == "/v1/images/edits"
-    assert commands()[0].script is not None
+    assert curls([README])[0].path == "/v1/images/edits"
+    assert curls([README])[0].script is not None
 
 
-@pytest.mark.parametrize("command", commands(), ids=lambda command: command.path)
+@pytest.mark.parametrize("command", curls([README]), ids=lambda command: command.path)
 def test_a_command_is_answered(app: Starlette, editor: Inverter, command: Command, tmp_path: Path) -> None:
     response = call(app, command.method, command.path, files=command.parts or None, headers=command.headers)
     assert response.status_code == 200, response.text
@@ -151,16 +75,9 @@ def test_a_command_is_answered(app: Starlette, editor: Inverter, command: Comman
         assert_saved(tmp_path, response)
 
 
-def assert_saved(folder: Path, response: httpx.Response) -> None:
-    data = response.json()["data"]
-    assert len(list(folder.glob("output_*"))) == len(data)
-    for k, item in enumerate(data):
-        assert (folder / f"output_{k}.png").read_bytes() == base64.b64decode(item["b64_json"])
-
-
 def test_a_command_that_is_rejected_shows_the_message(app: Starlette, tmp_path: Path) -> None:
     response = call(app, "POST", "/v1/images/edits", files=[("prompt", (None, b"x"))])
-    done = run_script(commands()[0], response.content, tmp_path)
+    done = run_script(curls([README])[0], response.content, tmp_path)
     assert (done.returncode, done.stderr.strip()) == (1, response.json()["error"]["message"])
 
 
@@ -190,7 +107,7 @@ def test_make_has_the_targets_that_are_named() -> None:
 
 
 def test_the_settings_file_is_accepted() -> None:
-    (block,) = blocks("yaml")
+    (block,) = blocks("yaml", [README])
     assert AppSettings.model_validate(yaml.safe_load(block)).model.offload == "sequential"
 
 
@@ -205,14 +122,9 @@ def test_the_settings_have_the_defaults_that_are_named() -> None:
 # --- the clients --------------------------------------------------------------------------------------------------
 
 
-def python_block(marker: str) -> str:
-    (block,) = [block for block in blocks("python") if marker in block]
-    return block
-
-
 def run_block(marker: str, url: str) -> dict[str, Any]:
     space: dict[str, Any] = {}
-    exec(compile(python_block(marker).replace(URL, url), "README.md", "exec"), space)
+    exec(compile(block_with(marker, pages=[README]).replace(URL, url), "README.md", "exec"), space)
     return space
 
 
@@ -256,7 +168,7 @@ def test_openais_client_runs_as_pasted(app: Starlette, editor: Inverter) -> None
     assert_known(editor)
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+@pytest.mark.parametrize("block", blocks("python", [README]))
 def test_python_imports_the_public_names(block: str) -> None:
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("serve_app"):
