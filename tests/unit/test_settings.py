@@ -118,7 +118,7 @@ def test_a_file_holds_what_it_sets(tmp_path: Path) -> None:
             b"{model: {dtype: int3}, log: 5}",
             "'bfloat16' or 'float16'; log: Input should be",
         ),
-        (b"cors: {origins: [lab]}", "used: cors.origins: 'lab' is no origin"),
+        (b"cors: {origins: [lab]}", "used: cors.origins: 'lab' is not an origin"),
         (b"engine: {max_waiting: 1}", "used: engine.max_waiting (1) is less than limits.max_outputs (64)"),
         (b"", "the file: Input should be"),
         (b"model: {", "while parsing"),

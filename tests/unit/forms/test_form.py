@@ -260,7 +260,7 @@ def test_two_different_guidances_are_refused() -> None:
         ("size", "0x0", "WIDTHxHEIGHT"),
         ("size", "", "WIDTHxHEIGHT"),
         ("size", "9000x100", "aspect ratio above 8:1"),
-        ("seed", "-1", "leave it out for a random one"),
+        ("seed", "-1", "if omitted: a random seed"),
         ("seed", str(2**53), "seed"),
         ("num_inference_steps", "0", "num_inference_steps"),
         ("num_inference_steps", "151", "num_inference_steps"),

@@ -198,7 +198,7 @@ def test_pictures_are_bounded() -> None:
         ("guidance_scale", "4", "a number, not text"),
         ("guidance_scale", 1e-9, "guidance_scale"),
         ("guidance_scale", 1e99, "guidance_scale"),
-        ("seed", -1, "leave it out"),
+        ("seed", -1, "if omitted: a random seed"),
         ("seed", "7", "a whole number"),
         ("stream", "true", "true or false, not text"),
         ("stream", 1, "true or false"),
