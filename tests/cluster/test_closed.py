@@ -18,8 +18,8 @@ from serve_app.errors import InvalidInput, TooManySamples
 from serve_app.settings import AppSettings, AuthSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.cluster.client import TIMEOUT_S, png
 from tests.cluster.conftest import Served
-from tests.cluster.waiting import wait_until
 from tests.scenes import scene
+from tests.waiting import wait_until
 
 NAME = "closed"
 KEYS = {"ann": "first-XANADU-key", "bob": "second-XANADU-key"}

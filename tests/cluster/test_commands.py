@@ -18,10 +18,10 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.settings import AppSettings
 from tests.cluster.client import Client, pictures_of
-from tests.cluster.waiting import wait_until
 from tests.paths import ROOT
 from tests.ports import free_port
 from tests.scenes import scene
+from tests.waiting import wait_until
 
 IMAGE_EDITS = str(Path(sys.executable).parent / "image-edits")
 START_S, STOP_S = 180, 60

@@ -21,15 +21,15 @@ from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.errors import GenerationError
 from serve_app.request import EditResult
 from serve_app.settings import AppSettings, ModelSettings
-from tests.cluster import processes
+from tests import processes
 from tests.cluster.client import picture_of, pictures_of, png
 from tests.cluster.conftest import SETTINGS, Served
 from tests.cluster.fragile import LOSE_ONCE, POISON, POISON_ONCE, FragileEditor
-from tests.cluster.test_metrics import Scrape
-from tests.cluster.waiting import wait_until
+from tests.cluster.scrape import Scrape
 from tests.fakes import edit_request
 from tests.paths import ROOT
 from tests.scenes import difference, scene
+from tests.waiting import wait_until
 
 APP, ROUTE = "deaths", "/deaths"
 _RETRIES = "ray_image_edits_retries_total"
@@ -64,8 +64,7 @@ def post(served: Served, edit: dict[str, Any], *, query: str = "", stream: bool 
 
 
 def retries() -> float:
-    found = [v for name, labels, v in Scrape.take().samples if (name, labels.get("application")) == (_RETRIES, APP)]
-    return sum(found)
+    return sum(Scrape.of(APP).by(_RETRIES, "application").values())
 
 
 def assert_the_same(response: requests.Response, reference: requests.Response) -> None:

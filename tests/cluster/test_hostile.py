@@ -12,14 +12,14 @@ import pytest
 from ray import serve
 
 from serve_app.settings import AppSettings, LimitSettings, ModelSettings
-from tests.cluster import processes
+from tests import processes
 from tests.cluster.client import png
 from tests.cluster.conftest import SETTINGS, Served
 from tests.cluster.raw import Answer, answers, connect, sent_until_refused, talk
-from tests.cluster.waiting import wait_until
+from tests.pictures import one_bit_png
 from tests.scenes import scene
-from tests.unit.forms.test_form import body_of
-from tests.unit.test_images import one_bit_png
+from tests.uploads import body_of
+from tests.waiting import wait_until
 
 # A stranger waits as short as this machine allows.
 LIMITS = LimitSettings(upload_grace_s=5, min_upload_bytes_per_s=10_000, decode_timeout_s=10)

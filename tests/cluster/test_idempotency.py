@@ -19,7 +19,7 @@ from ray.serve import Application
 from serve_app.app import build
 from serve_app.idempotency.runner import GRACE_S
 from serve_app.settings import ModelSettings
-from tests.cluster import processes, waiting
+from tests import processes, waiting
 from tests.cluster.client import Client, png
 from tests.cluster.conftest import SETTINGS, Served
 from tests.scenes import scene

@@ -13,8 +13,8 @@ from serve_app.deployments.vault import ActorVault
 from serve_app.jobs.vault import Superseded
 from tests.cluster.client import TIMEOUT_S, picture_of, pictures_of, png
 from tests.cluster.conftest import Served
-from tests.cluster.waiting import wait_until
 from tests.scenes import difference, scene
+from tests.waiting import wait_until
 
 
 def start(served: Served, **data: Any) -> str:

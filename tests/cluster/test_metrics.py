@@ -2,15 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import ray
 import requests
-from prometheus_client.parser import text_string_to_metric_families
 from ray import serve
 
 from serve_app import EditRequest
@@ -21,9 +18,10 @@ from serve_app.request import Pixels
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.cluster.client import pictures_of, png
 from tests.cluster.conftest import Served
-from tests.cluster.waiting import wait_until
+from tests.cluster.scrape import Scrape, eventually
 from tests.deploy.queries import GPU_METRICS, RAY_METRICS
 from tests.scenes import scene
+from tests.waiting import wait_until
 
 APP, ROUTE = "metrics", "/metrics-app"
 WAIT_S = 60
@@ -41,50 +39,6 @@ SMALL: Traffic = ([scene(4)], {"n": 2, "num_inference_steps": 2, "size": "64x128
 COUNTS = ("waiting_samples", "preparing_samples", "running_samples", "paused_samples")
 GAUGES = (*COUNTS, "oldest_waiting_seconds", "work_seconds")
 LARGE: dict[str, Any] = {"prompt": "x", "size": "768x768"}
-
-
-@dataclass(frozen=True)
-class Scrape:
-    """What /metrics shows of one application: values by name, then by the labels asked for."""
-
-    samples: tuple[tuple[str, Mapping[str, str], float], ...]
-
-    @classmethod
-    def take(cls) -> "Scrape":
-        [node] = [node for node in ray.nodes() if node["Alive"]]
-        text = requests.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=WAIT_S).text
-        families = text_string_to_metric_families(text)
-        return cls(tuple((s.name, s.labels, s.value) for family in families for s in family.samples))
-
-    @property
-    def names(self) -> set[str]:
-        return {name for name, _, _ in self.samples}
-
-    def by(self, name: str, *labels: str) -> dict[Any, float]:
-        """The values of this application's `name`, added up by one label or by several."""
-        sums: dict[Any, float] = {}
-        for found, tags, value in self.samples:
-            if found == name and tags.get("application") == APP:
-                key = tags[labels[0]] if len(labels) == 1 else tuple(tags[label] for label in labels)
-                sums[key] = sums.get(key, 0.0) + value
-        return sums
-
-    def ours(self, name: str, *labels: str) -> dict[Any, float]:
-        return self.by(f"ray_image_edits_{name}", *labels)
-
-
-def eventually(check: Callable[[Scrape], None]) -> Scrape:
-    """The first scrape that passes; the figures arrive seconds after what they tell of."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        scrape = Scrape.take()
-        try:
-            check(scrape)
-            return scrape
-        except AssertionError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +112,7 @@ def test_every_figure_of_known_traffic(app: Served, timings: dict[str, float]):
         # Serve's own, of HTTP.
         assert http_statuses(scrape) == {"200": 3, "400": 2}
 
-    eventually(check)
+    eventually(APP, check)
 
 
 def assert_histogram(scrape: Scrape, name: str, counts: Mapping[float, int]) -> None:
@@ -177,7 +131,7 @@ def http_statuses(scrape: Scrape) -> dict[Any, float]:
 
 def steps_for(seconds: float, samples: int) -> int:
     """So many steps of LARGE samples take that long at the rate of the known traffic, and in truth a little longer."""
-    scrape = Scrape.take()
+    scrape = Scrape.of(APP)
     spent_s, tokens = (sum(scrape.ours(f"forward_{of}_total", "model").values()) for of in ("seconds", "tokens"))
     return round(seconds * tokens / spent_s / (samples * 2 * (768**2 + 256**2) / 16**2))
 
@@ -203,7 +157,7 @@ def test_what_waits_runs_pauses_and_how_it_leaves(app: Served, timings: dict[str
         assert 0 < gauges["oldest_waiting_seconds"] < time.monotonic() - since
         assert 0.5 * app.stats().work_s < gauges["work_seconds"] < 2 * app.stats().work_s
 
-    eventually(check_gauges)
+    eventually(APP, check_gauges)
     waiting.cancel()
     leaving.close()
     with pytest.raises(DeadlineExceeded):
@@ -222,7 +176,7 @@ def test_what_waits_runs_pauses_and_how_it_leaves(app: Served, timings: dict[str
             assert scrape.ours(gauge, "model") == {"random-model": 0}
         assert scrape.ours("outputs_total", "model") == {"random-model": 7}
 
-    eventually(check)
+    eventually(APP, check)
     stats = app.stats()
     assert (stats.refused, stats.cancelled, stats.expired, stats.failed) == (1, 2, 1, 1)
 
@@ -238,4 +192,4 @@ def test_every_name_exists_that_the_table_the_dashboard_and_the_alerts_use(timin
         # Nothing is exported under our name that the table lacks.
         assert {name for name in scrape.names if name.startswith("ray_image_edits_")} <= ours
 
-    eventually(check)
+    eventually(APP, check)

@@ -12,9 +12,9 @@ from openai import AsyncOpenAI, OpenAI
 
 from tests.cluster.client import TIMEOUT_S, picture_of, pictures_of, png
 from tests.cluster.conftest import Served
-from tests.cluster.waiting import wait_until
 from tests.paths import ROOT
 from tests.scenes import difference, scene
+from tests.waiting import wait_until
 
 PICTURE = png(scene(1))
 EXTRA: dict[str, Any] = {"seed": 3, "num_inference_steps": 2}

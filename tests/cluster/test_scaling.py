@@ -10,9 +10,9 @@ from ray import serve
 
 from serve_app.deployments.autoscaling import OpenWorkPolicy
 from tests.cluster.fragile import FragileEditor
-from tests.cluster.waiting import wait_until
 from tests.fakes import edit_request
 from tests.paths import ROOT
+from tests.waiting import wait_until
 
 RUN_S = 2400
 WAIT_S = 180

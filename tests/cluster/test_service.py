@@ -15,8 +15,8 @@ from serve_app.errors import InvalidInput
 from tests.cluster.client import pictures_of, png
 from tests.cluster.conftest import Served
 from tests.cluster.raw import connect
-from tests.cluster.waiting import WAIT_S, wait_until
 from tests.scenes import difference, scene
+from tests.waiting import WAIT_S, wait_until
 
 
 def error_code(response: requests.Response) -> str:

@@ -16,8 +16,8 @@ from serve_app.errors import DeadlineExceeded, InvalidInput
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from tests.cluster.client import TIMEOUT_S, picture_of, png
 from tests.cluster.conftest import Served
-from tests.cluster.waiting import wait_until
 from tests.scenes import difference, scene
+from tests.waiting import wait_until
 
 FIELDS: dict[str, Any] = {"prompt": "make the sky blue", "seed": 3, "num_inference_steps": 4}
 LONG: dict[str, Any] = {"prompt": "x", "n": 2, "num_inference_steps": 150}

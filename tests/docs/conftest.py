@@ -5,7 +5,7 @@ from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
 from serve_app.settings import AppSettings
-from tests.unit.api.test_app import Inverter
+from tests.editors import Inverter
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,9 @@ from tests.docs.pages import (
     shell_commands,
     write_photos,
 )
+from tests.editors import Inverter
+from tests.http_calls import call
 from tests.http_server import listening
-from tests.unit.api.test_app import Inverter, call
 from training.wordings import WORDINGS
 
 IMAGE_EDITS = ".venv/bin/image-edits"

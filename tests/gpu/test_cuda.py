@@ -6,7 +6,7 @@ import torch
 
 from serve_app.models import loading
 from serve_app.settings import ModelSettings
-from tests.model.test_pipeline import MIXED, edit, request, samples_of
+from tests.model.edits import MIXED, edit, request, samples_of
 
 pytestmark = [
     pytest.mark.gpu,

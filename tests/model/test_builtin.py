@@ -12,8 +12,8 @@ from serve_app.events import Event, Preview
 from serve_app.models import loading
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import ModelSettings
-from tests.model.test_pipeline import edit
-from tests.model.test_poison import engine, outcome
+from tests.engines import calibrated_engine, outcome
+from tests.model.edits import edit
 from tests.scenes import difference
 from training.instructions import IDENTITY, INSTRUCTIONS
 from training.photos import evaluation_pictures
@@ -42,7 +42,7 @@ def test_four_callers_in_one_batch_each_get_their_own_instruction(model):
     }
     pictures = [held.pixels for held in evaluation_pictures(SIZE, len(prompts))]
     requests = [request(model, *pair) for pair in zip(pictures, prompts.values(), strict=True)]
-    with engine(model.pipeline) as running:
+    with calibrated_engine(model.pipeline) as running:
         answers = [outcome(future) for future in running.submit(requests)]
         stats = running.stats()
     # A busy machine may prepare one picture after the first step; all but a few steps are shared by all.
@@ -115,7 +115,7 @@ def test_the_card_has_its_table_and_the_sheet_of_examples():
 def test_previews_come_nearer_to_the_final_picture(model):
     [held] = evaluation_pictures(SIZE, 1)
     events: list[Event] = []
-    with engine(model.pipeline) as running:
+    with calibrated_engine(model.pipeline) as running:
         edit = request(model, held.pixels, "paint it red", partial_images=3)
         [final] = [outcome(future) for future in running.submit([edit], [RunOptions(events.append)])]
     previews = [event.pixels for event in events if isinstance(event, Preview)]

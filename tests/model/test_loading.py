@@ -10,7 +10,7 @@ from peft import LoraConfig
 from serve_app.models import loading
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from serve_app.settings import LoraSettings, ModelSettings
-from tests.model.test_pipeline import edit, request
+from tests.model.edits import edit, request
 from tests.scenes import difference
 
 

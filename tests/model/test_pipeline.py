@@ -2,8 +2,6 @@
 
 import copy
 import weakref
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -11,59 +9,12 @@ import pytest
 import torch
 from diffusers import QwenImageEditPipeline
 
-from serve_app.engine.scheduler import Condition, Sample, Shape, expand
+from serve_app.engine.scheduler import Condition, Shape
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
 from serve_app.images import Geometry, Size
 from serve_app.models.pipeline import NATIVE_AREA, StepwiseQwenImageEditPipeline, _translated_errors
-from serve_app.request import EditRequest, Pixels
+from tests.model.edits import BOUND, MIXED, edit, request, samples_of, step
 from tests.scenes import difference, scene
-
-BOUND = 1
-"""Merged or alone, a value may differ by so much of 255: rounding may fall either way at float noise."""
-
-MIXED: list[dict[str, Any]] = [
-    {"images": [scene(1)], "prompt": "make the sky blue"},
-    {"images": [scene(2)], "prompt": "enhance colors, and while at it remove the people in the background", "seed": 8},
-    {"images": [scene(3)], "prompt": "artistic style transformation", "guidance_scale": 8.0, "num_inference_steps": 9},
-    {"images": [scene(4)], "prompt": "变成黑白", "guidance_scale": 1.0, "num_inference_steps": 3},
-    {"images": [scene(5)], "prompt": "x", "negative_prompt": "blurry, ugly, low quality", "seed": 1},
-]
-
-
-def request(**fields) -> EditRequest:
-    return EditRequest(
-        **{"images": [scene(1)], "prompt": "x", "seed": 7, "num_inference_steps": 5, "size": "96x64", **fields}
-    )
-
-
-def samples_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Sample]:
-    """Encoded and started samples of all requests, encoded in one call."""
-    entries = [
-        expand(r, random_model.geometry, sequence=k, arrived_s=0, deadline_s=1, default_steps=5, default_guidance=4.0)
-        for k, r in enumerate(requests)
-    ]
-    conditions = [condition for entry in entries for condition in entry.conditions]
-    encodings = dict(
-        zip(map(id, conditions), random_model.encode(list(map(random_model.prepare, conditions))), strict=True)
-    )
-    samples = [sample for entry in entries for sample in entry.samples]
-    for sample in samples:
-        sample.state = random_model.start(encodings[id(sample.request.conditions[sample.image_index])], sample)
-    return samples
-
-
-def step(random_model: StepwiseQwenImageEditPipeline, samples: Sequence[Sample]) -> None:
-    random_model.step([sample.state for sample in samples])
-    for sample in samples:
-        sample.steps_done += 1
-
-
-def edit(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Pixels]:
-    """All requests merged: each step takes every sample that has steps left."""
-    samples = samples_of(random_model, requests)
-    while unfinished := [sample for sample in samples if sample.steps_left]:
-        step(random_model, unfinished)
-    return random_model.decode([sample.state for sample in samples])
 
 
 def test_merged_edits_equal_lone_ones_and_any_mix_up_would_show(random_model):

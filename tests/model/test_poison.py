@@ -1,7 +1,6 @@
 """Poison in the real model: whatever one sample does, its neighbours get what they get alone."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,7 @@ import pytest
 import torch
 
 from serve_app.engine.backend import Backend
-from serve_app.engine.calibration import calibrate
-from serve_app.engine.engine import EditEngine
-from serve_app.engine.model import ServedModel
-from serve_app.engine.requests import EditFuture, RunOptions
+from serve_app.engine.requests import RunOptions
 from serve_app.engine.scheduler import Condition, Sample
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import EditError, GenerationError, NotFinite, OutOfMemory
@@ -20,13 +16,11 @@ from serve_app.events import Event, Preview
 from serve_app.images import Geometry
 from serve_app.models.pipeline import SampleState, StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, Pixels
-from serve_app.settings import EngineSettings
+from tests.engines import calibrated_engine, outcome, start
 from tests.scenes import difference, scene
-from tests.unit.engine.test_engine import start
 
 POISON = 666
 """The seed of the sample that misbehaves."""
-TIMEOUT_S = 120
 
 
 class Poisoned:
@@ -75,27 +69,6 @@ class Poisoned:
         return self._real.decode(states)
 
 
-@contextmanager
-def engine(pipeline: Backend, *, start: bool = True) -> Iterator[EditEngine]:
-    running = EditEngine(
-        ServedModel(
-            pipeline,
-            calibrate(pipeline, max_samples=1, default_guidance=4.0),
-            max_samples=8,
-            default_steps=3,
-            default_guidance=4.0,
-        ),
-        EngineSettings(batch_tokens=10**9),
-        timeout_s=TIMEOUT_S,
-    )
-    if start:
-        running.start()
-    try:
-        yield running
-    finally:
-        running.stop()
-
-
 def requests() -> list[EditRequest]:
     """Five callers; the third is the one whose sample is poisoned."""
     seeds = (1, 2, POISON, 4, 5)
@@ -103,24 +76,16 @@ def requests() -> list[EditRequest]:
 
 
 def run(pipeline: Backend) -> tuple[list[Pixels | EditError], EngineStats]:
-    with engine(pipeline) as running:
+    with calibrated_engine(pipeline) as running:
         answers = [outcome(future) for future in running.submit(requests())]
         return answers, running.stats()
-
-
-def outcome(future: EditFuture | EditError) -> Pixels | EditError:
-    assert not isinstance(future, EditError)
-    try:
-        return future.result(TIMEOUT_S).pixels[0][0]
-    except EditError as error:
-        return error
 
 
 @pytest.fixture(scope="module")
 def alone(random_model) -> list[Pixels]:
     pictures = []
     for request in requests():
-        with engine(random_model) as running:
+        with calibrated_engine(random_model) as running:
             [future] = running.submit([request])
             picture = outcome(future)
             assert not isinstance(picture, EditError)
@@ -160,7 +125,7 @@ def test_merged_neighbours_get_the_same_bits_whether_somebody_looks_or_not(rando
     looked_at: list[Event] = []
     results = []
     for terms in ([RunOptions(), RunOptions(), RunOptions(looked_at.append)], None):
-        with engine(random_model, start=False) as running:
+        with calibrated_engine(random_model, start=False) as running:
             some = [EditRequest(**{**dict(each), "partial_images": 3}) for each in requests()[:3]]
             futures = running.submit(some, terms)
             start(running)

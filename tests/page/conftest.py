@@ -11,8 +11,8 @@ from serve_app.api.app import create_app
 from serve_app.events import Completed, Event
 from serve_app.request import EditRequest
 from serve_app.settings import AppSettings
+from tests.editors import Inverter
 from tests.http_server import listening
-from tests.unit.api.test_app import Inverter
 
 
 class Held(Inverter):

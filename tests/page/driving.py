@@ -7,7 +7,7 @@ from typing import cast
 import PIL.Image
 from playwright.sync_api import FilePayload, Locator, Page, expect
 
-from tests.unit.api.test_app import png
+from tests.pictures import png
 
 
 @dataclass(frozen=True)

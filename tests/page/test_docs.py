@@ -3,7 +3,7 @@
 from playwright.sync_api import BrowserContext, Locator, Page
 
 from tests.page.conftest import Held
-from tests.unit.api.test_app import png
+from tests.pictures import png
 
 EDITS = "**/v1/images/edits*"
 

@@ -30,11 +30,11 @@ from serve_app.decoding.pool import DecoderPool
 from serve_app.errors import EditError, InvalidInput
 from serve_app.forms.names import FIELDS
 from serve_app.settings import AppSettings, CorsSettings, LimitSettings
+from tests.editors import Inverter
 from tests.fuzzing import ROUNDS, SEED, fuzz, tried
-from tests.unit.api.test_app import Inverter
-from tests.unit.decoding.test_pool import decoder_processes
-from tests.unit.forms.test_form import PICTURE, PROMPT, Upload, body_of, png
-from tests.unit.test_images import file_of, photo
+from tests.pictures import file_of, photo, png
+from tests.processes import decoder_processes
+from tests.uploads import PICTURE, PROMPT, Upload, body_of
 
 # --- bodies -------------------------------------------------------------------------------------------------------
 

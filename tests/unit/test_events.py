@@ -13,8 +13,8 @@ from serve_app.engine.scheduler import preview_steps
 from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Preview, Progress
 from serve_app.request import EditRequest
+from tests.engines import TIMEOUT_S, alone, assert_same, engine, start, submit, wait_until_prepared
 from tests.fakes import ArithmeticPipeline, State, edit_request, picture
-from tests.unit.engine.test_engine import TIMEOUT_S, alone, assert_same, engine, start, submit, wait_until_prepared
 
 
 def listen(running: EditEngine, *requests: EditRequest) -> list[tuple[EditFuture, list[Event]]]:

@@ -1,10 +1,8 @@
 """Untrusted pictures in, picture files out."""
 
 import io
-import struct
 import subprocess
 import sys
-import zlib
 from typing import Any
 
 import numpy as np
@@ -13,33 +11,10 @@ import pytest
 
 from serve_app.errors import InvalidInput
 from serve_app.images import Geometry, OutputFormat, Size, decode, encode, from_pil
-from serve_app.request import Pixels
 from serve_app.settings import LimitSettings
+from tests.pictures import file_of, one_bit_png, photo
 
 LIMITS = LimitSettings()
-
-
-def photo(width: int = 64, height: int = 48) -> Pixels:
-    y, x = np.mgrid[0:height, 0:width]
-    return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], axis=-1).astype(np.uint8)
-
-
-def file_of(image: PIL.Image.Image, file_format: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, file_format, **options)
-    return file.getvalue()
-
-
-def one_bit_png(width: int, height: int) -> bytes:
-    """A white PNG of one bit a pixel, made without ever holding its pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    row, packer = b"\0" + b"\xff" * ((width + 7) // 8), zlib.compressobj(9)
-    packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
 def refusal(data: bytes, index: int = 0, limits: LimitSettings = LIMITS) -> str:

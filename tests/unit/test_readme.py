@@ -19,9 +19,10 @@ from starlette.applications import Starlette
 from serve_app.api.app import create_app
 from serve_app.settings import AppSettings
 from tests.docs.pages import URL, Command, assert_saved, block_with, blocks, curls, run_script, write_photos
+from tests.editors import Inverter
+from tests.http_calls import call
 from tests.http_server import listening
 from tests.paths import ROOT
-from tests.unit.api.test_app import Inverter, call
 from training.wordings import WORDINGS
 
 README = ROOT / "README.md"

@@ -13,7 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from serve_app.app import APP_NAME
 from serve_app.settings import AppSettings
-from tests.cluster import processes
+from tests import processes
 
 # A replica of builtin:tiny takes 10 s of a core to start: killed more often, two cores would do nothing else.
 _KILL_EVERY_S = (30.0, 60.0)

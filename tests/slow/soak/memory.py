@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import psutil
 
-from tests.cluster import processes
+from tests import processes
 
 _TITLES = ("ray::ServeReplica:", "ray::ProxyActor", "ray::ServeController")
 PERIOD_S = 1.0

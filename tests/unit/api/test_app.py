@@ -5,7 +5,6 @@ import base64
 import io
 import logging
 import re
-from collections.abc import AsyncGenerator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,93 +13,16 @@ import numpy as np
 import PIL.Image
 import pytest
 from starlette.applications import Starlette
-from starlette.types import Message, Receive
+from starlette.types import Message
 
 from serve_app.api.app import create_app
 from serve_app.api.load_shedding import LoadShedder
 from serve_app.errors import DeadlineExceeded, InvalidInput, OutOfMemory, Overloaded, TooManySamples
-from serve_app.events import Completed, Done, Event, Preview, Progress
-from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings
-from serve_app.settings import AppSettings, AuthSettings, LimitSettings, ModelSettings
-
-MODEL = ModelSettings(source="Qwen/Qwen-Image-Edit", aliases=("lab/edit",))
-
-TIMINGS = Timings(0.001, 0.002, 0.003, 0.004)
-BATCH = BatchStats(forwards=4, samples=10, shared_forwards=3)
-
-
-class Inverter:
-    """An editor without a model: inverts each picture and writes the seed into its first value."""
-
-    def __init__(self) -> None:
-        self.is_ready: bool = True
-        self.error: Exception | None = None
-        self.requests: list[EditRequest] = []
-
-    async def ready(self) -> bool:
-        return self.is_ready
-
-    async def edit(self, request: EditRequest) -> EditResult:
-        self.requests.append(request)
-        if self.error is not None:
-            raise self.error
-        seeds = [[request.seed + i * request.n + j for j in range(request.n)] for i in range(len(request.images))]
-        pixels = tuple(
-            tuple(self._edit(image, seed) for seed in row) for image, row in zip(request.images, seeds, strict=True)
-        )
-        return EditResult(pixels, tuple(map(tuple, seeds)), TIMINGS, BATCH)
-
-    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
-        """The last output first, so that nobody can count on order."""
-        result = await self.edit(request)
-        places = [(i, j) for i in range(len(request.images)) for j in range(request.n)]
-        yield Progress(0, len(places), place=1)
-        for i, j in reversed(places):
-            for k in range(request.partial_images):
-                yield Preview(i, j, k, result.pixels[i][j] // (request.partial_images + 1 - k))
-            yield Completed(i, j, result.seeds[i][j], result.pixels[i][j])
-        yield Progress(len(places), len(places), place=0)
-        yield Done(result.timings, result.batch)
-
-    def _edit(self, image: Pixels, seed: int) -> Pixels:
-        result = 255 - image
-        result[0, 0] = seed % 256
-        return result
-
-
-def png(value: int, width: int = 8, height: int = 6) -> bytes:
-    file = io.BytesIO()
-    PIL.Image.new("RGB", (width, height), (value,) * 3).save(file, "PNG")
-    return file.getvalue()
-
-
-def pixels_of(item: dict[str, Any]) -> Pixels:
-    return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))).convert("RGB"))
-
-
-def call(app: Starlette, method: str, url: str, **options: Any) -> httpx.Response:
-    async def go() -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.request(method, url, **options)
-
-    return asyncio.run(go())
-
-
-def edit(app: Starlette, values: Sequence[int] = (10,), headers: Any = None, **fields: Any) -> httpx.Response:
-    files = [("images", (f"{value}.png", png(value), "image/png")) for value in values]
-    data = {"prompt": "invert", **fields}
-    return call(app, "POST", "/v1/images/edits", files=files, data=data, headers=headers)
-
-
-def error_of(response: httpx.Response) -> dict[str, Any]:
-    """The error, once its body has been checked to be the one that both kinds of client can read."""
-    body: dict[str, dict[str, Any]] = response.json()
-    assert response.headers["content-type"] == "application/json"
-    assert set(body) == {"detail", "error"}
-    assert body["detail"] == {"error": body["error"]["code"], "message": body["error"]["message"]}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    return body["error"]
+from serve_app.request import EditRequest, EditResult
+from serve_app.settings import AppSettings, AuthSettings, LimitSettings
+from tests.editors import Inverter
+from tests.http_calls import MODEL, MULTIPART, basic, call, drive, edit, error_of, log_lines, never
+from tests.pictures import pixels_of, png
 
 
 @pytest.fixture
@@ -298,11 +220,6 @@ def test_a_bug_on_any_route_has_the_error_body(editor: Inverter) -> None:
     assert error_of(response)["code"] == "GENERATION_ERROR"
 
 
-def log_lines(caplog: pytest.LogCaptureFixture, message: str = "edit") -> list[dict[str, Any]]:
-    """The fields of each line, among those of Python's own."""
-    return [vars(record) for record in caplog.records if record.getMessage() == message]
-
-
 def test_health_follows_the_editor(app: Starlette, editor: Inverter) -> None:
     for path in ("/health", "/health/ready", "/health/live"):
         assert call(app, "GET", path).status_code == 200
@@ -362,31 +279,6 @@ def test_models_are_listed_and_found_by_every_name(app: Starlette) -> None:
 
 
 # --- raw ASGI: what an HTTP client library would hide ---
-
-
-async def drive(
-    app: Starlette,
-    receive: Receive,
-    headers: Iterable[tuple[bytes, bytes]] = (),
-    path: str = "/v1/images/edits",
-    root_path: str = "",
-    method: str = "POST",
-) -> list[Message]:
-    scope = {"type": "http", "method": method, "path": path, "root_path": root_path, "query_string": b""}
-    sent = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await app({**scope, "headers": list(headers)}, receive, send)
-    return sent
-
-
-MULTIPART = (b"content-type", b"multipart/form-data; boundary=b")
-
-
-async def never() -> Message:
-    raise AssertionError("the body was read")
 
 
 def test_a_request_without_a_key_is_answered_before_its_body_is_read(editor: Inverter, key_file: Path) -> None:
@@ -462,10 +354,6 @@ def key_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def closed_app(editor: Inverter, key_file: Path) -> Starlette:
     return create_app(editor, AppSettings(model=MODEL, auth=AuthSettings(keys_file=key_file)))
-
-
-def basic(text: str) -> str:
-    return "Basic " + base64.b64encode(text.encode()).decode()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from starlette.applications import Starlette
 from serve_app.api.app import create_app
 from serve_app.api.keys import ApiKey
 from serve_app.settings import AppSettings, AuthSettings
-from tests.unit.api.test_app import Inverter, basic, call, drive, edit, error_of, log_lines, never, png
+from tests.editors import Inverter
+from tests.http_calls import basic, call, drive, edit, error_of, log_lines, never
+from tests.pictures import png
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from starlette.applications import Starlette
 from serve_app.api.app import create_app
 from serve_app.errors import Overloaded
 from serve_app.settings import AppSettings, AuthSettings, CorsSettings
-from tests.unit.api.test_app import Inverter, call, edit, error_of
+from tests.editors import Inverter
+from tests.http_calls import call, edit, error_of
 
 LAB = "https://lab.example"
 EDITS = "/v1/images/edits"

@@ -15,9 +15,9 @@ from serve_app.api.app import create_app
 from serve_app.errors import DeadlineExceeded, EditError, OutOfMemory, Overloaded, TooManySamples
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, AuthSettings
+from tests.editors import Inverter, Stumbler
 from tests.http_server import listening
-from tests.unit.api.test_app import Inverter, png
-from tests.unit.responses.test_stream import Stumbler
+from tests.pictures import png
 
 
 class Recovering(Inverter):

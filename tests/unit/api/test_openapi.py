@@ -18,8 +18,9 @@ from serve_app.api.app import create_app
 from serve_app.errors import DeadlineExceeded, EditError, GenerationError, Overloaded, TooManySamples
 from serve_app.forms.names import FIELDS, SYNONYMS
 from serve_app.settings import AppSettings, AuthSettings, LimitSettings
-from tests.unit.api.test_app import MODEL, Inverter, call, png
-from tests.unit.responses.test_stream import Stumbler, events_of
+from tests.editors import Inverter, Stumbler
+from tests.http_calls import MODEL, call, events_of
+from tests.pictures import png
 
 SETTINGS = AppSettings(model=MODEL, limits=LimitSettings(max_images=3, max_outputs=30))
 DOCUMENT = openapi.document(SETTINGS, needs_key=False)

@@ -9,8 +9,9 @@ from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
 from serve_app.settings import AppSettings, LimitSettings, PageSettings
+from tests.editors import Inverter
+from tests.http_calls import call, error_of
 from tests.paths import ROOT
-from tests.unit.api.test_app import Inverter, call, error_of
 
 STATIC = ROOT / "serve_app" / "api" / "static"
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}

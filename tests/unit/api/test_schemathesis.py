@@ -18,8 +18,8 @@ from schemathesis.checks import negative_data_rejection
 from serve_app.api import openapi
 from serve_app.api.app import create_app
 from serve_app.settings import AppSettings, JobSettings, LimitSettings
+from tests.editors import Inverter
 from tests.http_server import listening
-from tests.unit.api.test_app import Inverter
 
 EXAMPLES = 20
 

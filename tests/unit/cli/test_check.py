@@ -19,8 +19,9 @@ from serve_app.cli.check import DISTRIBUTION, Finding, check_server, keys, packa
 from serve_app.cli.machine import Disk, Gpu, available_memory
 from serve_app.models.footprint import Weights
 from serve_app.settings import AppSettings, AuthSettings, ModelSettings
+from tests.editors import Inverter
+from tests.http_calls import MODEL
 from tests.http_server import listening
-from tests.unit.api.test_app import MODEL, Inverter
 
 GIB = 2**30
 COMMAND = str(Path(sys.executable).parent / "image-edits")

@@ -25,8 +25,9 @@ from serve_app.errors import InvalidInput, OutOfMemory
 from serve_app.events import Event, Progress
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
+from tests.editors import Inverter
 from tests.http_server import listening
-from tests.unit.api.test_app import Inverter, png
+from tests.pictures import png
 
 COMMAND = str(Path(sys.executable).parent / "image-edits")
 LIMIT_S = 120

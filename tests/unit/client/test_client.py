@@ -36,8 +36,10 @@ from serve_app.errors import (
 from serve_app.events import Event, Progress
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
+from tests.editors import Inverter
+from tests.http_calls import MODEL
 from tests.http_server import address_of, answering, listening
-from tests.unit.api.test_app import MODEL, Inverter, png
+from tests.pictures import png
 
 
 class BusyAtFirst(Inverter):

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 
 import numpy as np
 import PIL.Image
@@ -17,8 +16,9 @@ from serve_app.decoding.pool import DecoderPool
 from serve_app.errors import InvalidInput
 from serve_app.images import Size, decode
 from serve_app.settings import LimitSettings
-from tests.cluster.waiting import wait_until
-from tests.unit.test_images import file_of, one_bit_png, photo
+from tests.pictures import file_of, one_bit_png, photo
+from tests.processes import decoder_processes, is_alive
+from tests.waiting import wait_until
 
 LIMITS = LimitSettings()
 PNG = file_of(PIL.Image.fromarray(photo()), "PNG")
@@ -41,24 +41,6 @@ def decoders() -> Iterator[DecoderPool]:
     decoders = DecoderPool()
     yield decoders
     decoders.close()
-
-
-def decoder_processes(parent: int | None = None) -> set[psutil.Process]:
-    children = psutil.Process(parent).children(recursive=True)
-    return {child for child in children if is_alive(child) and _is_decoder(child)}
-
-
-def _is_decoder(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return "serve_app.decoding.worker" in process.cmdline()
-    return False
-
-
-def is_alive(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        # A container may have nobody who takes note of the dead.
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def refusal(decoders: DecoderPool, data: bytes, index: int = 0, limits: LimitSettings = LIMITS) -> str:

@@ -3,19 +3,13 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
 
-from serve_app.engine.calibration import Calibration
-from serve_app.engine.engine import EditEngine
-from serve_app.engine.model import ServedModel
-from serve_app.engine.requests import EditFuture, RunOptions
+from serve_app.engine.requests import RunOptions
 from serve_app.engine.scheduler import Condition
 from serve_app.errors import (
     DeadlineExceeded,
@@ -29,77 +23,9 @@ from serve_app.errors import (
     TooManySamples,
 )
 from serve_app.events import Event, Progress
-from serve_app.request import BatchStats, EditRequest, EditResult
-from serve_app.settings import EngineSettings
+from serve_app.request import BatchStats, EditRequest
+from tests.engines import CALIBRATION, TIMEOUT_S, alone, assert_same, engine, start, submit
 from tests.fakes import ArithmeticPipeline, Clock, State, edit_request, picture
-
-TIMEOUT_S = 20
-CALIBRATION = Calibration({1: 0.01}, knee_tokens=1, seconds_per_token=1e-5)
-
-
-@contextmanager
-def engine(
-    pipeline: ArithmeticPipeline,
-    *,
-    max_samples: int = 8,
-    timeout_s: float = 600,
-    start: bool = True,
-    calibration: Calibration = CALIBRATION,
-    clock: Callable[[], float] = time.monotonic,
-    **settings: Any,
-) -> Iterator[EditEngine]:
-    """An engine; one not started yet takes requests, which then begin in one step whatever the machine is at."""
-    running = EditEngine(
-        ServedModel(
-            pipeline,
-            calibration,
-            max_samples=max_samples,
-            default_steps=4,
-            default_guidance=4.0,
-        ),
-        EngineSettings(**{"batch_tokens": 10**9, **settings}),
-        timeout_s=timeout_s,
-        clock=clock,
-    )
-    if start:
-        running.start()
-    try:
-        yield running
-    finally:
-        pipeline.gate.set()
-        running.stop()
-
-
-def submit(running: EditEngine, *requests: EditRequest) -> list[EditFuture]:
-    """Futures of requests whose pictures are prepared, so that they join with the next step."""
-    futures = [answer for answer in running.submit(requests) if not isinstance(answer, EditError)]
-    assert len(futures) == len(requests)
-    wait_until_prepared(running)
-    return futures
-
-
-def wait_until_prepared(running: EditEngine) -> None:
-    deadline_s = time.monotonic() + TIMEOUT_S
-    while running.stats().preparing:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.001)
-
-
-def start(running: EditEngine) -> None:
-    """Begin what was submitted to an engine that was not started yet, all of it in one step."""
-    wait_until_prepared(running)
-    running.start()
-
-
-def alone(request: EditRequest) -> EditResult:
-    with engine(ArithmeticPipeline()) as running:
-        return submit(running, request)[0].result(TIMEOUT_S)
-
-
-def assert_same(result: EditResult, reference: EditResult) -> None:
-    for row, expected in zip(result.pixels, reference.pixels, strict=True):
-        for pixels, wanted in zip(row, expected, strict=True):
-            np.testing.assert_array_equal(pixels, wanted)
 
 
 def mixed_requests() -> list[EditRequest]:

@@ -10,8 +10,9 @@ import pytest
 from serve_app.api.app import create_app
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, LimitSettings
-from tests.unit.api.test_app import Inverter, error_of
-from tests.unit.forms.test_form import PICTURE, PROMPT, body_of
+from tests.editors import Inverter
+from tests.http_calls import error_of
+from tests.uploads import PICTURE, PROMPT, body_of
 
 BODY, CONTENT_TYPE = body_of([PROMPT, PICTURE])
 SIZE = len(BODY)

@@ -5,9 +5,7 @@ import gc
 import io
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-import httpx
 import numpy as np
 import PIL.Image
 import pytest
@@ -23,20 +21,12 @@ from serve_app.errors import (
     UnsupportedMediaType,
     UploadTooSlow,
 )
-from serve_app.forms.form import EditForm, parse
+from serve_app.forms.form import parse
 from serve_app.forms.memory import MemoryLimiter, Reservation
 from serve_app.images import Size
-from serve_app.settings import AppSettings, LimitSettings, ModelSettings
-
-SETTINGS = AppSettings(model=ModelSettings(source="Qwen/Qwen-Image-Edit", aliases=("gpt-image-1",)))
-MIB = 2**20
-Part = tuple[str, tuple[Any, ...]]
-
-
-def png(value: int = 0, side: int = 8) -> bytes:
-    file = io.BytesIO()
-    PIL.Image.new("RGB", (side, side), (value, value, value)).save(file, "PNG")
-    return file.getvalue()
+from serve_app.settings import AppSettings, LimitSettings
+from tests.pictures import png
+from tests.uploads import MIB, PICTURE, PROMPT, SETTINGS, Part, Upload, body_of, form_of, levels, picture, text
 
 
 def half_a_jpeg() -> bytes:
@@ -45,65 +35,11 @@ def half_a_jpeg() -> bytes:
     return file.getvalue()[: file.tell() // 2]
 
 
-def picture(name: str = "images", value: int = 0) -> Part:
-    return (name, (f"{value}.png", png(value), "image/png"))
-
-
-def text(name: str, value: str | bytes) -> Part:
-    return (name, (None, value))
-
-
-PROMPT = text("prompt", "make it blue")
-PICTURE = picture()
-
-
-def body_of(parts: list[Part]) -> tuple[bytes, str]:
-    request = httpx.Request("POST", "http://test/", files=parts)
-    return request.read(), request.headers["content-type"]
-
-
-class Upload:
-    """The sending side of one request: hands out chunks and counts what was taken."""
-
-    def __init__(
-        self,
-        chunks: Iterable[bytes],
-        content_type: str,
-        headers: Iterable[tuple[bytes, bytes]] = (),
-        disconnects: bool = False,
-    ) -> None:
-        self.chunks = iter(chunks)
-        self.taken_bytes = 0
-        self.disconnects = disconnects
-        raw = [(b"content-type", content_type.encode()), *headers] if content_type else list(headers)
-        self.scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": raw}
-
-    async def receive(self) -> Message:
-        chunk = next(self.chunks, None)
-        if chunk is None:
-            return {"type": "http.disconnect"} if self.disconnects else {"type": "http.request", "body": b""}
-        self.taken_bytes += len(chunk)
-        return {"type": "http.request", "body": chunk, "more_body": True}
-
-    def parse(self, settings: AppSettings = SETTINGS) -> EditForm:
-        return asyncio.run(parse(Request(self.scope, self.receive), settings))
-
-
-def form_of(*parts: Part, settings: AppSettings = SETTINGS, chunk_bytes: int = 1000) -> EditForm:
-    body, content_type = body_of(list(parts))
-    chunks = [body[i : i + chunk_bytes] for i in range(0, len(body), chunk_bytes)]
-    return Upload(chunks, content_type).parse(settings)
-
-
 def refusal(*parts: Part, kind: type[EditError] = InvalidInput, settings: AppSettings = SETTINGS) -> EditError:
     with pytest.raises(EditError) as caught:
         form_of(*parts, settings=settings)
     assert type(caught.value) is kind
     return caught.value
-
-
-def levels(form: EditForm) -> list[int]:
-    return [int(pixels[0, 0, 0]) for pixels in form.request.images]
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 1000, 10**6])
@@ -428,7 +364,7 @@ def test_a_file_is_refused_once_it_passes_its_limit() -> None:
 
 
 def test_the_limit_of_a_file_counts_each_file_alone() -> None:
-    limits = LimitSettings(max_file_bytes=len(png()))
+    limits = LimitSettings(max_file_bytes=len(png(0, 8, 8)))
     assert len(form_of(PROMPT, *[PICTURE] * 3, settings=AppSettings(limits=limits)).request.images) == 3
 
 

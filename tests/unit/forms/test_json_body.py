@@ -10,11 +10,12 @@ from serve_app.errors import EditError, InvalidInput, ModelNotFound, PayloadTooL
 from serve_app.forms.form import EditForm
 from serve_app.images import Size
 from serve_app.settings import AppSettings, LimitSettings
-from tests.unit.forms.test_form import MIB, SETTINGS, Upload, form_of, levels, picture, png, text
+from tests.pictures import png
+from tests.uploads import MIB, SETTINGS, Upload, form_of, levels, picture, text
 
 
 def b64(value: int = 0) -> str:
-    return base64.b64encode(png(value)).decode()
+    return base64.b64encode(png(value, 8, 8)).decode()
 
 
 def data_url(value: int = 0) -> str:

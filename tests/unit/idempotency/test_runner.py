@@ -19,10 +19,11 @@ from serve_app.idempotency.ledger import LEASE_S, Claim, Key, Lead, Lease, Ledge
 from serve_app.idempotency.runner import KeyedEdits
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, LimitSettings
+from tests.editors import Gated, Inverter
 from tests.fakes import Clock
+from tests.http_calls import edit, error_of
 from tests.http_server import listening
-from tests.unit.api.test_app import Inverter, edit, error_of, png
-from tests.unit.jobs.test_store import Gated
+from tests.pictures import png
 
 PATIENCE_S = 20
 # Long enough for a slow machine to come back in, short enough to be waited for.

@@ -6,105 +6,23 @@ No Ray, no model.
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
 
-import httpx
 import orjson
 import pytest
 
-from serve_app.api.app import create_app
 from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
-from serve_app.events import Event, Progress
 from serve_app.forms.form import EditForm
-from serve_app.jobs.store import JobStore
 from serve_app.jobs.vault import MemoryVault, Superseded
 from serve_app.request import EditRequest
-from serve_app.settings import AppSettings, JobSettings
+from tests.editors import Gated
+from tests.http_calls import PATIENCE_S, JobCaller, error_of, play
+from tests.pictures import pixels_of
 from tests.scenes import scene
-from tests.unit.api.test_app import Inverter, error_of, pixels_of, png
-
-PATIENCE_S = 20
-
-
-class Gated(Inverter):
-    """Edits that wait in the middle until `gate` is set; tells of those that were closed before their end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.begun = 0
-        self.closed: list[int] = []
-        self.middle_error: Exception | None = None
-
-    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
-        if self.error is not None:
-            raise self.error
-        self.begun += 1
-        try:
-            yield Progress(0, 4, place=2)
-            yield Progress(1, 4, place=0)
-            await self.gate.wait()
-            if self.middle_error is not None:
-                raise self.middle_error
-            async for event in super().edit_stream(request):
-                yield event
-        except (asyncio.CancelledError, GeneratorExit):
-            self.closed.append(request.seed)
-            raise
-
-
-class Caller:
-    """Talks to one application on one event loop, as jobs need it."""
-
-    def __init__(self, editor: Gated, vault: MemoryVault | None = None, **jobs: Any) -> None:
-        settings = AppSettings(jobs=JobSettings(**jobs))
-        self.store = JobStore(editor, settings.jobs, settings.log, vault)
-        app = create_app(editor, settings, jobs=self.store)
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
-
-    async def post(self, query: str = "async=true", values: tuple[int, ...] = (10,), **fields: str) -> httpx.Response:
-        files = [("images", (f"{value}.png", png(value), "image/png")) for value in values]
-        data = {"prompt": "invert", **fields}
-        return await self.http.post(f"/v1/images/edits?{query}", files=files, data=data)
-
-    async def start(self, seed: str = "7") -> str:
-        response = await self.post(seed=seed)
-        assert response.status_code == 202, response.text
-        id: str = response.json()["id"]
-        assert response.headers["location"] == f"/v1/jobs/{id}"
-        return id
-
-    async def get(self, id: str) -> httpx.Response:
-        return await self.http.get(f"/v1/jobs/{id}")
-
-    async def until(self, id: str, *statuses: str) -> dict[str, Any]:
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                job: dict[str, Any] = (await self.get(id)).json()
-                if job["status"] in statuses:
-                    return job
-                await asyncio.sleep(0.01)
-
-    async def until_gone(self, id: str) -> httpx.Response:
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                response = await self.get(id)
-                if response.status_code != 200:
-                    return response
-                await asyncio.sleep(0.01)
-
-
-def play(story: Callable[[Gated], Awaitable[None]]) -> None:
-    async def go() -> None:
-        await story(Gated())
-
-    asyncio.run(go())
 
 
 def test_a_job_tells_its_place_its_steps_and_its_result() -> None:
     async def story(editor: Gated) -> None:
-        caller = Caller(editor)
+        caller = JobCaller(editor)
         response = await caller.post(values=(10, 20), n="2", seed="7")
         job = response.json()
         assert response.status_code == 202
@@ -128,7 +46,7 @@ def test_a_job_tells_its_place_its_steps_and_its_result() -> None:
 
 def test_an_edit_that_fails_is_a_job_that_failed() -> None:
     async def story(editor: Gated) -> None:
-        caller = Caller(editor)
+        caller = JobCaller(editor)
         editor.gate.set()
         editor.middle_error = OutOfMemory("CUDA out of memory")
         job = await caller.until(await caller.start(), "succeeded", "failed")
@@ -145,7 +63,7 @@ def test_an_edit_that_fails_is_a_job_that_failed() -> None:
 
 def test_what_refuses_an_edit_refuses_its_job_and_takes_no_place() -> None:
     async def story(editor: Gated) -> None:
-        caller = Caller(editor, max_jobs=1)
+        caller = JobCaller(editor, max_jobs=1)
         editor.error = InvalidInput("size: too large", param="size")
         response = await caller.post()
         assert (response.status_code, error_of(response)["param"]) == (400, "size")
@@ -159,7 +77,7 @@ def test_what_refuses_an_edit_refuses_its_job_and_takes_no_place() -> None:
 @pytest.mark.parametrize("query", ["async=yes", "async=", "async=true&async=true"])
 def test_async_is_true_or_false_and_given_once(query: str) -> None:
     async def story(editor: Gated) -> None:
-        response = await Caller(editor).post(query=query)
+        response = await JobCaller(editor).post(query=query)
         assert (response.status_code, error_of(response)["param"]) == (400, "async")
 
     play(story)
@@ -167,7 +85,7 @@ def test_async_is_true_or_false_and_given_once(query: str) -> None:
 
 def test_a_job_is_not_streamed() -> None:
     async def story(editor: Gated) -> None:
-        response = await Caller(editor).post(stream="true")
+        response = await JobCaller(editor).post(stream="true")
         assert (response.status_code, error_of(response)["param"]) == (400, "stream")
 
     play(story)
@@ -175,7 +93,7 @@ def test_a_job_is_not_streamed() -> None:
 
 def test_a_deleted_job_ends_its_work_and_is_forgotten() -> None:
     async def story(editor: Gated) -> None:
-        caller = Caller(editor)
+        caller = JobCaller(editor)
         id = await caller.start(seed="31")
         await caller.until(id, "running")
         response = await caller.http.delete(f"/v1/jobs/{id}")
@@ -191,7 +109,7 @@ def test_a_deleted_job_ends_its_work_and_is_forgotten() -> None:
 
 def test_an_ended_job_is_forgotten_after_its_time() -> None:
     async def story(editor: Gated) -> None:
-        caller = Caller(editor, ttl_s=2)
+        caller = JobCaller(editor, ttl_s=2)
         editor.gate.set()
         id = await caller.start()
         await caller.until(id, "succeeded")
@@ -202,7 +120,7 @@ def test_an_ended_job_is_forgotten_after_its_time() -> None:
 
 def test_no_more_jobs_are_kept_than_allowed_and_those_that_run_are_never_dropped() -> None:
     async def story(editor: Gated) -> None:
-        caller = Caller(editor, max_jobs=2)
+        caller = JobCaller(editor, max_jobs=2)
         editor.gate.set()
         first = await caller.start(seed="1")
         await caller.until(first, "succeeded")
@@ -225,7 +143,7 @@ def test_no_more_jobs_are_kept_than_allowed_and_those_that_run_are_never_dropped
 
 def test_the_pictures_of_open_jobs_are_bounded_together_and_one_alone_is_taken() -> None:
     async def story(editor: Gated) -> None:
-        caller = Caller(editor, max_open_bytes=1)
+        caller = JobCaller(editor, max_open_bytes=1)
         first = await caller.start()
         refused = await caller.post()
         assert (refused.status_code, error_of(refused)["code"]) == (503, "OVERLOADED")
@@ -241,9 +159,9 @@ def test_the_pictures_of_open_jobs_are_bounded_together_and_one_alone_is_taken()
 def test_old_results_make_room_for_new_ones() -> None:
     async def story(editor: Gated) -> None:
         editor.gate.set()
-        without = Caller(editor)
+        without = JobCaller(editor)
         size = len(orjson.dumps((await without.until(await without.start(), "succeeded"))["result"]))
-        caller, ids = Caller(editor, max_result_bytes=5 * size // 2), []
+        caller, ids = JobCaller(editor, max_result_bytes=5 * size // 2), []
         for _ in range(4):
             ids.append(await caller.start())
             await caller.until(ids[-1], "succeeded")
@@ -255,7 +173,7 @@ def test_old_results_make_room_for_new_ones() -> None:
 def test_the_newest_result_is_kept_whatever_its_size() -> None:
     async def story(editor: Gated) -> None:
         editor.gate.set()
-        caller = Caller(editor, max_result_bytes=1)
+        caller = JobCaller(editor, max_result_bytes=1)
         first = await caller.start()
         await caller.until(first, "succeeded")
         await caller.until(await caller.start(), "succeeded")
@@ -266,7 +184,7 @@ def test_the_newest_result_is_kept_whatever_its_size() -> None:
 
 def test_who_asks_again_with_the_same_id_gets_the_same_job() -> None:
     async def story(editor: Gated) -> None:
-        store = Caller(editor).store
+        store = JobCaller(editor).store
         form = EditForm(EditRequest(images=[scene(1)], prompt="x", seed=5), "png", 100, None, False)
         first, again = await store.create(form, "1234"), await store.create(form, "1234")
         other = await store.create(form)
@@ -282,7 +200,7 @@ def test_who_asks_again_with_the_same_id_gets_the_same_job() -> None:
 
 def test_what_has_ended_keeps_its_result_and_not_its_pictures() -> None:
     async def story(editor: Gated) -> None:
-        caller = Caller(editor)
+        caller = JobCaller(editor)
         editor.gate.set()
         form = EditForm(EditRequest(images=[scene(1)], prompt="x"), "png", 100, None, False)
         kept = weakref.ref(form.request.images[0])
@@ -306,11 +224,11 @@ def test_what_has_ended_keeps_its_result_and_not_its_pictures() -> None:
 def test_an_open_job_goes_on_in_the_next_process_with_its_seed_and_tells_the_same_result() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
-        before = Caller(editor, vault)
+        before = JobCaller(editor, vault)
         response = await before.post(values=(10, 20), n="2", output_format="webp", output_compression="90")
         id = response.json()["id"]
         await before.until(id, "running")
-        after = Caller(editor, vault)
+        after = JobCaller(editor, vault)
         queued = (await after.get(id)).json()
         assert (queued["id"], queued["steps"], queued["created_at"]) == (id, 4, response.json()["created_at"])
         editor.gate.set()
@@ -328,7 +246,7 @@ def test_an_open_job_goes_on_in_the_next_process_with_its_seed_and_tells_the_sam
 def test_of_two_processes_only_the_later_one_tells_the_end() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
-        before, after = Caller(editor, vault), Caller(editor, vault)
+        before, after = JobCaller(editor, vault), JobCaller(editor, vault)
         id = await before.start()
         await before.until(id, "running")
         await after.until(id, "running")
@@ -352,12 +270,12 @@ def test_of_two_processes_only_the_later_one_tells_the_end() -> None:
 def test_what_has_ended_is_told_by_the_next_process_for_the_rest_of_its_time() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
-        before = Caller(editor, vault, ttl_s=4)
+        before = JobCaller(editor, vault, ttl_s=4)
         editor.gate.set()
         succeeded = await before.until(await before.start(), "succeeded")
         editor.middle_error = OutOfMemory("CUDA out of memory")
         failed = await before.until(await before.start(), "failed")
-        after = Caller(editor, vault, ttl_s=4)
+        after = JobCaller(editor, vault, ttl_s=4)
         for job in (succeeded, failed):
             assert (await after.get(job["id"])).json() == job
         assert len(editor.requests) == 1
@@ -373,12 +291,12 @@ def test_what_has_ended_is_told_by_the_next_process_for_the_rest_of_its_time() -
 def test_bounds_hold_in_the_next_process_too() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
-        before, ids = Caller(editor, vault), []
+        before, ids = JobCaller(editor, vault), []
         editor.gate.set()
         for _ in range(3):
             ids.append(await before.start())
             await before.until(ids[-1], "succeeded")
-        after = Caller(editor, vault, max_result_bytes=1)
+        after = JobCaller(editor, vault, max_result_bytes=1)
         assert [(await after.get(id)).status_code for id in ids] == [404, 404, 200]
 
     play(story)
@@ -387,10 +305,10 @@ def test_bounds_hold_in_the_next_process_too() -> None:
 def test_a_deleted_job_is_not_begun_again() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
-        before = Caller(editor, vault)
+        before = JobCaller(editor, vault)
         id = await before.start()
         await before.http.delete(f"/v1/jobs/{id}")
-        after = Caller(editor, vault)
+        after = JobCaller(editor, vault)
         assert (await after.get(id)).status_code == 404
         assert len(editor.closed) == 1
 
@@ -400,9 +318,9 @@ def test_a_deleted_job_is_not_begun_again() -> None:
 def test_where_there_is_no_room_yet_a_kept_job_waits() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
-        id = await Caller(editor, vault).start()
+        id = await JobCaller(editor, vault).start()
         editor.error = Overloaded("full", retry_after_s=1)
-        after = Caller(editor, vault)
+        after = JobCaller(editor, vault)
         assert (await after.get(id)).json()["status"] == "queued"
         await asyncio.sleep(0.1)
         editor.error = None
@@ -415,10 +333,10 @@ def test_where_there_is_no_room_yet_a_kept_job_waits() -> None:
 def test_a_job_that_is_open_whenever_its_process_ends_fails_in_the_end() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
-        id = await Caller(editor, vault).start()
+        id = await JobCaller(editor, vault).start()
         for _ in range(5):
-            await Caller(editor, vault).until(id, "running")
-        last = Caller(editor, vault)
+            await JobCaller(editor, vault).until(id, "running")
+        last = JobCaller(editor, vault)
         job = await last.until(id, "failed")
         assert job["error"]["message"] == "Image generation failed: the process that kept its job ended, 6 times"
 
@@ -428,10 +346,10 @@ def test_a_job_that_is_open_whenever_its_process_ends_fails_in_the_end() -> None
 def test_a_form_that_this_version_cannot_read_is_a_job_that_failed() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
-        id = await Caller(editor, vault).start()
+        id = await JobCaller(editor, vault).start()
         states = await vault.take_over("an older version")
         await vault.put("an older version", id, states[id], b"something else")
-        job = await Caller(editor, vault).until(id, "failed")
+        job = await JobCaller(editor, vault).until(id, "failed")
         assert "the server was updated" in job["error"]["message"]
 
     play(story)
@@ -441,7 +359,7 @@ def test_a_result_that_the_vault_has_lost_is_not_found() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
         editor.gate.set()
-        caller = Caller(editor, vault)
+        caller = JobCaller(editor, vault)
         id = await caller.start()
         await caller.until(id, "succeeded")
         vault._records.clear()

@@ -11,8 +11,9 @@ from serve_app.api.app import create_app
 from serve_app.errors import InvalidInput, OutOfMemory
 from serve_app.settings import AppSettings, LogSettings
 from tests.docs.pages import block_with
-from tests.unit.api.test_app import Inverter, call, edit, log_lines, png
-from tests.unit.jobs.test_store import Caller, Gated, play
+from tests.editors import Gated, Inverter
+from tests.http_calls import JobCaller, call, edit, log_lines, play
+from tests.pictures import png
 
 # Of every LogRecord; what is not here is ours. Ray (2.60) adds its timestamp to all of them once it is imported.
 PYTHONS_OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "_ray_timestamp_ns"}
@@ -142,7 +143,7 @@ def test_no_record_holds_the_callers_words(
 
 def test_a_job_leaves_a_line_when_it_is_begun_and_one_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
     async def story(editor: Gated) -> None:
-        caller = Caller(editor)
+        caller = JobCaller(editor)
         editor.gate.set()
         await caller.until(await caller.start(seed="7"), "succeeded")
         editor.middle_error = OutOfMemory("CUDA out of memory")

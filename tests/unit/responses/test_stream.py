@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import logging
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
@@ -17,41 +16,10 @@ from starlette.types import Message, Scope
 
 from serve_app.api.app import create_app
 from serve_app.errors import EditError, InvalidInput, OutOfMemory, Overloaded
-from serve_app.events import Event, Progress
-from serve_app.request import EditRequest
 from serve_app.settings import AppSettings
-from tests.unit.api.test_app import Inverter, drive, edit, error_of, log_lines, png
-
-
-class Stumbler(Inverter):
-    """Fails in the middle: after its first event."""
-
-    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
-        yield Progress(0, 5, place=0)
-        assert self.error is not None
-        raise self.error
-
-
-class Sleeper(Inverter):
-    """Begins, and never comes to an end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiting = asyncio.Event()
-        self.closed = asyncio.Event()
-
-    def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
-        # Kept, so that it ends by being closed and not because nobody has it any more.
-        self.stream = self._sleep()
-        return self.stream
-
-    async def _sleep(self) -> AsyncGenerator[Event, None]:
-        try:
-            yield Progress(0, 5, place=0)
-            self.waiting.set()
-            await asyncio.Event().wait()
-        finally:
-            self.closed.set()
+from tests.editors import Inverter, Sleeper, Stumbler
+from tests.http_calls import drive, edit, error_of, events_of, log_lines
+from tests.pictures import png
 
 
 @pytest.fixture
@@ -62,20 +30,6 @@ def editor() -> Inverter:
 @pytest.fixture
 def app(editor: Inverter) -> Starlette:
     return create_app(editor, AppSettings())
-
-
-def events_of(response: httpx.Response) -> list[dict[str, Any]]:
-    """The data of the events, up to `[DONE]`, which must be there; the names must be those of the data."""
-    assert response.status_code == 200, response.text
-    assert response.headers["content-type"].startswith("text/event-stream")
-    *frames, end, rest = response.text.split("\n\n")
-    assert (end, rest) == ("data: [DONE]", "")
-    found = []
-    for frame in frames:
-        name, data = frame.split("\n")
-        found.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {found[-1]['type']}"
-    return found
 
 
 def level(event: dict[str, Any]) -> Any:

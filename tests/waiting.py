@@ -1,4 +1,4 @@
-"""Waiting for what happens elsewhere."""
+"""Waiting for a condition that another thread or process makes true."""
 
 import time
 from collections.abc import Callable

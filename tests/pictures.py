@@ -1,0 +1,45 @@
+"""Picture files for tests, and the pixels in answers."""
+
+import base64
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from serve_app.request import Pixels
+
+
+def png(value: int = 0, width: int = 8, height: int = 6) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (width, height), (value,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def pixels_of(item: dict[str, Any]) -> Pixels:
+    return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))).convert("RGB"))
+
+
+def photo(width: int = 64, height: int = 48) -> Pixels:
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], axis=-1).astype(np.uint8)
+
+
+def file_of(image: PIL.Image.Image, file_format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def one_bit_png(width: int, height: int) -> bytes:
+    """A white PNG of one bit a pixel, made without ever holding its pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row, packer = b"\0" + b"\xff" * ((width + 7) // 8), zlib.compressobj(9)
+    packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
