@@ -1,4 +1,4 @@
-"""An application behind a real socket, as strangers meet it."""
+"""An application behind a real socket, served by uvicorn in a thread."""
 
 import asyncio
 import socket
@@ -11,9 +11,9 @@ from starlette.types import ASGIApp
 
 
 @contextmanager
-def listening(app: ASGIApp, protocol: type[asyncio.Protocol] | None = None) -> Iterator[str]:
-    """The application on a free port; yields its address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, answering(app, listener, protocol):
+def listening(app: ASGIApp, protocol: type[asyncio.Protocol] | None = None, keep_alive_s: int = 5) -> Iterator[str]:
+    """Serve the application on a free port and yield its address."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, answering(app, listener, protocol, keep_alive_s):
         yield address_of(listener)
 
 
@@ -22,9 +22,21 @@ def address_of(listener: socket.socket) -> str:
 
 
 @contextmanager
-def answering(app: ASGIApp, listener: socket.socket, protocol: type[asyncio.Protocol] | None = None) -> Iterator[None]:
-    """The application behind a socket that listens already; `protocol` parses, uvicorn's own where there is none."""
-    config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off", http=protocol or "auto")
+def answering(
+    app: ASGIApp, listener: socket.socket, protocol: type[asyncio.Protocol] | None = None, keep_alive_s: int = 5
+) -> Iterator[None]:
+    """Serve the application behind a socket that listens already.
+
+    `protocol` parses the requests, by default uvicorn's own. A connection that is idle for `keep_alive_s` is closed.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        ws="none",
+        lifespan="off",
+        http=protocol or "auto",
+        timeout_keep_alive=keep_alive_s,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

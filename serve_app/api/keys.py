@@ -21,7 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 NAME_RULE = "1 to 64 letters, digits, `.`, `_`, `@`, `-`"
 _HASHED = re.compile(r"sha256:([0-9A-Fa-f]{64})")
 _COMMENT = re.compile(r"(^|\s)#.*")
-_CHECK_PERIOD_S = 1.0
+CHECK_PERIOD_S = 1.0
 """Least time between two checks of the file, so that a burst of requests costs one; also its least age when read."""
 
 
@@ -118,8 +118,9 @@ class KeyRing:
     Whether a server requires keys is decided when it starts. Raises ValueError as `load_keys`.
     """
 
-    def __init__(self, auth: AuthSettings) -> None:
+    def __init__(self, auth: AuthSettings, check_period_s: float = CHECK_PERIOD_S) -> None:
         self._auth = auth
+        self._check_period_s = check_period_s
         self._checked_s = time.monotonic()
         # Taken before the keys are loaded, so that a change in between is noticed.
         self._loaded_status = self._file_status()
@@ -139,11 +140,11 @@ class KeyRing:
 
     def _reload_if_changed(self) -> None:
         now_s = time.monotonic()
-        if now_s - self._checked_s < _CHECK_PERIOD_S:
+        if now_s - self._checked_s < self._check_period_s:
             return
         self._checked_s = now_s
         status = self._file_status()
-        if status == self._loaded_status or (status is not None and status.is_fresh()):
+        if status == self._loaded_status or (status is not None and status.is_fresh(self._check_period_s)):
             return
         self._loaded_status = status
         try:
@@ -176,6 +177,6 @@ class _FileStatus:
         status = path.stat()
         return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
-    def is_fresh(self) -> bool:
-        """Return whether the file may be incomplete yet: half a line `NAME sha256:HEX` would count as a key."""
-        return time.time_ns() - self.changed_ns < _CHECK_PERIOD_S * 1e9
+    def is_fresh(self, age_s: float) -> bool:
+        """Return whether the file is younger than `age_s`, and so may be incomplete: half a line `NAME sha256:HEX` would count as a key."""
+        return time.time_ns() - self.changed_ns < age_s * 1e9

@@ -15,8 +15,8 @@ from serve_app.settings import AppSettings, LimitSettings, ModelSettings
 from tests import processes
 from tests.cluster.client import png
 from tests.cluster.conftest import SETTINGS, Served
-from tests.cluster.raw import Answer, answers, connect, sent_until_refused, talk
 from tests.pictures import one_bit_png
+from tests.raw_http import Answer, answers, connect, sent_until_refused, talk
 from tests.scenes import scene
 from tests.uploads import body_of
 from tests.waiting import wait_until

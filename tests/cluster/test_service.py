@@ -14,7 +14,7 @@ from serve_app.app import APP_NAME
 from serve_app.errors import InvalidInput
 from tests.cluster.client import pictures_of, png
 from tests.cluster.conftest import Served
-from tests.cluster.raw import connect
+from tests.raw_http import connect
 from tests.scenes import difference, scene
 from tests.waiting import WAIT_S, wait_until
 

@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 
+from serve_app.api import keys
 from serve_app.api.keys import ApiKey, KeyRing, load_keys
 from serve_app.settings import AuthSettings
 
 PATIENCE_S = 20
+# Of the tests that wait for looks at the file; a server looks each second.
+CHECK_PERIOD_S = 0.1
 COMMAND = str(Path(sys.executable).parent / "image-edits")
 VARIABLE = "IMAGE_EDITS_API_KEYS"
 
@@ -181,7 +184,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     deadline_s = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline_s, what
-        time.sleep(0.05)
+        time.sleep(0.01)
 
 
 def replace(file: Path, content: str) -> None:
@@ -198,7 +201,7 @@ def write(file: Path, content: str) -> None:
 @pytest.mark.parametrize("change", [replace, write])
 def test_a_changed_file_is_read_anew(file: Path, change: Callable[[Path, str], None]) -> None:
     file.write_text(line("alpha", "ann"))
-    ring = KeyRing(AuthSettings(keys_file=file))
+    ring = KeyRing(AuthSettings(keys_file=file), CHECK_PERIOD_S)
     change(file, line("beta-", "bob"))
     wait_until(lambda: ring.name_of(b"beta-") == "bob", "the new key is taken")
     assert ring.name_of(b"alpha") is None
@@ -213,7 +216,7 @@ def test_links_are_followed_as_kubernetes_swaps_them(tmp_path: Path) -> None:
     os.utime(tmp_path / "friday" / "keys", ns=(stat.st_atime_ns, stat.st_mtime_ns))
     (tmp_path / "..data").symlink_to("monday")
     (tmp_path / "keys").symlink_to("..data/keys")
-    ring = KeyRing(AuthSettings(keys_file=tmp_path / "keys"))
+    ring = KeyRing(AuthSettings(keys_file=tmp_path / "keys"), CHECK_PERIOD_S)
     assert ring.name_of(b"alpha") == "ann"
     (tmp_path / "..new").symlink_to("friday")
     (tmp_path / "..new").replace(tmp_path / "..data")
@@ -239,7 +242,7 @@ def test_a_file_that_cannot_be_used_changes_nothing_and_is_told_once(
 ) -> None:
     caplog.set_level(logging.INFO, logger="ray.serve")
     file.write_text(line("alpha", "ann"))
-    ring = KeyRing(AuthSettings(keys_file=file))
+    ring = KeyRing(AuthSettings(keys_file=file), CHECK_PERIOD_S)
     change(file)
 
     def complaints() -> list[str]:
@@ -248,7 +251,7 @@ def test_a_file_that_cannot_be_used_changes_nothing_and_is_told_once(
     wait_until(lambda: ring.name_of(b"alpha") == "ann" and bool(complaints()), "it is told")
     # Neither locked out, nor let in; and not told again with the next looks.
     for _ in range(3):
-        time.sleep(1.05)
+        time.sleep(1.05 * CHECK_PERIOD_S)
         assert ring.name_of(b"alpha") == "ann"
         assert ring.name_of(b"beta") is ring.name_of(b"") is None
     (complaint,) = complaints()
@@ -264,7 +267,7 @@ def test_a_file_that_may_still_be_written_is_not_read_yet(file: Path) -> None:
     file.write_text(line("alpha", "ann"))
     ring = KeyRing(AuthSettings(keys_file=file))
     # The next question looks.
-    time.sleep(1.1)
+    time.sleep(1.1 * keys.CHECK_PERIOD_S)
     file.write_text("bob")
     # Without its hash the name would be a key.
     assert ring.name_of(b"bob") is None
@@ -275,7 +278,7 @@ def test_a_file_that_may_still_be_written_is_not_read_yet(file: Path) -> None:
 def test_keys_of_the_environment_stay_when_the_file_changes(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "root=omega")
     file.write_text(line("alpha", "ann"))
-    ring = KeyRing(AuthSettings(keys_file=file))
+    ring = KeyRing(AuthSettings(keys_file=file), CHECK_PERIOD_S)
     replace(file, line("beta", "bob"))
     wait_until(lambda: ring.name_of(b"beta") == "bob", "the new key is taken")
     assert ring.name_of(b"omega") == "root"

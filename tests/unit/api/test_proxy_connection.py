@@ -14,10 +14,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api.proxy_connection import VALUE, BoundedConnection
-from tests.cluster.raw import answers, connect, sent_until_refused, talk
 from tests.http_server import listening
+from tests.raw_http import answers, connect, sent_until_refused, talk
 
-LATE_S = 2.0
+LATE_S = 1.0
 KIB = 1024
 
 
@@ -36,7 +36,7 @@ async def _length_told_late(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[str]:
-    with listening(_length_told_late, Impatient) as base:
+    with listening(_length_told_late, Impatient, keep_alive_s=1) as base:
         yield base
 
 
@@ -54,7 +54,7 @@ def seconds_until_closed(connection: socket.socket, sent: bytes) -> float:
 
 class TestLength:
     def test_headers_of_32_kib_are_taken(self, base: str):
-        [answer] = talk(base, head(headers=f"x: {'v' * 32 * KIB}\r\n"))
+        [answer] = talk(base, head(headers=f"x: {'v' * 32 * KIB}\r\n"), quiet_s=0.2)
         assert answer.status == 200
 
     @pytest.mark.parametrize("line", [b"x: " + b"v" * KIB, b"GET /" + b"v" * KIB, b"v" * KIB])
@@ -111,7 +111,7 @@ class TestTime:
             connection.sendall(head("/slow", "content-length: 2\r\n") + b"a")
             time.sleep(1.5 * LATE_S)
             connection.sendall(b"b")
-            [answer] = answers(connection)
+            [answer] = answers(connection, quiet_s=0.2)
             assert answer.body == b"2"
 
 

@@ -30,7 +30,7 @@ def connect(base: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=WAIT_S)
 
 
-def talk(base: str, sent: bytes | Iterable[bytes], count: int = 1) -> list[Answer]:
+def talk(base: str, sent: bytes | Iterable[bytes], count: int = 1, quiet_s: float = 2) -> list[Answer]:
     """What is answered until the server closes the connection, or has answered `count` times and is quiet."""
     with connect(base) as connection:
         for piece in [sent] if isinstance(sent, bytes) else sent:
@@ -38,7 +38,7 @@ def talk(base: str, sent: bytes | Iterable[bytes], count: int = 1) -> list[Answe
                 connection.sendall(piece)
             except (BrokenPipeError, ConnectionResetError):
                 break
-        return answers(connection, count)
+        return answers(connection, count, quiet_s)
 
 
 def sent_until_refused(connection: socket.socket, pieces: Iterable[bytes]) -> int:
