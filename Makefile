@@ -9,7 +9,7 @@ BIN := .venv/bin
 # Where it is set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test browser test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
+.PHONY: run test test-unit test-slow browser test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
 
 run: install  ## install what is missing and serve on 127.0.0.1:8000 (MODEL=Qwen/Qwen-Image-Edit make run; HOST, PORT)
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
@@ -19,8 +19,19 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 # Without the GPU also where there is one, so that the bounds are those of float32 on a CPU.
-test: install browser  ## run every test that needs no GPU
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m "not gpu"
+PYTEST := CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+QUICK := -m "not gpu and not slow"
+
+# Then what shares fixtures by file, and last what shares one Ray cluster.
+test: test-unit browser  ## run the tests without a model, then all others but the slow ones
+	$(PYTEST) $(QUICK) --ignore tests/unit --ignore tests/cluster --numprocesses 2 --dist loadfile
+	$(PYTEST) $(QUICK) tests/cluster
+
+test-unit: install  ## run the tests without Ray and without a model, about a minute
+	$(PYTEST) tests/unit --numprocesses 2 --dist worksteal
+
+test-slow: install  ## run the slow tests: soak, lost nodes, scaling, contenders, other commands, random inputs
+	$(PYTEST) -m "slow and not gpu"
 
 # Where it cannot be had, the tests of the page are skipped, and say so.
 browser:  ## install Debian's Chromium for the tests of the page, if root may; a part of make test
@@ -39,10 +50,10 @@ soak: install  ## ten minutes of edits, hostile requests, clients that disconnec
 fuzz: export FUZZ_ROUNDS ?= 20
 fuzz: export FUZZ_SEED ?= 1
 fuzz: install  ## send random bodies, headers and pictures, for minutes (FUZZ_ROUNDS=20 FUZZ_SEED=1 make fuzz)
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/slow/test_fuzz.py
+	$(PYTEST) tests/slow/test_fuzz.py
 
 check-deploy: install  ## check the files of deploy/ against their schemas; a part of make test
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest tests/deploy
+	$(PYTEST) tests/deploy
 
 deploy-config: install  ## write deploy/serve_config.yaml and deploy/kuberay from serve_config.yaml
 	$(BIN)/python -m deploy.serve_config

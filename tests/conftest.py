@@ -1,4 +1,4 @@
-"""What several test files share: the model with random weights, in memory and in a directory; a browser."""
+"""Fixtures of several packages: the model with random weights, a Ray cluster, a browser."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fuzzing import SEED, tried
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def random_model() -> "StepwiseQwenImageEditPipeline":
-    # Here, so that tests of pure files do not wait for torch.
+    # Imported here, so that tests without a model do not wait for torch.
     from tests.random_model import build_random_model
 
     return build_random_model()
@@ -27,30 +28,51 @@ def random_model() -> "StepwiseQwenImageEditPipeline":
 def random_model_folder(
     random_model: "StepwiseQwenImageEditPipeline", tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The same as a checkpoint in a directory, as any server loads one."""
+    """The same model as a checkpoint in a directory."""
     folder = tmp_path_factory.mktemp("models") / "random-model"
     random_model.save_pretrained(folder)
     return folder
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[int]:
+    """Start a cluster and yield the port of its HTTP proxy."""
+    # Imported here, so that tests without Ray do not wait for it.
+    import ray
+    from ray import serve
+
+    from serve_app.api import proxy_connection
+
+    proxy_connection.enable_bounds()
+    port = free_port()
+    # Logical CPUs: the actors share whatever cores there are.
+    # The figures at /metrics are updated every second instead of every tenth.
+    system = {"metrics_report_interval_ms": 1000}
+    ray.init(address="local", num_cpus=8, include_dashboard=False, _system_config=system)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield port
+    serve.shutdown()
+    ray.shutdown()
+
+
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """A real Chromium. Of a module: Playwright's loop runs in this thread, and no test beside it could have its own."""
+    """A real Chromium, of one module: no test beside it can have a loop of its own while Playwright's runs."""
     from playwright.sync_api import expect, sync_playwright
 
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.skip("needs Chromium: apt-get install chromium")
-    # Patience where other work has the cores.
+    # For machines whose cores are busy.
     expect.set_options(timeout=30_000)
-    # edits.test: an address that browsers do not take for this machine, and so not for a secure one.
+    # edits.test: an address that browsers do not know as this machine, and so not as a secure context.
     arguments = ["--host-resolver-rules=MAP edits.test 127.0.0.1"]
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=arguments) as browser:
         yield browser
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How much the tests that draw their inputs have tried."""
+    """Report how many random inputs were tried."""
     if tried:
         terminalreporter.section(f"inputs drawn, seed {SEED}")
     for what, number in sorted(tried.items()):

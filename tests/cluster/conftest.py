@@ -1,33 +1,49 @@
-"""One real local cluster for all tests in this folder, with real HTTP in front of the real application."""
+"""One real local cluster for all tests in this folder, with real HTTP in front of the real application.
 
-from collections.abc import Callable, Iterator
+Five whole applications run on it: starting one takes a good part of a minute on two cores. `served` and `mortal` are
+shared by several files; `strict` is in this file too, and those with keys and with known figures are in
+test_closed.py and test_metrics.py. What needs neither HTTP nor a model is a deployment of its own, which starts in a
+second or two.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import ray
 from ray import serve
+from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.api import proxy_connection
 from serve_app.app import APP_NAME, build
 from serve_app.engine.stats import EngineStats
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
+from tests import processes
 from tests.cluster.client import Client
-from tests.ports import free_port
+from tests.waiting import wait_until
 
-# Everything that fits is merged, whatever the knee of the machine that runs the tests.
-SETTINGS = AppSettings(engine=EngineSettings(batch_tokens=10**9, max_samples=16))
-# One sample at a time and hardly any room to wait.
+# Everything that fits is merged, whatever the knee of the machine that runs the tests; and a client that sends slowly
+# is refused as soon as this machine allows.
+SETTINGS = AppSettings(
+    engine=EngineSettings(batch_tokens=10**9, max_samples=16),
+    limits=LimitSettings(upload_grace_s=5, min_upload_bytes_per_s=10_000, decode_timeout_s=10),
+)
+# Small pictures: each replica that dies costs a new process and its edits' steps a second time.
+SMALL = SETTINGS.model_copy(update={"model": ModelSettings(native_area=64 * 64)})
+# One sample at a time, and hardly any room in the queue.
 STRICT = AppSettings(
     engine=EngineSettings(batch_tokens=1, max_samples=1, max_waiting=2, order="fifo"),
     limits=LimitSettings(max_outputs=2, request_timeout_s=6),
 )
 
+MORTAL = "mortal"
+REPLICAS = {"ImageEditor": 1, "EditIngress": 2, "JobKeeper": 1, "IdempotencyKeeper": 1}
+HEALTHY_S = 120
+
 
 @dataclass
 class Served:
-    """An application that runs: its HTTP client, and its editor's handle."""
+    """A running application: its HTTP client, and its editor's handle."""
 
     name: str
     client: Client
@@ -41,28 +57,11 @@ class Served:
         return stats
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[int]:
-    """A started cluster; the port of its HTTP proxy."""
-    proxy_connection.enable_bounds()
-    port = free_port()
-    # Logical CPUs: the actors share whatever cores there are.
-    # The figures at /metrics are brought up to date each second, not each tenth.
-    system = {"metrics_report_interval_ms": 1000}
-    ray.init(address="local", num_cpus=8, include_dashboard=False, _system_config=system)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    yield port
-    serve.shutdown()
-    ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def run(cluster: int) -> Callable[[AppSettings, str, str], Served]:
-    def start(settings: AppSettings, name: str, route_prefix: str) -> Served:
-        serve.run(build(settings), name=name, route_prefix=route_prefix)
-        return Served(name, Client(f"http://127.0.0.1:{cluster}{route_prefix.rstrip('/')}"))
-
-    return start
+def deploy(port: int, settings: AppSettings, name: str, route_prefix: str, ingresses: int = 1) -> Served:
+    """Run the application under a route prefix of the cluster whose proxy has that port."""
+    ingress = build(settings)._bound_deployment
+    serve.run(Application(ingress.options(num_replicas=ingresses)), name=name, route_prefix=route_prefix)
+    return Served(name, Client(f"http://127.0.0.1:{port}{route_prefix.rstrip('/')}"))
 
 
 @pytest.fixture(scope="session")
@@ -71,11 +70,32 @@ def random_model_settings(random_model_folder: Path) -> ModelSettings:
 
 
 @pytest.fixture(scope="session")
-def served(run: Callable[[AppSettings, str, str], Served], random_model_settings: ModelSettings) -> Served:
-    return run(SETTINGS.model_copy(update={"model": random_model_settings}), APP_NAME, "/")
+def served(cluster: int, random_model_settings: ModelSettings) -> Served:
+    return deploy(cluster, SETTINGS.model_copy(update={"model": random_model_settings}), APP_NAME, "/")
 
 
 @pytest.fixture(scope="module")
-def strict(run: Callable[[AppSettings, str, str], Served], random_model_settings: ModelSettings) -> Iterator[Served]:
-    yield run(STRICT.model_copy(update={"model": random_model_settings}), "strict", "/strict")
+def strict(cluster: int, random_model_settings: ModelSettings) -> Iterator[Served]:
+    yield deploy(cluster, STRICT.model_copy(update={"model": random_model_settings}), "strict", "/strict")
     serve.delete("strict")
+
+
+@pytest.fixture(scope="session")
+def mortal_application(cluster: int) -> Served:
+    return deploy(cluster, SMALL, MORTAL, f"/{MORTAL}", ingresses=REPLICAS["EditIngress"])
+
+
+def _is_whole() -> bool:
+    """Return whether each deployment has its replicas. Serve's status alone is late, since it comes from checks."""
+    deployments = serve.status().applications[MORTAL].deployments
+    return all(
+        len(processes.of(MORTAL, name)) == number and deployments[name].replica_states == {"RUNNING": number}
+        for name, number in REPLICAS.items()
+    )
+
+
+@pytest.fixture
+def mortal(mortal_application: Served) -> Served:
+    """The application whose processes the tests kill: under a route prefix, with two ingress replicas, and healthy."""
+    wait_until(_is_whole, "the processes that an earlier test killed run again", HEALTHY_S)
+    return mortal_application

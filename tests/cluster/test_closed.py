@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from serve_app.api.keys import ApiKey
 from serve_app.errors import InvalidInput, TooManySamples
 from serve_app.settings import AppSettings, AuthSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.cluster.client import TIMEOUT_S, png
-from tests.cluster.conftest import Served
+from tests.cluster.conftest import Served, deploy
 from tests.scenes import scene
 from tests.waiting import wait_until
 
@@ -53,7 +53,7 @@ class Closed:
 
 @pytest.fixture(scope="module")
 def closed(
-    run: Callable[[AppSettings, str, str], Served],
+    cluster: int,
     random_model_settings: ModelSettings,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Closed]:
@@ -66,7 +66,7 @@ def closed(
         limits=LimitSettings(max_outputs=4, request_timeout_s=3600),
         auth=AuthSettings(keys_file=keys_file),
     )
-    yield Closed(run(settings, NAME, "/closed"), keys_file)
+    yield Closed(deploy(cluster, settings, NAME, "/closed"), keys_file)
     serve.delete(NAME)
 
 

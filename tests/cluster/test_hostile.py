@@ -9,9 +9,8 @@ from itertools import repeat
 
 import orjson
 import pytest
-from ray import serve
 
-from serve_app.settings import AppSettings, LimitSettings, ModelSettings
+from serve_app.app import APP_NAME
 from tests import processes
 from tests.cluster.client import png
 from tests.cluster.conftest import SETTINGS, Served
@@ -21,25 +20,16 @@ from tests.scenes import scene
 from tests.uploads import body_of
 from tests.waiting import wait_until
 
-# A stranger waits as short as this machine allows.
-LIMITS = LimitSettings(upload_grace_s=5, min_upload_bytes_per_s=10_000, decode_timeout_s=10)
 INSIDE = re.compile(rb'Traceback|File "|\.py\b|site-packages|object at 0x|ray::|/(usr|home|tmp|root|work)/')
 MIB = 2**20
 
 
-@pytest.fixture(scope="module")
-def hostile(run: Callable[[AppSettings, str, str], Served], random_model_settings: ModelSettings) -> Iterator[Served]:
-    settings = SETTINGS.model_copy(update={"model": random_model_settings, "limits": LIMITS})
-    yield run(settings, "hostile", "/hostile")
-    serve.delete("hostile")
-
-
 @pytest.fixture(autouse=True)
-def _others_are_served(hostile: Served) -> Iterator[None]:
-    """Whatever a stranger did: the next caller gets its picture, and nothing is left in flight."""
+def _others_are_served(served: Served) -> Iterator[None]:
+    """After each test, check that the next caller gets its picture and that no edit is left in flight."""
     yield
-    assert hostile.client.edit([scene(1)], prompt="x", num_inference_steps=1).status_code == 200
-    stats = hostile.stats()
+    assert served.client.edit([scene(1)], prompt="x", num_inference_steps=1).status_code == 200
+    stats = served.stats()
     assert (stats.running, stats.waiting, stats.paused) == (0, 0, 0)
 
 
@@ -49,7 +39,7 @@ def form(**fields: str) -> tuple[bytes, str]:
 
 
 def head(headers: str = "", method: str = "POST", path: str = "/v1/images/edits") -> bytes:
-    return f"{method} /hostile{path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n".encode("latin-1")
+    return f"{method} {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n".encode("latin-1")
 
 
 def edit(headers: str = "", **fields: str) -> bytes:
@@ -73,44 +63,44 @@ def only(found: list[Answer]) -> Answer:
 
 class TestLengths:
     @pytest.mark.parametrize("length", ["-1", "1e3", "0x10", "+5", "9" * 25, "9" * 5000, "5, 6", "\xb2"])
-    def test_a_length_that_is_none_is_refused(self, hostile: Served, length: str):
-        answer = only(talk(hostile.client.base, head(f"{MULTIPART}content-length: {length}\r\n") + b"12345"))
+    def test_a_length_that_is_none_is_refused(self, served: Served, length: str):
+        answer = only(talk(served.client.base, head(f"{MULTIPART}content-length: {length}\r\n") + b"12345"))
         assert 400 <= answer.status < 500
 
     @pytest.mark.parametrize("second", ["content-length: 6\r\n", "transfer-encoding: chunked\r\n"])
-    def test_two_lengths_are_refused(self, hostile: Served, second: str):
-        answer = only(talk(hostile.client.base, head(f"{MULTIPART}content-length: 5\r\n{second}") + b"12345"))
+    def test_two_lengths_are_refused(self, served: Served, second: str):
+        answer = only(talk(served.client.base, head(f"{MULTIPART}content-length: 5\r\n{second}") + b"12345"))
         assert 400 <= answer.status < 500
 
-    def test_an_announced_length_over_the_limit_is_refused_unread(self, hostile: Served):
-        answer = only(talk(hostile.client.base, head(f"{MULTIPART}content-length: 999999999999\r\n")))
+    def test_an_announced_length_over_the_limit_is_refused_unread(self, served: Served):
+        answer = only(talk(served.client.base, head(f"{MULTIPART}content-length: 999999999999\r\n")))
         assert (answer.status, answer.code) == (413, "PAYLOAD_TOO_LARGE")
 
-    def test_a_body_longer_than_announced_is_cut_off(self, hostile: Served):
+    def test_a_body_longer_than_announced_is_cut_off(self, served: Served):
         body, content_type = form()
         sent = head(f"content-type: {content_type}\r\ncontent-length: {len(body) - 10}\r\n") + body
         # What is over is taken for another request, which it is not, and its refusal may come first.
-        assert {answer.status for answer in talk(hostile.client.base, sent)} == {400}
+        assert {answer.status for answer in talk(served.client.base, sent)} == {400}
 
-    def test_a_body_shorter_than_announced_is_not_waited_for(self, hostile: Served):
+    def test_a_body_shorter_than_announced_is_not_waited_for(self, served: Served):
         body, content_type = form()
         sent = head(f"content-type: {content_type}\r\ncontent-length: {len(body) + 10}\r\n") + body
-        answer = only(talk(hostile.client.base, sent))
+        answer = only(talk(served.client.base, sent))
         assert (answer.status, answer.code) == (408, "REQUEST_TIMEOUT")
         assert answer.headers["x-should-retry"] == "false"
 
 
 class TestSlow:
     @pytest.mark.parametrize("framing", ["content-length: 100000\r\n", "transfer-encoding: chunked\r\n"])
-    def test_a_client_that_sends_nothing_is_given_up(self, hostile: Served, framing: str):
-        with connect(hostile.client.base) as connection:
+    def test_a_client_that_sends_nothing_is_given_up(self, served: Served, framing: str):
+        with connect(served.client.base) as connection:
             connection.sendall(head(f"{MULTIPART}{framing}"))
             [answer] = answers(connection, quiet_s=30)
             assert (answer.status, answer.code) == (408, "REQUEST_TIMEOUT")
             # The server has closed it; so it waits for no more.
             assert connection.recv(1) == b""
 
-    def test_a_chunked_body_that_trickles_on_is_given_up(self, hostile: Served):
+    def test_a_chunked_body_that_trickles_on_is_given_up(self, served: Served):
         def trickle() -> Iterator[bytes]:
             yield head(f"{MULTIPART}transfer-encoding: chunked\r\n") + chunk(FILE)
             deadline = time.monotonic() + 60
@@ -119,7 +109,7 @@ class TestSlow:
                 time.sleep(0.1)
 
         start = time.monotonic()
-        assert {answer.status for answer in talk(hostile.client.base, trickle())} <= {408}
+        assert {answer.status for answer in talk(served.client.base, trickle())} <= {408}
         assert time.monotonic() - start < 50
 
 
@@ -130,9 +120,9 @@ class TestHttp:
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
             b"hello\r\n\r\n",
             b"POST\r\n\r\n",
-            b"GET /hostile/v1/models HTTP/1.1\r\nno colon\r\n\r\n",
-            b"GET /hostile/v1/models HTTP/1.1\r\nx: \0\r\n\r\n",
-            b"GET /hostile/v1/models HTTP/1.1\r\n: empty name\r\n\r\n",
+            b"GET /v1/models HTTP/1.1\r\nno colon\r\n\r\n",
+            b"GET /v1/models HTTP/1.1\r\nx: \0\r\n\r\n",
+            b"GET /v1/models HTTP/1.1\r\n: empty name\r\n\r\n",
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
             head(f"{MULTIPART}transfer-encoding: chunked\r\n") + b"zz\r\n",
             head(f"{MULTIPART}transfer-encoding: chunked\r\n") + b"-5\r\nhello\r\n",
@@ -141,59 +131,59 @@ class TestHttp:
         ],
         ids=range(11),
     )
-    def test_garbage_is_refused(self, hostile: Served, garbage: bytes):
-        found = talk(hostile.client.base, garbage)
+    def test_garbage_is_refused(self, served: Served, garbage: bytes):
+        found = talk(served.client.base, garbage)
         assert {answer.status for answer in found} <= {400, 404, 408, 501, 505}
 
-    def test_an_unknown_version_is_answered_or_refused(self, hostile: Served):
-        answer = only(talk(hostile.client.base, b"GET /hostile/v1/models HTTP/9.9\r\n\r\n"))
+    def test_an_unknown_version_is_answered_or_refused(self, served: Served):
+        answer = only(talk(served.client.base, b"GET /v1/models HTTP/9.9\r\n\r\n"))
         assert answer.status in (200, 400, 505)
 
-    def test_a_query_that_is_no_text_is_refused(self, hostile: Served):
+    def test_a_query_that_is_no_text_is_refused(self, served: Served):
         body, content_type = form()
         sent = head(
             f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n", path="/v1/images/edits?async=\xff"
         )
-        assert only(talk(hostile.client.base, sent + body)).status == 400
+        assert only(talk(served.client.base, sent + body)).status == 400
 
-    def test_requests_in_one_segment_are_answered_in_order(self, hostile: Served):
+    def test_requests_in_one_segment_are_answered_in_order(self, served: Served):
         sent = edit(seed="1") + head(method="GET", path="/v1/models") + edit(n="0") + edit(seed="2")
-        first, models, refused, last = talk(hostile.client.base, sent, count=4)
+        first, models, refused, last = talk(served.client.base, sent, count=4)
         assert [answer.status for answer in (first, models, refused, last)] == [200, 200, 400, 200]
         assert [orjson.loads(answer.body)["data"][0]["seed"] for answer in (first, last)] == [1, 2]
-        alone = hostile.client.edit([scene(1)], prompt="x", num_inference_steps=1, seed=1).json()
+        alone = served.client.edit([scene(1)], prompt="x", num_inference_steps=1, seed=1).json()
         assert orjson.loads(first.body)["data"] == alone["data"]
 
-    def test_an_edit_in_tiny_chunks_is_taken(self, hostile: Served):
+    def test_an_edit_in_tiny_chunks_is_taken(self, served: Served):
         body, content_type = form()
         pieces = [chunk(body[i : i + 7]) for i in range(0, len(body), 7)]
         sent = head(f"content-type: {content_type}\r\ntransfer-encoding: chunked\r\n") + b"".join(pieces) + b"0\r\n\r\n"
-        assert only(talk(hostile.client.base, sent)).status == 200
+        assert only(talk(served.client.base, sent)).status == 200
 
-    def test_thousands_of_headers_are_refused(self, hostile: Served):
+    def test_thousands_of_headers_are_refused(self, served: Served):
         headers = "".join(f"x-{k}: {'v' * 20}\r\n" for k in range(5000))
-        assert [answer.status for answer in talk(hostile.client.base, edit(headers), count=0)] in ([400], [])
+        assert [answer.status for answer in talk(served.client.base, edit(headers), count=0)] in ([400], [])
 
-    def test_a_header_without_end_takes_no_memory(self, hostile: Served):
+    def test_a_header_without_end_takes_no_memory(self, served: Served):
         [proxy] = [pid for pid, title in processes.titles().items() if "ProxyActor" in title]
         before = processes.resident_bytes(proxy)
-        with connect(hostile.client.base) as connection:
+        with connect(served.client.base) as connection:
             connection.sendall(head()[:-2] + b"x: ")
             assert sent_until_refused(connection, repeat(b"v" * MIB, 200)) < 200 * MIB
         assert processes.resident_bytes(proxy) - before < 50 * MIB
 
-    def test_half_a_request_is_not_waited_for(self, hostile: Served):
-        with connect(hostile.client.base) as connection:
+    def test_half_a_request_is_not_waited_for(self, served: Served):
+        with connect(served.client.base) as connection:
             connection.sendall(head()[:-2])
             start = time.monotonic()
             assert connection.recv(1) == b""
             assert time.monotonic() - start < 40
 
-    def test_a_websocket_is_refused(self, hostile: Served):
+    def test_a_websocket_is_refused(self, served: Served):
         upgrade = (
             "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: YQ==\r\n"
         )
-        assert 400 <= only(talk(hostile.client.base, head(upgrade, method="GET"))).status < 500
+        assert 400 <= only(talk(served.client.base, head(upgrade, method="GET"))).status < 500
 
 
 class TestForms:
@@ -213,18 +203,18 @@ class TestForms:
         ],
         ids=["headers", "header", "no colon", "no name", "parts", "nested", "unclosed", "prompts", "lines", "empty"],
     )
-    def test_a_form_that_is_none_is_refused(self, hostile: Served, body: bytes):
+    def test_a_form_that_is_none_is_refused(self, served: Served, body: bytes):
         sent = head(f"{MULTIPART}content-length: {len(body)}\r\n") + body
-        answer = only(talk(hostile.client.base, sent))
+        answer = only(talk(served.client.base, sent))
         assert (answer.status, answer.code) == (400, "INVALID_INPUT")
 
-    def test_a_huge_boundary_is_refused(self, hostile: Served):
+    def test_a_huge_boundary_is_refused(self, served: Served):
         sent = head(f"content-type: multipart/form-data; boundary={'b' * 50_000}\r\ncontent-length: 5\r\n") + b"--bbb"
-        assert only(talk(hostile.client.base, sent)).code == "INVALID_INPUT"
+        assert only(talk(served.client.base, sent)).code == "INVALID_INPUT"
 
-    def test_many_small_parts_are_refused_by_the_first_that_is_too_many(self, hostile: Served):
+    def test_many_small_parts_are_refused_by_the_first_that_is_too_many(self, served: Served):
         body = (FILE + b"x\r\n") * 100_000 + b"--b--\r\n"
-        answer = only(talk(hostile.client.base, head(f"{MULTIPART}content-length: {len(body)}\r\n") + body))
+        answer = only(talk(served.client.base, head(f"{MULTIPART}content-length: {len(body)}\r\n") + body))
         assert b"At most 16 images" in answer.body
 
 
@@ -236,42 +226,42 @@ class TestProxyHeaders:
             *(f"x-request-timeout-seconds: {value}" for value in ("0", "-5", "nan", "inf", "1e400", "soon")),
         ],
     )
-    def test_what_would_keep_work_is_refused_unread(self, hostile: Served, header: str):
-        before = hostile.stats().requests
-        answer = only(talk(hostile.client.base, head(f"{MULTIPART}content-length: 100000\r\n{header}\r\n")))
+    def test_what_would_keep_work_is_refused_unread(self, served: Served, header: str):
+        before = served.stats().requests
+        answer = only(talk(served.client.base, head(f"{MULTIPART}content-length: 100000\r\n{header}\r\n")))
         assert (answer.status, answer.code) == (400, "INVALID_INPUT")
         assert orjson.loads(answer.body)["error"]["param"] == header.partition(":")[0].lower()
-        assert hostile.stats().requests == before
+        assert served.stats().requests == before
 
-    def test_who_hangs_up_with_it_costs_nothing(self, hostile: Served):
-        before = hostile.stats()
-        with connect(hostile.client.base) as connection:
+    def test_who_hangs_up_with_it_costs_nothing(self, served: Served):
+        before = served.stats()
+        with connect(served.client.base) as connection:
             connection.sendall(edit("x-request-disconnect-disabled: ?1\r\n", num_inference_steps="150"))
         time.sleep(2)
-        stats = hostile.stats()
+        stats = served.stats()
         assert (stats.requests, stats.forwards) == (before.requests, before.forwards)
 
-    def test_a_sane_timeout_ends_the_work(self, hostile: Served):
-        before = hostile.stats()
+    def test_a_sane_timeout_ends_the_work(self, served: Served):
+        before = served.stats()
         answer = only(
-            talk(hostile.client.base, edit("x-request-timeout-seconds: 3\r\n", num_inference_steps="150", n="8"))
+            talk(served.client.base, edit("x-request-timeout-seconds: 3\r\n", num_inference_steps="150", n="8"))
         )
         assert answer.status == 408
-        wait_until(lambda: hostile.stats().cancelled > before.cancelled, "the work ends")
+        wait_until(lambda: served.stats().cancelled > before.cancelled, "the work ends")
 
 
 class TestPictures:
-    def test_one_that_takes_too_long_is_refused_and_costs_others_nothing(self, hostile: Served):
+    def test_one_that_takes_too_long_is_refused_and_costs_others_nothing(self, served: Served):
         files = [("images", ("a.png", png(scene(1)))), ("images", ("b.png", one_bit_png(6000, 6000)))]
         body, content_type = body_of([("prompt", (None, "x")), *files])
         sent = head(f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n") + body
         # Whether that is too long is this machine's affair; that it is answered is ours.
-        assert only(talk(hostile.client.base, sent)).status in (200, 400)
+        assert only(talk(served.client.base, sent)).status in (200, 400)
 
-    def test_a_picture_that_ends_its_process_is_the_callers_fault(self, hostile: Served):
+    def test_a_picture_that_ends_its_process_is_the_callers_fault(self, served: Served):
         body = orjson.dumps({"prompt": "x", "images": [base64.b64encode(one_bit_png(20_000, 20_000)).decode()]})
         sent = head(f"content-type: application/json\r\ncontent-length: {len(body)}\r\n") + body
-        assert b"too large" in only(talk(hostile.client.base, sent)).body
+        assert b"too large" in only(talk(served.client.base, sent)).body
 
 
 class TestMemory:
@@ -279,13 +269,13 @@ class TestMemory:
 
     @pytest.mark.parametrize("kind", ["chunked", "announced", "json"])
     def test_two_gigabytes_are_not_kept(
-        self, hostile: Served, kind: str, record_property: Callable[[str, object], None]
+        self, served: Served, kind: str, record_property: Callable[[str, object], None]
     ):
         watched = {pid: title for pid, title in processes.titles().items() if _is_in_the_way(title)}
         assert len(watched) >= 2
         before = {pid: processes.resident_bytes(pid) for pid in watched}
         peak = dict(before)
-        with connect(hostile.client.base) as connection:
+        with connect(served.client.base) as connection:
             _send_all(connection, kind, 2 * 1024, lambda: _take_peaks(peak))
             statuses = [answer.status for answer in answers(connection)]
         grown = {title: (peak[pid] - before[pid]) // MIB for pid, title in watched.items()}
@@ -297,7 +287,7 @@ class TestMemory:
 
 
 def _is_in_the_way(title: str) -> bool:
-    return title.startswith("ray::") and ("ProxyActor" in title or "hostile:EditIngress" in title)
+    return title.startswith("ray::") and ("ProxyActor" in title or f"{APP_NAME}:EditIngress" in title)
 
 
 def _send_all(connection: socket.socket, kind: str, mebibytes: int, look: Callable[[], None]) -> None:

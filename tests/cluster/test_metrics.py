@@ -1,7 +1,7 @@
 """Known traffic through the real application, and every figure that the node's real /metrics then shows."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from serve_app.images import Size
 from serve_app.request import Pixels
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.cluster.client import pictures_of, png
-from tests.cluster.conftest import Served
+from tests.cluster.conftest import Served, deploy
 from tests.cluster.scrape import Scrape, eventually
 from tests.deploy.queries import GPU_METRICS, RAY_METRICS
 from tests.scenes import scene
@@ -42,8 +42,8 @@ LARGE: dict[str, Any] = {"prompt": "x", "size": "768x768"}
 
 
 @pytest.fixture(scope="module")
-def app(run: Callable[[AppSettings, str, str], Served], random_model_settings: ModelSettings) -> Iterator[Served]:
-    yield run(AppSettings(model=random_model_settings, engine=ENGINE, limits=LIMITS), APP, ROUTE)
+def app(cluster: int, random_model_settings: ModelSettings) -> Iterator[Served]:
+    yield deploy(cluster, AppSettings(model=random_model_settings, engine=ENGINE, limits=LIMITS), APP, ROUTE)
     serve.delete(APP)
 
 

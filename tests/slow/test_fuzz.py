@@ -1,6 +1,6 @@
-"""Bodies, headers and pictures that nobody thought of: an answer or an error of the tree, and nothing else.
+"""Random bodies, headers and pictures: each is answered, or refused with an error of the tree.
 
-How many were tried is told at the end of the run. `make fuzz` tries more.
+The end of the run says how many were tried. `make fuzz` tries more.
 """
 
 import asyncio
@@ -35,6 +35,8 @@ from tests.fuzzing import ROUNDS, SEED, fuzz, tried
 from tests.pictures import file_of, photo, png
 from tests.processes import decoder_processes
 from tests.uploads import PICTURE, PROMPT, Upload, body_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 # --- bodies -------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,5 @@
 """`image-edits check`: what it says of installations and servers that lack something."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from tests.http_calls import MODEL
 from tests.http_server import listening
 
 GIB = 2**30
-COMMAND = str(Path(sys.executable).parent / "image-edits")
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.paths import ROOT
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
 
 SECONDS = 120
 

@@ -1,6 +1,6 @@
-"""A burst on a cluster of three nodes with one fake GPU each: `python -m tests.cluster.scaling_run FILE`.
+"""Send a burst to a cluster of three nodes with one fake GPU each: `python -m tests.slow.scaling_run FILE`.
 
-A process of its own, since a process can be part of one Ray cluster only. Leaves what it saw in FILE, as JSON.
+A process of its own, since a process can be part of one Ray cluster only. Writes its observations to FILE, as JSON.
 """
 
 import json

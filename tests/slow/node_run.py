@@ -1,7 +1,7 @@
-"""A node is taken away under its edits: `python -m tests.cluster.node_run FILE`.
+"""Take away a node under its edits: `python -m tests.slow.node_run FILE`.
 
 A process of its own, since a process can be part of one Ray cluster only. Two nodes with one fake GPU each beside the
-head, a replica on each. Leaves what it saw in FILE, as JSON.
+head, a replica on each. Writes its observations to FILE, as JSON.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Autoscaling for real: replicas come with a burst and go after it, and nobody who is being served notices."""
+"""Autoscaling on a real cluster: replicas start with a burst and stop after it, and no request is lost."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from ray import serve
 
 from serve_app.deployments.autoscaling import OpenWorkPolicy
@@ -13,6 +14,8 @@ from tests.cluster.fragile import FragileEditor
 from tests.fakes import edit_request
 from tests.paths import ROOT
 from tests.waiting import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2500)]
 
 RUN_S = 2400
 WAIT_S = 180
@@ -23,7 +26,7 @@ def test_replicas_follow_a_burst_from_one_to_three_and_back_and_no_request_is_lo
     # Its GPUs are fake: where the variable is set, Ray asks it for them, and `make test` sets it to none.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     run = subprocess.run(
-        [sys.executable, "-m", "tests.cluster.scaling_run", str(saw)],
+        [sys.executable, "-m", "tests.slow.scaling_run", str(saw)],
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=RUN_S,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
