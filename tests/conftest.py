@@ -28,7 +28,7 @@ def random_model() -> "StepwiseQwenImageEditPipeline":
 def random_model_folder(
     random_model: "StepwiseQwenImageEditPipeline", tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The same model as a checkpoint in a directory."""
+    """Return the folder of the same model as a checkpoint."""
     folder = tmp_path_factory.mktemp("models") / "random-model"
     random_model.save_pretrained(folder)
     return folder
@@ -57,7 +57,7 @@ def cluster() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
-    """A real Chromium, of one module: no test beside it can have a loop of its own while Playwright's runs."""
+    """Yield a real Chromium, to one module: no other test can have a loop while Playwright's runs in this thread."""
     from playwright.sync_api import expect, sync_playwright
 
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -1,4 +1,4 @@
-"""How much is tried by the tests that draw their inputs: reproducible, and more of it with `make fuzz`."""
+"""The number and the seed of random inputs: the same for every run, and more with `make fuzz`."""
 
 import os
 from collections import Counter
@@ -13,11 +13,11 @@ SEED = int(os.environ.get("FUZZ_SEED", "0"))
 F = TypeVar("F", bound=Callable[..., Any])
 
 tried: Counter[str] = Counter()
-"""Inputs by kind and outcome, told at the end of a run by conftest."""
+"""Inputs by kind and outcome; conftest reports them at the end of a run."""
 
 
 def fuzz(examples: int) -> Callable[[F], F]:
-    """The same inputs for the same seed, in as many rounds as the environment says."""
+    """Draw the same inputs for the same seed, in FUZZ_ROUNDS rounds."""
     options = hypothesis.settings(
         max_examples=examples * ROUNDS,
         deadline=None,

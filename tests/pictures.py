@@ -34,7 +34,7 @@ def file_of(image: PIL.Image.Image, file_format: str, **options: Any) -> bytes:
 
 
 def one_bit_png(width: int, height: int) -> bytes:
-    """A white PNG of one bit a pixel, made without ever holding its pixels."""
+    """Return a white PNG of one bit a pixel, made without holding its pixels in memory."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""A caller that no HTTP library would be: bytes on a socket, and the answers that come back."""
+"""HTTP as bytes on a socket, also such as no HTTP library would send, and the answers to them."""
 
 import socket
 from collections.abc import Iterable, Iterator
@@ -19,7 +19,7 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """The code of our error body."""
+        """The code in our error body."""
         error: dict[str, Any] = orjson.loads(self.body)
         assert set(error) == {"detail", "error"}
         return str(error["error"]["code"])
@@ -31,7 +31,7 @@ def connect(base: str) -> socket.socket:
 
 
 def talk(base: str, sent: bytes | Iterable[bytes], count: int = 1, quiet_s: float = 2) -> list[Answer]:
-    """What is answered until the server closes the connection, or has answered `count` times and is quiet."""
+    """Send bytes and return what `answers` reads."""
     with connect(base) as connection:
         for piece in [sent] if isinstance(sent, bytes) else sent:
             try:
@@ -42,7 +42,7 @@ def talk(base: str, sent: bytes | Iterable[bytes], count: int = 1, quiet_s: floa
 
 
 def sent_until_refused(connection: socket.socket, pieces: Iterable[bytes]) -> int:
-    """How many bytes could be sent before the server closed the connection: all, where it did not."""
+    """Return how many bytes were sent before the server closed the connection; all, if it did not."""
     sent = 0
     with suppress(ConnectionError):
         for piece in pieces:
@@ -67,7 +67,7 @@ def answers(connection: socket.socket, count: int = 1, quiet_s: float = 2) -> li
 
 
 def _read(stream: BinaryIO) -> Answer | None:
-    """The next answer, None where the connection is closed."""
+    """Return the next answer, or None if the connection is closed."""
     line = stream.readline()
     if not line:
         return None

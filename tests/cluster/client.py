@@ -1,4 +1,4 @@
-"""A caller, as strangers are: plain HTTP with requests."""
+"""A client of the server: plain HTTP with `requests`."""
 
 import base64
 import io
@@ -23,13 +23,13 @@ def png(pixels: Pixels) -> bytes:
 
 
 def pictures_of(response: requests.Response) -> list[Pixels]:
-    """The pictures of an answer, in its order."""
+    """Return the pictures of an answer, in its order."""
     assert response.status_code == 200, response.text
     return [picture_of(item) for item in response.json()["data"]]
 
 
 def picture_of(item: dict[str, Any]) -> Pixels:
-    """The picture in one element of `data`, or in one event."""
+    """Return the picture in one element of `data`, or in one event."""
     return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))))
 
 
@@ -49,7 +49,7 @@ class Client:
         return requests.post(f"{self.base}/v1/images/edits", files=files, data=data, headers=headers, timeout=timeout_s)
 
     def edit_all(self, edits: Sequence[dict[str, Any]]) -> list[requests.Response]:
-        """All at once; the answers in the order of the edits."""
+        """Send all edits at once; return the answers in the order of the edits."""
         with ThreadPoolExecutor(len(edits)) as pool:
             futures: list[Future[requests.Response]] = [pool.submit(self.edit, **edit) for edit in edits]
             return [future.result() for future in futures]

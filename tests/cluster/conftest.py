@@ -96,6 +96,6 @@ def _is_whole() -> bool:
 
 @pytest.fixture
 def mortal(mortal_application: Served) -> Served:
-    """The application whose processes the tests kill: under a route prefix, with two ingress replicas, and healthy."""
+    """Return the application whose processes the tests kill: under a prefix, with two ingress replicas, healthy."""
     wait_until(_is_whole, "the processes that an earlier test killed run again", HEALTHY_S)
     return mortal_application

@@ -1,4 +1,4 @@
-"""A replica that some prompts end: the real deployment and the real engine, around a model of arithmetic."""
+"""A replica that some prompts kill: the real deployment and the real engine, around a model of arithmetic."""
 
 import json
 import os
@@ -19,7 +19,7 @@ POISON, POISON_ONCE, LOSE_ONCE = "poison", "poison once", "lose the device once"
 
 
 class FragileEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,misc]
-    """`folder` remembers, beyond the process, what has been encoded together and what has happened once."""
+    """A replica that some prompts kill. `folder` records encoded prompts and single events beyond its processes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

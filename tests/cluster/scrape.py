@@ -1,4 +1,4 @@
-"""What a node exports at /metrics."""
+"""The metrics that a node exports at /metrics."""
 
 import time
 from collections.abc import Callable, Mapping

@@ -37,7 +37,7 @@ def test_pictures_are_edited_as_the_api_edits_them(served: Served, tmp_path: Pat
                 assert difference(np.asarray(picture), expected) <= 1
 
 
-def test_check_tells_what_the_server_is(served: Served):
+def test_check_reports_what_the_server_is(served: Served):
     command = [COMMAND, "check", "--server", served.client.base]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""A server with keys on a real cluster: what its log files hold, one caller's share, and new keys while it runs."""
+"""A server with keys on a real cluster: its log files, one caller's quota, and new keys while it runs."""
 
 import json
 import time
@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 
 NAME = "closed"
 KEYS = {"ann": "first-XANADU-key", "bob": "second-XANADU-key"}
-# What no log may hold.
+# No log may hold it.
 SECRET = "XANADU"
 
 
@@ -33,7 +33,7 @@ class Closed:
     keys_file: Path
 
     def edit(self, key: str | None = "ann", request_id: str = "", **data: Any) -> requests.Response:
-        """By the holder of a key, or with one that does not fit."""
+        """Edit as the holder of a key, or with a key that does not fit."""
         headers = {"x-request-id": request_id} if request_id else {}
         if key is not None:
             headers["Authorization"] = f"Bearer {KEYS.get(key, key)}"
@@ -62,7 +62,7 @@ def closed(
     settings = AppSettings(
         model=random_model_settings,
         engine=EngineSettings(batch_tokens=10**9, max_samples=16, max_caller_samples=4),
-        # However slow the machine: no edit is refused because it could not be done in time.
+        # So late that no edit is refused for its deadline, however slow the machine.
         limits=LimitSettings(max_outputs=4, request_timeout_s=3600),
         auth=AuthSettings(keys_file=keys_file),
     )
@@ -71,19 +71,19 @@ def closed(
 
 
 def logs() -> Path:
-    """Of this cluster; /tmp/ray/session_latest leads to that of the newest one."""
+    """Return the log folder of this cluster; /tmp/ray/session_latest leads to that of the newest one."""
     return Path(ray._private.worker._global_node.get_logs_dir_path())
 
 
 def log_lines(deployment: str) -> list[dict[str, Any]]:
-    """The lines of its replicas' log files, each of which must be one JSON object."""
+    """Return the lines of a deployment's log files, each of which must be one JSON object."""
     paths = list((logs() / "serve").glob(f"replica_{NAME}_{deployment}_*.log"))
     assert paths
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
 def line_of(request_id: str, message: str = "edit", deployment: str = "EditIngress") -> dict[str, Any]:
-    """The one line of a request, once it is written: that is after its answer was sent."""
+    """Return the one line of a request, which is written after its answer was sent."""
     found: list[dict[str, Any]] = []
 
     def is_written() -> bool:
@@ -130,7 +130,7 @@ class TestLog:
         assert closed.start_job("log-3").status_code == 202
         line = line_of("log-3")
         assert (line["mode"], line["status"], line["key_name"]) == ("job", 202, "ann")
-        # Of another process, under the same id.
+        # From another process, under the same id.
         end = line_of("log-3", "job", "JobKeeper")
         assert (end["mode"], end["status"], end["key_name"], end["forwards"]) == ("job", 200, "ann", 2)
 
@@ -155,7 +155,7 @@ class TestLog:
         assert closed.edit(f"wrong-{SECRET}", "log-6").status_code == 401
         line = line_of("log-6", "unauthorized")
         assert (line["levelname"], line["path"], line["client"]) == ("WARNING", "/v1/images/edits", "127.0.0.1")
-        # Uvicorn believes a proxy on the same machine, or those that FORWARDED_ALLOW_IPS names.
+        # Uvicorn trusts a proxy on the same machine, or those that FORWARDED_ALLOW_IPS names.
         headers = {"x-forwarded-for": "203.0.113.9", "x-request-id": "log-12"}
         assert closed.served.client.get("/v1/models", headers=headers).status_code == 401
         assert line_of("log-12", "unauthorized")["client"] == "203.0.113.9"
@@ -174,7 +174,7 @@ class TestLog:
             assert errors == []
 
     def test_no_file_holds_a_key_or_a_prompt(self, closed: Closed):
-        """Ray's own processes included."""
+        """Search the files of Ray's own processes too."""
         closed.edit(f"wrong-{SECRET}", "log-9")
         closed.edit(request_id="log-10", size="4000x4000")
         closed.edit(request_id="log-11", stream="true")
@@ -187,10 +187,10 @@ class TestLog:
 
 
 class TestShare:
-    def test_who_has_enough_in_work_is_refused_and_another_is_served(self, closed: Closed):
+    def test_a_caller_with_a_full_quota_is_refused_and_another_is_served(self, closed: Closed):
         before = closed.served.stats()
         long = EditRequest(images=[scene(1)], prompt="x", n=4, num_inference_steps=150, caller="ann")
-        # By handle, so that it can be ended; who asks over HTTP as ann is the same caller.
+        # By handle, so that it can be cancelled; over HTTP, ann is the same caller.
         call = closed.served.editor.edit.remote(long)
         wait_until(lambda: closed.served.stats().running == 4, "ann's share is in work")
         job = closed.start_job("share-1")
@@ -227,11 +227,11 @@ class TestRotation:
         def complaints() -> list[dict[str, Any]]:
             return [line for line in log_lines("EditIngress") if line["levelname"] == "ERROR"]
 
-        def is_told() -> bool:
+        def is_logged() -> bool:
             assert closed.models(KEYS["bob"]) == 200
             return bool(complaints())
 
-        wait_until(is_told, "it is told")
+        wait_until(is_logged, "it is logged")
         assert closed.models("wrong") == 401
         time.sleep(2.5)
         assert closed.models(KEYS["bob"]) == 200

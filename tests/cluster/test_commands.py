@@ -28,7 +28,7 @@ def test_make_run_serves_and_stops_cleanly(tmp_path):
     assert "Traceback" not in text
 
 
-def test_settings_that_cannot_be_used_are_told_with_their_reason(tmp_path):
+def test_settings_that_cannot_be_used_are_reported_with_the_reason(tmp_path):
     log, settings = tmp_path / "log", tmp_path / "settings.yaml"
     settings.write_text("limits: {max_imagse: 1}\n")
     with running([sys.executable, "-m", "serve_app", "--settings", str(settings)], log) as process:

@@ -39,7 +39,7 @@ EDITS: list[dict[str, Any]] = [
 
 
 def kill_the_editor(served: Served) -> None:
-    """Once everything that was sent is in flight."""
+    """Kill the replica of the editor."""
     [pid] = processes.of(served.name, "ImageEditor")
     processes.kill(pid)
 
@@ -62,7 +62,7 @@ def assert_the_same(response: requests.Response, reference: requests.Response) -
 
 
 def start_job(served: Served) -> str:
-    """The path of a job that is under way."""
+    """Return the path of a job that is under way."""
     before = served.stats()
     created = post(served, EDITS[0], query="?async=true")
     assert created.status_code == 202, created.text
@@ -71,7 +71,7 @@ def start_job(served: Served) -> str:
 
 
 def assert_it_succeeds(served: Served, url: str, reference: requests.Response) -> None:
-    """A job, with the pictures of that answer."""
+    """Check that a job ends with the pictures of that answer."""
     open_ = ("queued", "running")
     wait_until(lambda: served.client.get(url).json()["status"] not in open_, "the job ends", wait_s=TIMEOUT_S)
     job = served.client.get(url).json()
@@ -92,7 +92,7 @@ class TestHttp:
             responses = [answer.result(TIMEOUT_S) for answer in answers]
         for response, reference in zip(responses, references, strict=True):
             assert_the_same(response, reference)
-        # A new process did it, all of it.
+        # A new process ran all of it.
         assert mortal.stats().samples == 8
         wait_until(lambda: retries() == retries_before + len(EDITS), "the retries are at /metrics")
 
@@ -107,7 +107,7 @@ class TestHttp:
         [item] = response.json()["data"]
         assert_the_same(response, mortal.client.edit(**{**edit, "seed": item["seed"]}))
 
-    def test_a_stream_goes_on_and_tells_each_picture_once(self, mortal: Served):
+    def test_a_stream_goes_on_and_has_each_picture_once(self, mortal: Served):
         edit = {**EDITS[0], "stream": "true", "partial_images": 2}
         reference = mortal.client.edit(**EDITS[0])
         events = [json.loads(line[6:]) for line in self._killed_at_the_first_preview(mortal, edit)]
@@ -146,7 +146,7 @@ class TestHttp:
         processes.kill(pid)
         assert mortal.client.get("/v1/jobs/unknown").status_code == 404
         assert_it_succeeds(mortal, url, reference)
-        # And what has ended is still there, once more.
+        # A job that has ended survives as well.
         [pid] = processes.of(mortal.name, "JobKeeper")
         processes.kill(pid)
         assert_it_succeeds(mortal, url, reference)
@@ -176,7 +176,7 @@ DEPLOYMENT = "fragile"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The memory of the fragile editor, beyond its processes."""
+    """Return the folder in which the fragile editor records what outlives its processes."""
     return tmp_path_factory.mktemp("fragile")
 
 
@@ -188,7 +188,7 @@ def fragile(cluster: int, folder: Path) -> Iterator[DeploymentHandle]:
 
 
 def edit_together(handle: DeploymentHandle, prompts: Sequence[str]) -> list[EditResult | BaseException]:
-    """All at once, each with a seed of its own; how each ends."""
+    """Edit all at once, each with a seed of its own; return results and errors."""
 
     async def edit_all() -> list[EditResult | BaseException]:
         editor = EditorHandle(handle, timeout_s=TIMEOUT_S)
@@ -226,7 +226,7 @@ class TestPoison:
         assert len(with_poison) == 3
         assert with_poison[-1] == [POISON]
 
-    def test_one_death_among_others_is_nobodys_fault(self, fragile):
+    def test_one_death_among_others_fails_no_edit(self, fragile):
         results = edit_together(fragile, ["a", POISON_ONCE])
         for result, reference in zip(results, edit_together(fragile, ["a", POISON_ONCE]), strict=True):
             assert_right(result, reference)

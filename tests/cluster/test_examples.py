@@ -86,7 +86,7 @@ def test_another_application_edits_by_handle_blocking_async_and_as_a_stream(serv
     assert lines[-1].startswith("done: ")
 
 
-def test_a_folder_is_edited_resumed_and_its_failures_told(served: Served, tmp_path: Path):
+def test_a_folder_is_edited_resumed_and_its_failures_reported(served: Served, tmp_path: Path):
     names = ["1.png", "2.jpg", "2.png", "deeper/1.png"]
     for seed, name in enumerate(names):
         save(tmp_path / "photos" / name, seed)

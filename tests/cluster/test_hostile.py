@@ -1,4 +1,4 @@
-"""Strangers at the real server, on sockets of their own: a clear refusal or a closed connection, and nothing lost."""
+"""Hostile clients of the real server, on raw sockets: a clear refusal or a closed connection, and no harm to others."""
 
 import base64
 import re
@@ -79,7 +79,7 @@ class TestLengths:
     def test_a_body_longer_than_announced_is_cut_off(self, served: Served):
         body, content_type = form()
         sent = head(f"content-type: {content_type}\r\ncontent-length: {len(body) - 10}\r\n") + body
-        # What is over is taken for another request, which it is not, and its refusal may come first.
+        # The surplus is parsed as another request, and its refusal may come first.
         assert {answer.status for answer in talk(served.client.base, sent)} == {400}
 
     def test_a_body_shorter_than_announced_is_not_waited_for(self, served: Served):
@@ -97,7 +97,7 @@ class TestSlow:
             connection.sendall(head(f"{MULTIPART}{framing}"))
             [answer] = answers(connection, quiet_s=30)
             assert (answer.status, answer.code) == (408, "REQUEST_TIMEOUT")
-            # The server has closed it; so it waits for no more.
+            # The server has closed the connection.
             assert connection.recv(1) == b""
 
     def test_a_chunked_body_that_trickles_on_is_given_up(self, served: Served):
@@ -233,7 +233,7 @@ class TestProxyHeaders:
         assert orjson.loads(answer.body)["error"]["param"] == header.partition(":")[0].lower()
         assert served.stats().requests == before
 
-    def test_who_hangs_up_with_it_costs_nothing(self, served: Served):
+    def test_a_disconnect_with_it_costs_nothing(self, served: Served):
         before = served.stats()
         with connect(served.client.base) as connection:
             connection.sendall(edit("x-request-disconnect-disabled: ?1\r\n", num_inference_steps="150"))
@@ -255,7 +255,7 @@ class TestPictures:
         files = [("images", ("a.png", png(scene(1)))), ("images", ("b.png", one_bit_png(6000, 6000)))]
         body, content_type = body_of([("prompt", (None, "x")), *files])
         sent = head(f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n") + body
-        # Whether that is too long is this machine's affair; that it is answered is ours.
+        # The machine decides whether it takes too long; in both cases there is an answer.
         assert only(talk(served.client.base, sent)).status in (200, 400)
 
     def test_a_picture_that_ends_its_process_is_the_callers_fault(self, served: Served):
@@ -265,7 +265,7 @@ class TestPictures:
 
 
 class TestMemory:
-    """The whole body is sent whatever is answered, which no client library does."""
+    """Bodies that are sent to their end whatever is answered, which no client library does."""
 
     @pytest.mark.parametrize("kind", ["chunked", "announced", "json"])
     def test_two_gigabytes_are_not_kept(
@@ -281,8 +281,8 @@ class TestMemory:
         grown = {title: (peak[pid] - before[pid]) // MIB for pid, title in watched.items()}
         print(f"{kind}: {grown} MiB more at most, answered {statuses}")  # noqa: T201, a figure for the report
         assert statuses == [413]
-        # A request may be held in memory as a whole, and Serve's proxy queues what the ingress has not read yet: from
-        # nothing to 310 MiB have been seen, and 380 in the ingress.
+        # A request may be held in memory as a whole, and Serve's proxy queues what the ingress has not read yet: 0 to
+        # 310 MiB were measured, and 380 in the ingress.
         assert max(grown.values()) < 5 * SETTINGS.limits.max_request_bytes // MIB
 
 

@@ -58,7 +58,7 @@ def kill(deployment: str) -> None:
 
 
 def leave(mortal: Served, headers: dict[str, str], **fields: Any) -> None:
-    """Begin an edit, and hang up once the engine has it."""
+    """Send an edit, and disconnect once the engine has it."""
     before = mortal.stats()
     files = {"images": ("a.png", png(scene(1)), "image/png")}
     url = f"{mortal.client.base}/v1/images/edits"
@@ -116,7 +116,7 @@ def test_the_same_key_gives_the_same_job(mortal: Served):
     assert mortal.stats().requests == before.requests + 1
 
 
-def test_a_caller_that_hung_up_comes_back_to_its_edit(mortal: Served):
+def test_a_caller_that_disconnected_comes_back_to_its_edit(mortal: Served):
     before, key = mortal.stats(), new_key()
     leave(mortal, key, **LONG)
     answer = edit(mortal, key, **LONG)
@@ -125,7 +125,7 @@ def test_a_caller_that_hung_up_comes_back_to_its_edit(mortal: Served):
     assert (after.requests, after.cancelled) == (before.requests + 1, before.cancelled)
 
 
-def test_an_edit_to_which_nobody_comes_back_leaves_the_engine_after_its_grace(mortal: Served):
+def test_an_edit_whose_caller_does_not_come_back_leaves_the_engine_after_its_grace(mortal: Served):
     before = mortal.stats()
     leave(mortal, new_key(), **ENDLESS)
     time.sleep(GRACE_S / 4)
@@ -154,7 +154,7 @@ def test_edits_are_answered_while_the_keeper_is_gone_and_their_keys_hold_again_a
     wait_until(holds, "the keys hold again")
 
 
-def test_an_edit_whose_ingress_dies_is_run_again_for_who_comes_back(mortal: Served):
+def test_an_edit_whose_ingress_dies_is_run_again_for_a_retry(mortal: Served):
     before, key = mortal.stats(), new_key()
     with ThreadPoolExecutor(1) as pool:
         lost = pool.submit(edit, mortal, key, **LONG)

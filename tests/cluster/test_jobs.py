@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 
 
 def start(served: Served, **data: Any) -> str:
-    """The address of a new job."""
+    """Create a job and return its URL."""
     files = [("images", (f"{k}.png", png(scene(k)), "image/png")) for k in (1, 2)]
     url = f"{served.client.base}/v1/images/edits?async=true"
     response = requests.post(url, files=files, data={"prompt": "make the sky blue", **data}, timeout=TIMEOUT_S)
@@ -59,7 +59,7 @@ def vault_is_there(app: str) -> bool:
     return True
 
 
-def test_a_vault_is_found_by_name_and_ends_once_nobody_calls_any_more(cluster: int):
+def test_a_vault_is_found_by_name_and_ends_without_calls(cluster: int):
     async def story() -> None:
         first = ActorVault("deleted", idle_s=2.0)
         await first.take_over("first")

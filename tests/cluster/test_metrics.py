@@ -1,4 +1,4 @@
-"""Known traffic through the real application, and every figure that the node's real /metrics then shows."""
+"""Known traffic through the real application, and every figure at the node's real /metrics after it."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ WAIT_S = 60
 TIMEOUT_S = 30.0
 # Four samples in a forward, two paused, four may wait.
 ENGINE = EngineSettings(batch_tokens=100_000, max_samples=4, max_paused=2, max_waiting=4)
-# So late a deadline that even what fits into no memory is begun.
+# So late a deadline that even an edit too large for any memory is begun.
 LIMITS = LimitSettings(max_outputs=4, request_timeout_s=1e12, max_area_factor=1e12)
 
 Traffic = tuple[list[Pixels], dict[str, Any]]
@@ -49,7 +49,7 @@ def app(cluster: int, random_model_settings: ModelSettings) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def timings(app: Served) -> dict[str, float]:
-    """Sends the known traffic; the seconds of each stage as the answers' Server-Timing told them, added up."""
+    """Send the known traffic; return the total seconds of each stage by Server-Timing."""
     seconds: dict[str, float] = {}
     for pictures, fields in (SQUARE, LANDSCAPE, SMALL):
         response = app.client.edit(pictures, prompt="x", seed=1, **fields)
@@ -70,7 +70,7 @@ def edit(app: Served, **fields):
 
 
 def send_edit(app: Served, **fields) -> HTTPConnection:
-    """A caller who has sent an edit over HTTP and may hang up."""
+    """Send an edit over HTTP and return its connection, unread."""
     url = f"{app.client.base}/v1/images/edits"
     request = requests.Request("POST", url, files={"images": png(scene(1))}, data=fields).prepare()
     connection = HTTPConnection(str(urlsplit(url).netloc))
@@ -109,14 +109,14 @@ def test_every_figure_of_known_traffic(app: Served, timings: dict[str, float]):
         assert scrape.ours("knee_tokens", "model") == {"random-model": 100_000}
         for gauge in GAUGES:
             assert scrape.ours(gauge, "model") == {"random-model": 0}
-        # Serve's own, of HTTP.
+        # Serve's own metric of HTTP.
         assert http_statuses(scrape) == {"200": 3, "400": 2}
 
     eventually(APP, check)
 
 
 def assert_histogram(scrape: Scrape, name: str, counts: Mapping[float, int]) -> None:
-    """So many observations at each boundary."""
+    """Check the number of observations at each boundary."""
     buckets = scrape.ours(f"{name}_bucket", "le")
     assert len(buckets) > len(counts)
     for boundary, cumulated in buckets.items():
@@ -130,19 +130,19 @@ def http_statuses(scrape: Scrape) -> dict[Any, float]:
 
 
 def steps_for(seconds: float, samples: int) -> int:
-    """So many steps of LARGE samples take that long at the rate of the known traffic, and in truth a little longer."""
+    """Return how many steps of LARGE samples take that long, or a little longer, at the known traffic's rate."""
     scrape = Scrape.of(APP)
     spent_s, tokens = (sum(scrape.ours(f"forward_{of}_total", "model").values()) for of in ("seconds", "tokens"))
     return round(seconds * tokens / spent_s / (samples * 2 * (768**2 + 256**2) / 16**2))
 
 
 def test_what_waits_runs_pauses_and_how_it_leaves(app: Served, timings: dict[str, float]):
-    # Fills the forward, and stays until its deadline: half its time would suffice, or it would not be begun.
+    # It fills the forward until its deadline. Its expected time is within twice the deadline, or it would not begin.
     steps = steps_for(1.5 * TIMEOUT_S, samples=4)
     request = EditRequest(images=[scene(1)], n=4, num_inference_steps=steps, **LARGE)
     expiring = app.editor.edit.remote(request, timeout_s=TIMEOUT_S)
     wait_until(lambda: app.stats().running == 4, "the forward is full", WAIT_S)
-    # Less work, so it goes first, and two of the four pause. Then there is no room to encode more.
+    # It has less work, so it goes first, and two of the four pause. Then there is no room to encode more.
     leaving = send_edit(app, n=2, num_inference_steps=steps, **LARGE)
     wait_until(lambda: app.stats().paused == 2, "two pause", WAIT_S)
     since = time.monotonic()
@@ -183,7 +183,7 @@ def test_what_waits_runs_pauses_and_how_it_leaves(app: Served, timings: dict[str
 
 def test_every_name_exists_that_the_table_the_dashboard_and_the_alerts_use(timings: dict[str, float]):
     ours = {name for metric in METRICS for name in metric.exported}
-    # Nobody dies here: tests/cluster/test_deaths.py sees that one.
+    # No replica dies here; tests/cluster/test_deaths.py checks retries.
     elsewhere = {name for metric in METRICS if metric.name == "retries" for name in metric.exported}
 
     def check(scrape: Scrape) -> None:

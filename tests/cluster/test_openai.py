@@ -30,7 +30,7 @@ def client(served: Served):
 
 @pytest.fixture(scope="module")
 def same(served: Served):
-    """What the clients should get, by plain HTTP: two variants."""
+    """Return the pictures that the clients should get, by plain HTTP: two variants."""
     return pictures_of(served.client.edit([scene(1)], prompt=PROMPT, n=2, **EXTRA))
 
 
@@ -118,7 +118,7 @@ class TestPython:
 
 @pytest.fixture(scope="module")
 def found(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the program printed, and how many requests were cancelled meanwhile."""
+    """Run the program; return what it printed, after checking that one request was cancelled."""
     path = tmp_path_factory.mktemp("node") / "photo.png"
     path.write_bytes(PICTURE)
     before = served.stats()
@@ -160,5 +160,5 @@ class TestNode:
         assert found["models"] == ["random-model"]
 
     def test_leaving_the_loop_ended_the_work(self, found):
-        """That the engine counted it is in the fixture."""
+        """Check the client's side; the fixture checks that the engine counted it."""
         assert 0 < found["leftAfterSteps"] < 150

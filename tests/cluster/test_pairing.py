@@ -1,4 +1,4 @@
-"""The heart: many callers at once, and each gets exactly the pictures it would get alone."""
+"""Pairing: many callers at once, each of whom gets exactly the pictures that it gets alone."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,7 @@ from tests.cluster.conftest import Served
 from tests.scenes import difference, scene
 
 BOUND = 1
-"""A value may differ by so much of 255; another sample's picture differs by ten times that and more."""
+"""How much a value may differ, of 255; another sample's picture differs by ten times that and more."""
 
 SQUARE, WIDE = (256, 256), (300, 200)
 
@@ -33,7 +33,7 @@ EDITS: list[dict[str, Any]] = [
 
 
 def one_by_one(edit: dict[str, Any]) -> list[dict[str, Any]]:
-    """An edit's outputs as edits of one picture and one variant each: what they are if nothing is paired wrongly."""
+    """Return an edit's outputs as edits of one picture and one variant each."""
     pictures, n, prompt = edit["pictures"], edit.get("n", 1), edit["prompt"]
     return [
         {
@@ -61,7 +61,7 @@ def test_eight_callers_at_once_each_get_what_they_get_alone(served: Served):
             assert picture.shape == reference.shape
             assert difference(picture, reference) <= BOUND
 
-    # Had any two been mixed up, it would have shown.
+    # A mix-up of any two would have shown.
     pictures = [picture for answer in singles for picture in answer]
     for index, picture in enumerate(pictures):
         for other_picture in pictures[:index]:

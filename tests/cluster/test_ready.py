@@ -1,4 +1,4 @@
-"""Whether a replica is there, as `/health/ready` asks: on a real cluster, with replicas that take one request each."""
+"""Readiness of replicas, as `/health/ready` reports it, on a real cluster with replicas of one request each."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ STEP_S, STEPS = 1.0, 150
 
 
 class Loading(SlowEditor):
-    """A replica whose model is not there yet."""
+    """A replica whose model is still loading."""
 
     def __init__(self) -> None:
         time.sleep(120)
@@ -61,12 +61,12 @@ def test_a_replica_that_is_busy_is_ready_though_it_takes_no_more(handle: Deploym
     stream = handle.options(stream=True).edit_stream.remote(edit_request(1, num_inference_steps=STEPS))
     assert isinstance(next(stream), Progress)
     assert ready(handle)
-    # It waits in front of the replica; whoever comes now is refused.
+    # It waits in front of the replica, and the next request is refused.
     waiting = handle.edit.remote(edit_request(2, num_inference_steps=STEPS))
     with pytest.raises(TimeoutError):
         waiting.result(timeout_s=1)
     assert ready(handle)
-    # Both ways of asking are refused alike.
+    # Edits and streams are refused alike.
     for ask in (edited, streamed):
         with pytest.raises(Overloaded):
             asyncio.run(ask(EditorHandle(handle, timeout_s=60)))

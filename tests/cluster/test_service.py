@@ -1,4 +1,4 @@
-"""The service around the heart: HTTP through Serve's proxy, leaving, bounds, other applications in the cluster."""
+"""The service: HTTP through Serve's proxy, disconnects, bounds, and other applications of the cluster."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -130,9 +130,9 @@ class TestBounds:
         for response in refused:
             assert error_code(response) == "OVERLOADED"
             assert int(response.headers["Retry-After"]) >= 1
-        # What was accepted was answered: with its picture, or where the machine is slow with its deadline.
+        # Those accepted got their picture, or on a slow machine their deadline.
         assert {response.status_code for response in responses if response not in refused} <= {200, 504}
-        # The engine refused the first of them; the others may have been turned away by the load shedder.
+        # The engine refused the first of them; the load shedder may have refused the others.
         assert 1 <= strict.stats().refused <= len(refused)
 
     def test_while_the_queue_is_full_callers_are_refused_before_their_upload(self, strict: Served):
@@ -151,7 +151,7 @@ class TestBounds:
                 done.set()
 
     def _begin_upload(self, strict: Served) -> bytes:
-        """What is answered to the head of a request whose body does not come; nothing where nothing is."""
+        """Return the answer to the head of a request without its body; empty if there is none."""
         with connect(strict.client.base) as connection:
             connection.settimeout(1.0)
             connection.sendall(
@@ -204,7 +204,7 @@ class TestHandles:
 
 
 def test_requests_that_arrive_together_are_merged_into_one_submission(served: Served):
-    # Sixteen at once from as many threads: @serve.batch gathers them, the engine steps them together.
+    # Eight at once from as many threads: @serve.batch gathers them, the engine steps them together.
     before = served.stats()
     barrier = threading.Barrier(8)
 

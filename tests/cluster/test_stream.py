@@ -1,4 +1,4 @@
-"""Streams through a real handle and over HTTP: what arrives, and that leaving frees the engine."""
+"""Streams through a real handle and over HTTP: their events, and disconnects that free the engine."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def test_a_stream_has_progress_previews_every_output_and_its_end(served: Served)
     for each in completed:
         assert each.seed == result.seeds[each.image_index][each.variant_index]
         assert difference(each.pixels, result.pixels[each.image_index][each.variant_index]) <= 1
-    # Float noise moves a preview too, but no preview is another output's.
+    # Float noise changes a preview too, so that its values are not compared.
     for preview in previews:
         assert preview.pixels.shape == result.pixels[0][0].shape
         assert np.ptp(preview.pixels) > 0
@@ -52,7 +52,7 @@ def test_errors_are_typed_on_the_other_side(served: Served):
     assert (caught.value.param, caught.value.status) == ("size", 400)
 
 
-def test_previews_are_refused_where_nobody_would_see_them(served: Served):
+def test_previews_are_refused_outside_of_a_stream(served: Served):
     request = EditRequest(images=[scene(1)], prompt="x", partial_images=2)
     with pytest.raises(InvalidInput, match="only a stream has previews") as caught:
         served.editor.edit.remote(request).result()
@@ -136,7 +136,7 @@ class TestHttp:
         return requests.post(url, files=files, data=data, timeout=TIMEOUT_S, stream=True)
 
     def events(self, response: requests.Response) -> Iterator[dict[str, Any]]:
-        """As they arrive; `[DONE]` is the last."""
+        """Yield the events as they arrive, up to `[DONE]`."""
         assert response.headers["content-type"].startswith("text/event-stream")
         data = (line[6:] for line in response.iter_lines() if line.startswith(b"data: "))
         for text in data:

@@ -1,4 +1,4 @@
-"""What the replicas of deploy/serve_config.yaml ask of a cluster, and whether its groups of nodes can give it."""
+"""The resources that the replicas of deploy/serve_config.yaml need, and those that groups of nodes have."""
 
 import math
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from serve_app.settings import AppSettings
 
 @dataclass(frozen=True)
 class Group:
-    """Nodes of one kind: how many there may be, and what each has."""
+    """Nodes of one kind: their number, and the resources of each."""
 
     least: int
     most: int
@@ -29,7 +29,7 @@ def deployments() -> dict[str, DeploymentSchema]:
 
 
 def assert_room(groups: list[Group]) -> None:
-    """One replica a node fits, from the least to the most that each deployment may have, a rolling update included."""
+    """Check that one replica a node fits, for any number that a deployment may have, a rolling update included."""
     for deployment in deployments().values():
         actor, scaling = deployment.ray_actor_options, deployment.autoscaling_config
         [group] = [group for group in groups if actor.label_selector.items() <= group.labels.items()]
@@ -41,7 +41,7 @@ def assert_room(groups: list[Group]) -> None:
 
 
 def graceful_shutdown_s() -> float:
-    """The longest that a replica with the default settings may take to finish its edits."""
+    """Return the longest time that a replica with the default settings may take to finish its edits."""
     ingress = build(AppSettings())._bound_deployment
     others = [argument._bound_deployment for argument in ingress.init_args if hasattr(argument, "_bound_deployment")]
     assert {other.name for other in others} == {"ImageEditor", "JobKeeper", "IdempotencyKeeper"}

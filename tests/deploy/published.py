@@ -8,20 +8,20 @@ from jsonschema import Draft202012Validator
 
 
 def validator_of(definition: Path, version: str) -> Draft202012Validator:
-    """Of the resource's `version`; raises ValueError where the definition does not have it."""
+    """Return the schema of the resource's `version`. Raise ValueError if the definition does not have it."""
     [schema] = [
         found["schema"]["openAPIV3Schema"]
         for found in yaml.safe_load(definition.read_text())["spec"]["versions"]
         if found["name"] == version
     ]
     strict = _strict(schema)
-    # Kubernetes' own, which the definition leaves open.
+    # The definition leaves Kubernetes' own fields open.
     strict["properties"]["metadata"] = {"type": "object"}
     return Draft202012Validator(strict)
 
 
 def _strict(schema: Any) -> Any:
-    """The schema in JSON Schema's words in place of OpenAPI's and Kubernetes'."""
+    """Return the schema in the terms of JSON Schema instead of OpenAPI's and Kubernetes'."""
     if isinstance(schema, list):
         return [_strict(each) for each in schema]
     if not isinstance(schema, dict):

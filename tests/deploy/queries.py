@@ -13,7 +13,7 @@ from tests.paths import ROOT
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "image-edits.json"
 
-# Of Ray's and Serve's metrics, those that are used here. tests/cluster/test_metrics.py finds them at a real /metrics.
+# Ray's and Serve's metrics that are used here; tests/cluster/test_metrics.py finds them at a real /metrics.
 RAY_METRICS = frozenset(
     {
         "ray_serve_deployment_replica_healthy",
@@ -25,7 +25,7 @@ RAY_METRICS = frozenset(
         "ray_node_gram_available",
     }
 )
-# Exported only where there is a GPU.
+# Exported only if there is a GPU.
 GPU_METRICS = frozenset(
     {
         "ray_image_edits_gpu_memory_bytes",
@@ -34,7 +34,7 @@ GPU_METRICS = frozenset(
         "ray_node_gram_available",
     }
 )
-# Prometheus makes it itself, of each scrape.
+# Prometheus makes it itself, for each scrape.
 PROMETHEUS_METRICS = frozenset({"up"})
 
 
@@ -46,7 +46,7 @@ class Query:
     text: str
 
     def parsed(self) -> promql.Expr:
-        """Raises ValueError for what is not PromQL. Grafana's variables are put in first, as Grafana does."""
+        """Parse it, with Grafana's variables substituted as Grafana does. Raise ValueError if it is no PromQL."""
         text = self.text.replace("$__rate_interval", "5m")
         return promql.parse(re.sub(r"\$\w+", "x", text))
 
@@ -62,7 +62,7 @@ class Query:
 
     @property
     def kept_labels(self) -> set[str]:
-        """The labels that its outermost aggregations keep."""
+        """Return the labels that its outermost aggregations keep."""
         return _kept(self.parsed())
 
     @property
@@ -88,11 +88,11 @@ def alert_rules() -> list[dict[str, Any]]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """The dashboard's panels, without the rows that are only headings."""
+    """Return the dashboard's panels, without the rows that are only headings."""
     return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
 
 
 def queries() -> list[Query]:
-    """All: first of the alerts, then of the dashboard."""
+    """Return all queries, first of the alerts, then of the dashboard."""
     found = [Query(rule["alert"], rule["expr"]) for rule in alert_rules()]
     return found + [Query(panel["title"], target["expr"]) for panel in panels() for target in panel["targets"]]

@@ -1,4 +1,4 @@
-"""deploy/aws/cluster.yaml against the schema of Ray's cluster launcher, and what must hold beyond it."""
+"""deploy/aws/cluster.yaml against the schema of Ray's cluster launcher, and rules beyond it."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def cluster() -> dict[str, Any]:
 
 
 def test_it_fits_the_launchers_schema(cluster: dict[str, Any]) -> None:
-    # As `ray up` does: with the defaults of AWS under it.
+    # As `ray up` does, on top of the defaults for AWS.
     validate_config(prepare_config(cluster))
 
 

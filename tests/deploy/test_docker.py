@@ -50,7 +50,7 @@ def test_dependencies_are_installed_before_the_code_is_there() -> None:
 
 
 def test_the_wheel_holds_the_built_in_model(tmp_path: Path) -> None:
-    # What the image has, and nothing that an earlier build left behind.
+    # The files of the image, and none that an earlier build left behind.
     for source in copied():
         copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
         copy(ROOT / source, tmp_path / source)
@@ -70,7 +70,7 @@ def test_cuda_is_that_of_the_wheels() -> None:
     assert version("cuda-toolkit").startswith(f"{base}.")
 
 
-def test_nobody_is_root_and_the_check_asks_for_a_warm_model() -> None:
+def test_no_process_is_root_and_the_check_asks_for_a_warm_model() -> None:
     [user] = [rest for name, rest in instructions() if name == "USER"]
     assert user == "1000:1000"
     [check] = [rest for name, rest in instructions() if name == "HEALTHCHECK"]

@@ -32,7 +32,7 @@ def templates(cluster: RayCluster) -> list[dict[str, Any]]:
 
 
 def container(template: dict[str, Any]) -> dict[str, Any]:
-    """The only one: KubeRay takes the first for Ray's."""
+    """Return the only container; KubeRay takes the first for Ray's."""
     [found] = template["spec"]["containers"]
     result: dict[str, Any] = found
     return result
@@ -92,7 +92,7 @@ def test_the_model_is_loaded_from_the_volume(cluster: RayCluster) -> None:
     assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert volume["name"] == mount["name"]
     assert f"HF_HOME={mount['mountPath']}/" in (ROOT / "deploy" / "Dockerfile").read_text()
-    # Nodes of one group are many.
+    # A group may have many nodes.
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 

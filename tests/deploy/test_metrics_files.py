@@ -80,7 +80,7 @@ def test_promtool_takes_the_files_and_sees_each_alert_fire(arguments: tuple[str,
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_every_alert_tells_what_it_means_and_what_to_do():
+def test_every_alert_says_what_it_means_and_what_to_do():
     rules = alert_rules()
     assert len({rule["alert"] for rule in rules}) == len(rules)
     for rule in rules:
@@ -120,7 +120,7 @@ def test_prometheus_and_the_operator_scrape_the_same_job():
 
 
 def test_grafanas_own_types_read_the_dashboard_and_lose_nothing():
-    # Without them, panels and queries of each kind are read as they come.
+    # Without them, panels and queries of each kind are read as they are.
     register_default_plugins()
     content = json.loads(DASHBOARD.read_text())
     read = json.loads(JSONEncoder(sort_keys=True).encode(Dashboard.from_json(content)))
@@ -128,7 +128,7 @@ def test_grafanas_own_types_read_the_dashboard_and_lose_nothing():
 
 
 def lost(given: Any, read: Any, path: str = "") -> list[str]:
-    """The paths of what is in the one and not, or not so, in the other; more may be in the other, as defaults."""
+    """Return the paths at which the other lacks or differs from the one; the other may hold more, as defaults."""
     if isinstance(given, dict) and isinstance(read, dict):
         return [found for key in given for found in lost(given[key], read.get(key), f"{path}.{key}")]
     if isinstance(given, list) and isinstance(read, list) and len(given) == len(read):

@@ -1,4 +1,4 @@
-"""deploy/kuberay against KubeRay's published schema, which no package carries: where KUBERAY_CRD names its file."""
+"""deploy/kuberay against KubeRay's published schema, which no package carries, if KUBERAY_CRD names its file."""
 
 import os
 from pathlib import Path

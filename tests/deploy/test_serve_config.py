@@ -23,7 +23,7 @@ def test_it_fits_rays_schema_and_our_settings() -> None:
     assert application.name == APP_NAME
     settings = AppSettings.model_validate(application.args)
     assert settings.model.device == "cuda"
-    # Ray itself refuses a deployment that the application lacks only when it runs.
+    # Ray refuses a deployment that the application lacks only when it runs.
     assert {deployment.name for deployment in application.deployments} == {"EditIngress", "ImageEditor"}
 
 

@@ -1,4 +1,4 @@
-"""deploy/systemd/image-edits.service: systemd's own check where there is one, and what must hold everywhere."""
+"""deploy/systemd/image-edits.service: systemd's own check if it is installed, and rules for every machine."""
 
 import shlex
 import shutil
@@ -16,7 +16,7 @@ UNIT = ROOT / "deploy" / "systemd" / "image-edits.service"
 
 
 def service() -> dict[str, list[str]]:
-    """The section Service; a name may come several times."""
+    """Return the section Service, in which a name may stand several times."""
     values: dict[str, list[str]] = {}
     _, _, text = UNIT.read_text().partition("[Service]\n")
     for line in text.partition("[Install]")[0].splitlines():
@@ -28,7 +28,7 @@ def service() -> dict[str, list[str]]:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
 def test_systemd_finds_nothing_wrong(tmp_path: Path) -> None:
-    # The program must exist: that of these tests in place of the installed one.
+    # The program must exist, so this environment's replaces the installed one.
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/opt/image-edits/venv/bin/python", sys.executable))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show."""
+"""Properties that only a CUDA device can show."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-# In bfloat16 kernels differ by batch size, and guidance amplifies that: no equality, but the same picture.
+# In bfloat16, kernels differ by batch size, and guidance amplifies that: similar pictures, not equal ones.
 LEAST_PSNR_DB = 25.0
 
 

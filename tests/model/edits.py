@@ -9,7 +9,7 @@ from serve_app.request import EditRequest, Pixels
 from tests.scenes import scene
 
 BOUND = 1
-"""Merged or alone, a value may differ by so much of 255: rounding may fall either way at float noise."""
+"""How much a value may differ between merged and alone, of 255: float noise may round either way."""
 
 
 MIXED: list[dict[str, Any]] = [
@@ -28,16 +28,16 @@ def request(**fields) -> EditRequest:
 
 
 def samples_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Sample]:
-    """Encoded and started samples of all requests, encoded in one call."""
-    entries = [
+    """Return the started samples of all requests, encoded in one call."""
+    queue = [
         expand(r, random_model.geometry, sequence=k, arrived_s=0, deadline_s=1, default_steps=5, default_guidance=4.0)
         for k, r in enumerate(requests)
     ]
-    conditions = [condition for entry in entries for condition in entry.conditions]
+    conditions = [condition for request in queue for condition in request.conditions]
     encodings = dict(
         zip(map(id, conditions), random_model.encode(list(map(random_model.prepare, conditions))), strict=True)
     )
-    samples = [sample for entry in entries for sample in entry.samples]
+    samples = [sample for request in queue for sample in request.samples]
     for sample in samples:
         sample.state = random_model.start(encodings[id(sample.request.conditions[sample.image_index])], sample)
     return samples
@@ -50,7 +50,7 @@ def step(random_model: StepwiseQwenImageEditPipeline, samples: Sequence[Sample])
 
 
 def edit(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Pixels]:
-    """All requests merged: each step takes every sample that has steps left."""
+    """Return the pictures of all requests, merged: each step takes every sample that has steps left."""
     samples = samples_of(random_model, requests)
     while unfinished := [sample for sample in samples if sample.steps_left]:
         step(random_model, unfinished)

@@ -1,4 +1,4 @@
-"""The built-in model does what it is told, to each caller's own picture; the measures of its training are the eyes."""
+"""The built-in model follows each caller's instruction, as judged by the measures of its training."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -120,7 +120,7 @@ def test_previews_come_nearer_to_the_final_picture(model):
         [final] = [outcome(future) for future in running.submit([edit], [RunOptions(events.append)])]
     previews = [event.pixels for event in events if isinstance(event, Preview)]
     assert isinstance(final, np.ndarray)
-    # The original first: already the first preview shows more of the edit than of the noise it began with.
+    # The original comes first: even the first preview is nearer to the result than to the noise it began with.
     distances = [float(np.abs(each.astype(int) - final.astype(int)).mean()) for each in [held.pixels, *previews]]
     assert len(distances) == 4
     assert all(later < earlier for earlier, later in pairwise(distances))

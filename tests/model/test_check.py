@@ -39,7 +39,7 @@ def test_this_installation_can_serve_the_built_in_model() -> None:
     assert "ok       weights in memory: 0.0 GiB" in out
 
 
-def test_what_is_wrong_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_what_is_wrong_is_reported_with_what_to_do(tmp_path: Path) -> None:
     settings = tmp_path / "settings.yaml"
     settings.write_text("{model: {source: 'builtin:huge', device: cuda}, auth: {keys_env: EDIT_KEYS}}")
     status, out = check("--settings", str(settings))

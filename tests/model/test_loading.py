@@ -1,4 +1,4 @@
-"""Loading: every setting of a model does something, and what cannot be served is refused with its reason."""
+"""Loading: every setting of a model has an effect, and a model that cannot be served is refused with the reason."""
 
 import json
 
@@ -122,7 +122,7 @@ def _lora_weights(transformer):
     return get_peft_model_state_dict(transformer)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a machine without CUDA is told")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="checks the error of a machine without CUDA")
 class TestWithoutGpu:
     def test_cuda_is_refused(self):
         with pytest.raises(ValueError, match="no CUDA device"):

@@ -141,7 +141,7 @@ def test_a_step_that_raises_leaves_every_state_as_it_was(random_model):
     assert torch.equal(good.state.latents, before)
 
 
-def test_a_sample_that_is_not_a_number_is_told_and_does_not_touch_its_neighbours(random_model):
+def test_a_sample_that_is_not_a_number_is_reported_and_does_not_touch_its_neighbours(random_model):
     good, bad = samples_of(random_model, [request(), request(seed=8)])
     bad.state.latents = torch.full_like(bad.state.latents, float("nan"))
     for _ in range(5):
@@ -232,7 +232,7 @@ def test_the_model_is_the_same_at_every_build(random_model):
         (RuntimeError("shapes do not match"), RuntimeError),
     ],
 )
-def test_what_torch_raises_is_told_in_our_words(raised, expected):
+def test_what_torch_raises_becomes_our_error(raised, expected):
     with pytest.raises(expected) as caught, _translated_errors():
         raise raised
     if isinstance(caught.value, OutOfMemory):
@@ -255,7 +255,7 @@ def test_what_ran_out_of_memory_is_let_go_while_its_error_is_kept():
 
 
 def test_the_text_encoder_has_a_pictures_tokens_on_their_grid(random_model):
-    """As transformers' own processor and model have it where nobody is in between."""
+    """Return the positions that transformers' own processor and model compute."""
     condition = samples_of(random_model, [request()])[0].request.conditions[0]
     [encoding] = random_model.encode([random_model.prepare(condition)])
     size = condition.reference

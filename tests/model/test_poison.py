@@ -1,4 +1,4 @@
-"""Poison in the real model: whatever one sample does, its neighbours get what they get alone."""
+"""Failing samples in the real model: their neighbours get the same pictures as alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ POISON = 666
 
 
 class Poisoned:
-    """The real pipeline, but for what `kind` says of the poisoned seed."""
+    """The real pipeline, in which the poisoned seed fails in the way of `kind`."""
 
     def __init__(self, real: StepwiseQwenImageEditPipeline, kind: str) -> None:
         self._real = real
@@ -70,7 +70,7 @@ class Poisoned:
 
 
 def requests() -> list[EditRequest]:
-    """Five callers; the third is the one whose sample is poisoned."""
+    """Return the requests of five callers; the third one's sample is poisoned."""
     seeds = (1, 2, POISON, 4, 5)
     return [EditRequest(images=[scene(seed)], prompt=f"prompt {seed}", seed=seed, size="64x64") for seed in seeds]
 
@@ -112,7 +112,7 @@ def test_one_poisoned_sample_fails_its_own_request_only(random_model, alone, kin
     assert (stats.failed, stats.finished) == (1, 4)
 
 
-def test_a_batch_too_large_for_the_memory_is_halved_and_nobody_notices(random_model, alone):
+def test_a_batch_too_large_for_the_memory_is_halved_and_changes_no_result(random_model, alone):
     answers, stats = run(Poisoned(random_model, "crowd"))
     for answer, reference in zip(answers, alone, strict=True):
         assert not isinstance(answer, EditError)

@@ -1,4 +1,4 @@
-"""A page in a browser, in front of the real application over a small editor that can be held."""
+"""A page in a browser, in front of the real application over a small editor that can be paused."""
 
 import asyncio
 import threading
@@ -16,7 +16,7 @@ from tests.http_server import listening
 
 
 class Held(Inverter):
-    """Comes to a halt before the first event of the kind `before`, for as long as its gate is shut."""
+    """An editor that halts before the first event of the kind `before` while its gate is closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def url(editor: Held) -> Iterator[str]:
 
 @pytest.fixture
 def context(browser: Browser, editor: Held) -> Iterator[BrowserContext]:
-    """A visitor. In the end nothing may have gone wrong inside the page, a breach of its policy included."""
+    """Yield a visitor's context; check that the page logged no error and no breach of its content security policy."""
     context = browser.new_context(viewport={"width": 1280, "height": 860})
     context.grant_permissions(["clipboard-read", "clipboard-write"])
     complaints: list[str] = []
@@ -66,7 +66,7 @@ def context(browser: Browser, editor: Held) -> Iterator[BrowserContext]:
     context.on("weberror", lambda error: complaints.append(str(error.error)))
     yield context
     context.close()
-    # That one is the browser's own word on every status from 400 up.
+    # The browser logs that itself for every status from 400 up.
     assert [text for text in complaints if not text.startswith("Failed to load resource")] == []
 
 

@@ -1,4 +1,4 @@
-"""What people do on the page, and what they see there."""
+"""A user's actions on the page, and what is visible there."""
 
 import io
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tests.pictures import png
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of one grey, as a PNG or TIFF file."""
+    """Return a picture of one grey, as a PNG or TIFF file."""
 
     name: str
     value: int
@@ -27,7 +27,7 @@ class Picture:
 
 
 def wait_until_ready(page: Page) -> None:
-    """Until the page listens to its form; nothing that people do gets there before."""
+    """Wait until the page listens to its form: earlier actions have no effect."""
     expect(page.locator("form#form:not([inert])")).to_be_visible(timeout=60_000)
 
 
@@ -37,7 +37,7 @@ def choose(page: Page, *pictures: Picture) -> None:
 
 
 def edit(page: Page, prompt: str = "invert", n: int = 1) -> Locator:
-    """Fill in the form and send it off; the article of the edit."""
+    """Fill in the form and submit it; return the article of the edit."""
     page.get_by_label("Instruction").fill(prompt)
     page.get_by_label("Variants of each picture").fill(str(n))
     page.get_by_role("button", name="Edit", exact=True).click()
@@ -49,7 +49,7 @@ def wait_until_done(run: Locator) -> None:
 
 
 def drawn(pictures: Locator) -> list[list[int]]:
-    """What is drawn: of each <img>, the red of its first pixel and of its middle."""
+    """Return the red of the first pixel and of the middle of each <img>."""
     expect(pictures.last).to_have_js_property("complete", True)
     script = """images => Promise.all(images.map(async image => {
         await image.decode()
@@ -64,7 +64,7 @@ def drawn(pictures: Locator) -> list[list[int]]:
 
 
 def overflow(page: Page) -> int:
-    """By how many pixels the page is wider than the window."""
+    """Return by how many pixels the page is wider than the window."""
     return cast(int, page.evaluate("document.documentElement.scrollWidth - innerWidth"))
 
 

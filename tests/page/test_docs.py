@@ -1,4 +1,4 @@
-"""/docs in a real Chromium: both kinds of body, tried out as they are offered."""
+"""/docs in a real Chromium: both kinds of body, sent with the page's own examples."""
 
 from playwright.sync_api import BrowserContext, Locator, Page
 
@@ -9,7 +9,7 @@ EDITS = "**/v1/images/edits*"
 
 
 def opened(context: BrowserContext, url: str) -> tuple[Page, Locator]:
-    """The page, and its block of the edit, unfolded."""
+    """Open the page; return it and its unfolded block of the edit."""
     page = context.new_page()
     page.set_default_timeout(60_000)
     page.goto(f"{url}docs")

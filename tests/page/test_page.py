@@ -1,4 +1,4 @@
-"""The page in a real Chromium: an edit from pictures to files, what goes wrong, leaving, keys, every way to use it."""
+"""The page in a real Chromium: edits from pictures to files, errors, disconnects, keys, keyboard, small screens."""
 
 import asyncio
 import base64
@@ -48,7 +48,7 @@ def test_outputs_appear_sharpen_and_lie_in_the_order_of_the_api(page: Page, edit
     page.get_by_text("More", exact=True).click()
     page.get_by_label("Seed").fill("7")
     run = edit(page, n=2)
-    # The editor begins at the end, and was stopped where its last output has all its previews.
+    # The editor begins with the last output, and is paused where that has all its previews.
     last = run.locator(".row").nth(1).locator(".output").nth(1)
     expect(last).to_contain_text("preview 3")
     assert drawn(last.locator("img")) == [[5, 27]]
@@ -102,7 +102,7 @@ def test_the_place_in_the_queue_is_shown(page: Page, editor: Held) -> None:
 
 
 def test_one_output_and_all_of_them_are_saved(page: Page) -> None:
-    # Two of one name, as from two folders.
+    # Two files of one name, as from two folders.
     choose(page, LEFT, Picture("left.png", 200), Picture("Ümlaut.jpeg.png", 60))
     run = edit(page, n=2)
     wait_until_done(run)
@@ -130,7 +130,7 @@ def test_before_and_after_slide_over_each_other(page: Page) -> None:
     dialog = page.get_by_role("dialog", name="right.png, variant 1")
     slider = dialog.get_by_role("slider", name="How much of the original is shown")
     expect(slider).to_have_attribute("aria-valuetext", "50 % original, 50 % edited")
-    # It takes its shape from the picture.
+    # Its shape follows the picture.
     expect(dialog.locator(".stage")).to_have_attribute("style", re.compile("--ratio"))
     drawn(dialog.locator("img"))
     box = slider.bounding_box()
@@ -271,7 +271,7 @@ def test_what_the_server_would_refuse_is_not_uploaded(context: BrowserContext, e
         (OutOfMemory("CUDA out of memory"), "Image generation failed: CUDA out of memory."),
     ],
 )
-def test_an_error_is_told_in_its_words_and_can_be_tried_again(
+def test_an_error_is_shown_in_its_words_and_can_be_tried_again(
     page: Page, editor: Held, error: Exception, words: str
 ) -> None:
     editor.error = error
@@ -280,7 +280,7 @@ def test_an_error_is_told_in_its_words_and_can_be_tried_again(
     expect(run.get_by_role("alert")).to_contain_text(words)
     expect(run.get_by_role("progressbar")).to_be_hidden()
     editor.error = None
-    # For a second a refusal for want of room speaks for the next callers.
+    # For a second after a full queue, the load shedder refuses the next requests too.
     page.wait_for_timeout(1100)
     run.get_by_role("button", name="Try again").click()
     wait_until_done(run)
@@ -289,7 +289,7 @@ def test_an_error_is_told_in_its_words_and_can_be_tried_again(
     assert drawn(run.locator(".output img"))[0][1] == 245
 
 
-def test_an_error_in_the_middle_is_told(page: Page, editor: Held) -> None:
+def test_an_error_in_the_middle_is_shown(page: Page, editor: Held) -> None:
     editor.gate.clear()
     choose(page, LEFT)
     run = edit(page, n=2)
@@ -299,7 +299,7 @@ def test_an_error_in_the_middle_is_told(page: Page, editor: Held) -> None:
     expect(run.get_by_role("alert")).to_have_text("Image generation failed: CUDA out of memory.")
 
 
-def test_an_upload_that_is_too_large_is_told(context: BrowserContext, editor: Held) -> None:
+def test_an_upload_that_is_too_large_is_reported(context: BrowserContext, editor: Held) -> None:
     payload = LEFT.payload()["buffer"]
     # Room for the picture, not for the form around it.
     limits = LimitSettings(max_request_bytes=len(payload) + 100, max_file_bytes=len(payload))
@@ -312,7 +312,7 @@ def test_an_upload_that_is_too_large_is_told(context: BrowserContext, editor: He
         page.close()
 
 
-def test_a_server_that_is_not_there_is_told(page: Page, context: BrowserContext) -> None:
+def test_a_server_that_is_not_there_is_reported(page: Page, context: BrowserContext) -> None:
     choose(page, LEFT)
     context.set_offline(True)
     run = edit(page)
@@ -323,7 +323,7 @@ def test_a_server_that_is_not_there_is_told(page: Page, context: BrowserContext)
 
 
 class Cut:
-    """The application on a bad line: once `now` is set, the connection ends after the first output of a stream."""
+    """The application behind a bad connection, which breaks after a stream's first output once `now` is set."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -339,7 +339,7 @@ class Cut:
         await self.app(scope, receive, cut_send)
 
 
-def test_a_connection_that_breaks_is_told_and_what_came_stays(context: BrowserContext, editor: Held) -> None:
+def test_a_connection_that_breaks_is_reported_and_what_came_stays(context: BrowserContext, editor: Held) -> None:
     app = Cut(create_app(editor, AppSettings()))
     with listening(app) as address:
         page = context.new_page()
@@ -354,7 +354,7 @@ def test_a_connection_that_breaks_is_told_and_what_came_stays(context: BrowserCo
         expect(run.get_by_text("not done")).to_have_count(1)
         app.now.clear()
         run.get_by_role("button", name="Try again").click()
-        # What came before is kept, and the same is asked for once more.
+        # The first output is kept, and the same edit is sent once more.
         expect(page.get_by_role("link", name="Download left-2.png")).to_have_count(2)
         app.now.set()
         page.close()
@@ -383,7 +383,7 @@ def test_cancelling_ends_the_work_on_the_server(page: Page, editor: Held) -> Non
     page.keyboard.press("Enter")
     assert editor.ended.wait(20)
     expect(run.locator(".state")).to_have_text("Cancelled")
-    # Its button is gone; the focus is not.
+    # Its button is gone, but not the focus.
     expect(run.get_by_role("heading", level=2)).to_be_focused()
     expect(run.get_by_role("button", name="Cancel")).to_be_hidden()
     expect(run.get_by_role("button", name="Try again")).to_be_visible()
@@ -530,14 +530,14 @@ def test_copying_works_without_a_secure_connection(context: BrowserContext, url:
 
 def test_an_edit_by_keyboard_alone(page: Page) -> None:
     def tab_to(script: str) -> None:
-        """Press Tab until the focus is on what `script`, over the focused `at`, calls the aim."""
+        """Press Tab until `script`, applied to the focused element `at`, returns true."""
         for _ in range(30):
             page.keyboard.press("Tab")
             if page.evaluate(f"(at => {script})(document.activeElement)"):
                 return
         raise AssertionError(f"the focus never came to: {script}")
 
-    # From the beginning: the browser is told only in passing that it shall not show a chooser of its own.
+    # Before anything else: the browser only then learns not to show a file chooser of its own.
     page.on("filechooser", lambda chooser: chooser.set_files([LEFT.payload(), RIGHT.payload()]))
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the results")).to_be_in_viewport()

@@ -30,7 +30,7 @@ OPTIONS = {
     "num_replicas": 2,
     "max_ongoing_requests": 100,
     "ray_actor_options": {"num_cpus": 1, "num_gpus": 1},
-    # Else Serve waits for the node's replica longer than for anything else here.
+    # Otherwise Serve's health checks take longer than anything else here.
     "health_check_period_s": 1,
 }
 
@@ -54,9 +54,9 @@ class Run:
         return [await self._editor.edit(request) for request in edit_requests()]
 
     async def under_fire(self, lose: Any) -> list[EditResult]:
-        """All at once; `lose` is called when they are under way."""
+        """Run all edits at once, and call `lose` when they are under way."""
         edits = [asyncio.create_task(self._editor.edit(request)) for request in edit_requests()]
-        # Each replica has some and is stepping: the router deals them out evenly.
+        # Each replica has some and is stepping: the router distributes them evenly.
         await asyncio.sleep(4.0)
         await asyncio.to_thread(lose)
         return list(await asyncio.gather(*edits))
@@ -71,7 +71,7 @@ def main() -> None:
         serve.start(proxy_location="Disabled")
         settings = AppSettings(
             model=ModelSettings(device="cpu", cpu_threads=1),
-            # Given, so that no time goes into measuring it.
+            # Given, so that it need not be measured.
             engine=EngineSettings(batch_tokens=4096),
         )
         application = ImageEditor.options(**OPTIONS).bind(settings)  # type: ignore[attr-defined]

@@ -28,7 +28,7 @@ GPUS = 3
 PHASE_S = 900
 CALLERS = 8
 OPTIONS = {
-    # The rest of the burst waits in front of all replicas, so that those to come find work.
+    # The rest of the burst waits in front of all replicas, so that new ones find work.
     "max_ongoing_requests": 4,
     "graceful_shutdown_timeout_s": 600,
     "ray_actor_options": {"num_cpus": 1, "num_gpus": 1},
@@ -48,7 +48,7 @@ OPTIONS = {
 
 @dataclass
 class Traffic:
-    """Callers who send one edit of two variants after another. `errors`: what they got in place of an answer."""
+    """Callers who send edits of two variants, one after another. `errors`: those that failed."""
 
     editor: DeploymentHandle
     steps: int = 10
@@ -58,7 +58,7 @@ class Traffic:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def call(self, seed: int) -> None:
-        """Until `stop`; all but the first only until `calm`."""
+        """Send edits until `stop`; all callers but the first only until `calm`."""
         while not self.stop.is_set() and (seed == 0 or not self.calm.is_set()):
             request = EditRequest(images=[scene(seed)], prompt="x", n=2, num_inference_steps=self.steps)
             try:
@@ -70,7 +70,7 @@ class Traffic:
 
 @dataclass
 class Seen:
-    """`replicas`: each number of running ones, in turn. `calm_after`: answers until the callers calmed down."""
+    """Observations. `replicas`: the numbers of running replicas, in turn. `calm_after`: answers before `calm`."""
 
     replicas: list[int] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Seen:
     seconds: float = 0.0
 
     def watch(self, done: Callable[[dict[str, int]], bool]) -> None:
-        """Note the number of running replicas until `done` says so of all, by state."""
+        """Record the number of running replicas until `done`, given the replicas by state, returns true."""
         deadline = time.monotonic() + PHASE_S
         while True:
             states = serve.status().applications[APP].deployments["ImageEditor"].replica_states
@@ -102,7 +102,7 @@ def burst(editor: DeploymentHandle) -> Seen:
     try:
         seen.watch(lambda states: states.get("RUNNING") == GPUS)
         seen.calm_after = len(traffic.answers)
-        # One caller is left and calls for one replica, however slow it is; it asks those that go until they are gone.
+        # The caller that is left needs one replica, however slow it is, and calls the others until they are gone.
         traffic.steps = 1
         traffic.calm.set()
         seen.watch(lambda states: states == {"RUNNING": 1})
@@ -115,7 +115,7 @@ def burst(editor: DeploymentHandle) -> Seen:
 
 
 def main() -> None:
-    # Ray's workers are at niceness 15 by default, where a busy machine gives them next to nothing.
+    # Ray's workers have niceness 15 by default, with which they get hardly any time on a busy machine.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
     node = {"num_cpus": 1, "num_gpus": 1}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
@@ -126,7 +126,7 @@ def main() -> None:
         serve.start(proxy_location="Disabled")
         settings = AppSettings(
             model=ModelSettings(device="cpu", cpu_threads=1),
-            # Given, so that no time goes into measuring it.
+            # Given, so that it need not be measured.
             engine=EngineSettings(batch_tokens=4096),
         )
         application = ImageEditor.options(**OPTIONS).bind(settings)  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 IMAGE_EDITS = str(Path(sys.executable).parent / "image-edits")
 
 
-def test_a_model_that_cannot_be_loaded_is_told_with_its_reason(tmp_path):
+def test_a_model_that_cannot_be_loaded_is_reported_with_the_reason(tmp_path):
     log = tmp_path / "log"
     command = [sys.executable, "-m", "serve_app", "--port", str(free_port()), "--model", "builtin:huge"]
     with running(command, log) as process:
@@ -46,7 +46,7 @@ def test_a_settings_file_is_obeyed_and_sigterm_waits_for_the_edit_that_runs_and_
         )
         time.sleep(2 * a_short_edit_s)
         assert not edit.done()
-        # To this process alone, as systemd and Docker send it.
+        # To this process alone, as systemd and Docker do.
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: client.get("/health/ready").status_code == 503, "it takes nothing new")
         refused = client.edit([scene(1)], prompt="make the sky blue")

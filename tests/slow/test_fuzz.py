@@ -89,7 +89,7 @@ def parts(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, bodies: st.SearchStrategy[bytes]) -> bytes:
-    """A body with some bytes cut out or put in."""
+    """Draw a body with some bytes removed or inserted."""
     body = draw(bodies)
     for _ in range(draw(st.integers(0, 2))):
         start = draw(st.integers(0, len(body)))
@@ -149,7 +149,7 @@ def test_any_json_is_read_or_refused(body: bytes) -> None:
 
 # --- headers ------------------------------------------------------------------------------------------------------
 
-# What reveals the inside of the server.
+# Text that reveals the inside of the server.
 INSIDE = re.compile(rf'Traceback|File "|\.py\b|site-packages|object at 0x|{re.escape(socket.gethostname())}')
 KNOWN = (
     *("content-type", "content-length", "transfer-encoding", "authorization", "x-request-id", "origin", "expect"),
@@ -171,7 +171,7 @@ def app() -> Starlette:
 
 
 def ask(app: Starlette, scope: Scope, body: list[bytes]) -> tuple[int, bytes]:
-    """The answer to a request that no client library would send."""
+    """Return the answer to a request that no client library would send."""
     upload, sent = Upload(body, ""), list[Message]()
 
     async def send(message: Message) -> None:
@@ -206,7 +206,7 @@ def test_any_header_is_taken_or_refused(
 
 # --- pictures -----------------------------------------------------------------------------------------------------
 
-# Small, so that a run tries many; what is too large is refused before.
+# Small, so that a run tries many; larger pictures are refused earlier.
 SMALL = LimitSettings(max_image_pixels=4_000_000, max_decoder_bytes=256 * 2**20, decode_timeout_s=10)
 MODES = {
     "JPEG": ["RGB", "L", "CMYK"],
@@ -244,7 +244,7 @@ def in_mode(mode: str) -> PIL.Image.Image:
 
 
 def seeds() -> Iterator[bytes]:
-    """Valid files: every format that is read, in every mode that Pillow writes."""
+    """Yield valid files: every format that is read, in every mode that Pillow writes."""
     for file_format, modes in MODES.items():
         for mode, options in itertools.product(modes, OPTIONS.get(file_format, [{}])):
             yield file_of(in_mode(mode), file_format, **options)
@@ -282,7 +282,7 @@ def mutated(files: list[bytes], draw: random.Random) -> bytes:
 
 
 def peak_bytes(processes: Iterable[psutil.Process]) -> int:
-    """The most memory that one of the processes has had."""
+    """Return the peak memory of any of the processes."""
     texts = [Path(f"/proc/{process.pid}/status").read_text() for process in processes]
     return max((1024 * int(re.findall(r"VmHWM:\s+(\d+)", text)[0]) for text in texts), default=0)
 

@@ -23,7 +23,7 @@ WAIT_S = 180
 
 def test_replicas_follow_a_burst_from_one_to_three_and_back_and_no_request_is_lost(tmp_path):
     saw = tmp_path / "saw.json"
-    # Its GPUs are fake: where the variable is set, Ray asks it for them, and `make test` sets it to none.
+    # Its GPUs are fake: Ray would take their number from the variable, which the Makefile sets to none.
     environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     run = subprocess.run(
         [sys.executable, "-m", "tests.slow.scaling_run", str(saw)],
@@ -36,7 +36,7 @@ def test_replicas_follow_a_burst_from_one_to_three_and_back_and_no_request_is_lo
     assert seen["replicas"][-1] == 1
     assert seen["errors"] == []
     assert set(seen["answers"]) == {2}
-    # Some of them while replicas were going: the other callers' last ones, and those of the one that is left.
+    # Some of them while replicas stopped: the other callers' last ones, and those of the remaining caller.
     assert len(seen["answers"]) > seen["calm_after"] + 8
 
 

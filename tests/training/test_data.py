@@ -67,7 +67,7 @@ def test_a_true_edit_is_confirmed_and_an_untouched_picture_is_not(instruction, p
         as_restored += [instruction.confirm(held.pixels, change(result)) for change in (as_jpeg, softened)]
         softened_only.append(instruction.confirm(held.pixels, softened(held.pixels)))
     shares = [float(np.mean(values)) for values in (true, untouched, as_restored, softened_only)]
-    # Seen with `pytest -s`.
+    # Shown by `pytest -s`.
     print("{}: true {:.0%}, untouched {:.0%}, restored {:.0%}, softened {:.0%}".format(instruction.name, *shares))  # noqa: T201
     unchanged = 1.0 if instruction is IDENTITY else 0.0
     assert shares[0] >= 0.99
@@ -110,7 +110,7 @@ def test_scenes_have_sky_above_and_land_below(size):
 
 @pytest.mark.parametrize("size", [(128, 128), (96, 160), (160, 96)])
 def test_examples_follow_from_the_seed(size):
-    photos = list(held_out().values())  # as stand-ins; training never sees them
+    photos = list(held_out().values())  # as stand-ins, which training never uses
     names = set()
     for seed in range(30):
         one, other = (example(np.random.default_rng(seed), photos, size) for _ in range(2))

@@ -1,4 +1,4 @@
-"""The recipe at its smallest: everything fits together, stops, and goes on where it was."""
+"""The recipe at its smallest: its parts fit together, and it stops and resumes."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_a_trained_model_is_saved_in_half_precision_and_evaluated(trained, tmp_p
     held = evaluation_pictures((64, 64), 2)
     assert 0 < reconstruction_db(loaded, [each.pixels for each in held]) < 60
     row = evaluate(loaded, INSTRUCTIONS[0], held)
-    # Three steps of training teach nothing, and the measure says so.
+    # Three steps of training have no effect, and the measure shows it.
     assert row.confirmed == 0
     assert row.edited_db < row.untouched_db
 
@@ -66,7 +66,7 @@ def test_an_autoencoder_begins_as_one_of_pictures():
     assert weights[:, :, -1].abs().max().item() == pytest.approx((3 * 9) ** -0.5, rel=0.1)
 
 
-def test_the_tokenizer_writes_what_it_knows_in_few_tokens_and_everything_else_too():
+def test_the_tokenizer_writes_known_words_in_few_tokens_and_everything_else_too():
     tokenizer = build_tokenizer(["make the sky blue"] * 3)
     assert len(tokenizer("make the sky blue")["input_ids"]) <= 4
     for text in ("hellö", "变成黑白", "🙂 x"):
@@ -89,7 +89,7 @@ def test_a_model_fits_thirty_megabytes(recipe):
     assert pipeline.geometry.multiple == recipe.multiple
 
 
-def test_the_card_tells_of_every_instruction_in_words_and_pictures(trained, tmp_path: Path):
+def test_the_card_has_every_instruction_in_words_and_pictures(trained, tmp_path: Path):
     trained.to("cpu", torch.float16).save_pretrained(tmp_path)
     write_card(tmp_path, pictures=1)
     card = (tmp_path / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The error tree: what crosses Ray by pickle arrives whole."""
+"""The error tree: errors cross Ray by pickle and arrive whole."""
 
 import pickle
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a listener hears of its request, and that nobody else notices."""
+"""The events of a request: complete for its listener, without effect on others."""
 
 import threading
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from tests.fakes import ArithmeticPipeline, State, edit_request, picture
 
 
 def listen(running: EditEngine, *requests: EditRequest) -> list[tuple[EditFuture, list[Event]]]:
-    """Submit them together; their futures, and their events as they come."""
+    """Submit requests together; return their futures, and lists that fill with their events."""
     heard: list[list[Event]] = [[] for _ in requests]
     futures = running.submit(requests, [RunOptions(events.append) for events in heard])
     assert not any(isinstance(future, EditError) for future in futures)
@@ -32,7 +32,7 @@ def of(kind: type[E], events: Sequence[Event]) -> list[E]:
     return [event for event in events if isinstance(event, kind)]
 
 
-def test_a_listener_hears_every_step_every_preview_and_every_output_before_the_result():
+def test_a_listener_gets_every_step_every_preview_and_every_output_before_the_result():
     pictures = [picture(1), picture(2)]
     request = edit_request(1, images=pictures, n=2, num_inference_steps=6, size="50x40", partial_images=2)
     with engine(ArithmeticPipeline()) as running:
@@ -58,7 +58,7 @@ def test_a_listener_hears_every_step_every_preview_and_every_output_before_the_r
         assert event.pixels.shape == (40, 50, 3)
 
 
-def test_the_place_in_the_queue_is_told_while_a_request_waits():
+def test_the_place_in_the_queue_is_reported_while_a_request_waits():
     pipeline = ArithmeticPipeline()
     pipeline.gate.clear()
     with engine(pipeline, max_samples=1, max_paused=0, order="fifo") as running:
@@ -90,7 +90,7 @@ def test_an_output_is_completed_while_the_others_of_its_request_still_run():
         future.result(TIMEOUT_S)
 
 
-def test_previews_of_one_step_are_one_call_and_only_of_who_asked():
+def test_previews_of_one_step_are_one_call_and_only_for_requests_with_previews():
     pipeline = ArithmeticPipeline()
     with engine(pipeline, start=False) as running:
         heard = listen(running, *(edit_request(k, partial_images=k) for k in range(3)))
@@ -101,7 +101,7 @@ def test_previews_of_one_step_are_one_call_and_only_of_who_asked():
     assert [[state.seed for state in states] for states in pipeline.previewed] == [[2], [1, 2]]
 
 
-def test_who_does_not_listen_pays_for_no_preview():
+def test_without_a_listener_there_is_no_preview():
     pipeline = ArithmeticPipeline()
     with engine(pipeline) as running:
         submit(running, edit_request(1, partial_images=3))[0].result(TIMEOUT_S)

@@ -200,7 +200,7 @@ def test_a_decompression_bomb_is_refused_without_its_memory() -> None:
     verdict, figures = run.stdout.decode().splitlines()
     grown_kib, seconds = map(float, figures.split())
     assert verdict == "refused"
-    assert grown_kib < 10 * 1024  # its pixels would be 400 MB
+    assert grown_kib < 10 * 1024  # its pixels would take 400 MB
     assert seconds < 1
 
 

@@ -1,5 +1,6 @@
-"""What a fresh interpreter loads of each package. Which file may import which is a contract of import-linter's, in
-pyproject.toml.
+"""The modules that a fresh interpreter loads for each package.
+
+pyproject.toml has the contracts of import-linter: which file may import which.
 """
 
 import subprocess

@@ -139,7 +139,7 @@ def test_a_result_gives_pil_pictures_in_the_same_order() -> None:
     ("fields", "message"),
     [({"images": [PICTURE]}, "prompt is required"), ({"prompt": "x"}, "At least one image is required")],
 )
-def test_what_is_missing_is_told_by_name(fields: dict[str, Any], message: str) -> None:
+def test_what_is_missing_is_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         EditRequest(**fields)
     assert caught.value.message == message

@@ -1,4 +1,4 @@
-"""Settings: a typing error or a contradiction stops the start."""
+"""Settings: a misspelt name or a contradiction prevents the start."""
 
 import re
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Hours of trouble in minutes: `python -m tests.slow.soak`. Ends with 1 where a promise did not hold.
+"""Soak test: `python -m tests.slow.soak`. Its exit status is 1 if a promise did not hold.
 
-Many callers send valid edits, hostile requests, and leave at any moment, while GPU replicas and the keeper of the
-jobs are killed and the application is deployed anew. Afterwards every edit must have had its own right answer, and
-nothing may be left behind.
+Many callers send valid edits and hostile requests and disconnect at any moment, while GPU replicas and the keeper of
+the jobs are killed and the application is deployed anew. Afterwards every edit must have had its own right answer, and
+nothing may be left in flight.
 """
 
 import argparse
@@ -42,7 +42,7 @@ _QUIET_S = 60.0
 
 @dataclass
 class Report:
-    """What was seen. `kept`: whether every promise held."""
+    """Observations. `kept`: whether every promise held."""
 
     seed: int
     seconds: float
@@ -97,12 +97,12 @@ async def soak(base_url: str, seed: int, seconds: float) -> Report:
 
 
 async def _left_in_flight() -> int:
-    """Samples that are still in the engines when all callers have gone for so long; 0 as soon as there are none."""
+    """Return the samples still in the engines some time after all callers disconnected; 0 as soon as none is."""
     editor = serve.get_deployment_handle("ImageEditor", app_name=APP_NAME)
     give_up_s = time.monotonic() + _QUIET_S
     empty = 0
     while True:
-        # Each call goes to some replica, so several in turn.
+        # Each call reaches some replica, hence several calls.
         stats: EngineStats = await editor.stats.remote()
         left = stats.waiting + stats.running + stats.paused
         empty = 0 if left else empty + 1
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (%(default)s)")
     parser.add_argument("--output", type=Path, help="file for the report, as JSON")
     arguments = parser.parse_args()
-    # Ray's workers are at niceness 15 by default, where a busy machine gives them next to nothing.
+    # Ray's workers have niceness 15 by default, with which they get hardly any time on a busy machine.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
     port = free_port()
     proxy_connection.enable_bounds()

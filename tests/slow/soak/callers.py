@@ -1,4 +1,4 @@
-"""Many callers at once: valid edits, hostile ones, and some who leave at any moment."""
+"""Many callers at once: valid edits, hostile requests, and disconnects at any moment."""
 
 import asyncio
 import base64
@@ -18,7 +18,7 @@ from tests.slow.soak.edits import Edit, read
 
 CALLERS = 24
 _HOSTILE, _LEAVING = 0.2, 0.1
-# Refused or not there for a moment: the caller is told when to come back, and comes back.
+# The server is full or not ready: the caller waits as long as the answer says, and tries again.
 _TRY_LATER = 503
 _PATIENCE_S = 300.0
 _LONGEST_WAIT_S = 5
@@ -30,12 +30,12 @@ References = dict[int, list[Pixels]]
 
 
 class Fault(Exception):
-    """What must not be."""
+    """A broken promise."""
 
 
 @dataclass
 class Outcomes:
-    """What came of the requests, by kind. `faults`: whatever must not be, in words."""
+    """The requests by kind and outcome. `faults`: descriptions of broken promises."""
 
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Outcomes:
     slowest_s: float = 0.0
 
     def check(self, edit: Edit, pictures: list[Pixels], references: References) -> None:
-        """Raise Fault where an edit has not exactly its own pictures."""
+        """Raise Fault if an edit has other pictures than its own."""
         wanted = references[edit.key]
         if len(pictures) != len(wanted):
             raise Fault(f"edit {edit.key}: {len(pictures)} pictures, not {len(wanted)}")
@@ -56,7 +56,7 @@ class Outcomes:
 
 
 async def references_of(client: httpx.AsyncClient, edits: list[Edit]) -> References:
-    """Each edit alone, before anything else happens."""
+    """Return the pictures of each edit alone, before anything else happens."""
     found = {}
     for edit in edits:
         response = await client.post(hostile.EDITS, **edit.form())
@@ -71,7 +71,7 @@ def _pictures(data: list[dict[str, str]]) -> list[Pixels]:
 
 @dataclass
 class Caller:
-    """One connection's worth of requests, one after another until `end_s` of the loop's clock."""
+    """A caller that sends one request after another until `end_s` of the loop's clock."""
 
     client: httpx.AsyncClient
     edits: list[Edit]
@@ -101,12 +101,12 @@ class Caller:
         what = self.rng.choice(hostile.ALL)
         status = await what.send(self.client, edit)
         self.outcomes.counts["hostile"] += 1
-        # A full queue refuses before it looks.
+        # A full queue refuses requests unread.
         if status not in what.statuses | {_TRY_LATER}:
             raise Fault(f"hostile, {what.name}: {status}")
 
     async def _leave(self, edit: Edit) -> None:
-        """During the upload, while waiting, at some step, or while the answer is sent."""
+        """Disconnect during the upload, while waiting, at some step, or while the answer is sent."""
         call = asyncio.create_task(self.client.post(hostile.EDITS, **edit.form(**self._maybe_stream())))
         await asyncio.wait({call}, timeout=self.rng.choice((0.0, 0.01, 0.1, 0.5, 2.0)) * self.rng.random())
         if call.cancel():
@@ -121,7 +121,7 @@ class Caller:
         self._right("edits", edit, response.json()["data"])
 
     async def _twice(self, edit: Edit) -> None:
-        """As a client that tries again before it has heard."""
+        """Send the same edit twice, the second time before the first is answered."""
         form = {**edit.form(), "headers": {"Idempotency-Key": f"{self.rng.getrandbits(64):x}"}}
         for response in await asyncio.gather(*(self._answered(hostile.EDITS, form, status=200) for _ in range(2))):
             self._right("retries", edit, response.json()["data"])
@@ -152,7 +152,7 @@ class Caller:
         self.outcomes.check(edit, _pictures(data), self.references)
 
     async def _answered(self, url: str, form: dict[str, Any], *, status: int) -> httpx.Response:
-        """The answer, once the server has room; Fault where it has another status, or never has room."""
+        """Return the answer once the server has room. Raise Fault if it never has, or answers with another status."""
         give_up_s = time.monotonic() + _PATIENCE_S
         while True:
             response = await self.client.post(url, **form)

@@ -18,7 +18,7 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 
 @dataclass(frozen=True)
 class Edit:
-    """`files` as sent, `fields` as sent. `key` tells it from the others."""
+    """A valid edit: `files` and `fields` as sent, and `key`, its number."""
 
     key: int
     files: tuple[bytes, ...]
@@ -29,7 +29,7 @@ class Edit:
         return len(self.files) * int(self.fields["n"])
 
     def form(self, **more: str) -> dict[str, Any]:
-        """What httpx takes."""
+        """Return the arguments for httpx."""
         files = [("images", (f"{k}.img", data)) for k, data in enumerate(self.files)]
         return {"files": files, "data": {**self.fields, **more}}
 

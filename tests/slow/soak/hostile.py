@@ -1,4 +1,4 @@
-"""Hostile requests: each must be refused by a clear 4xx, and cost nothing."""
+"""Hostile requests: each must be refused with a clear 4xx, and cost nothing."""
 
 import asyncio
 import io
@@ -19,7 +19,7 @@ EDITS = "/v1/images/edits"
 
 @dataclass(frozen=True)
 class Hostile:
-    """`send` returns the status, or None where the server closed the connection; `statuses` are right."""
+    """A hostile request. `send` returns the status, or None for a closed connection; `statuses` are allowed."""
 
     name: str
     statuses: frozenset[int | None]
@@ -33,7 +33,7 @@ async def _post(client: httpx.AsyncClient, **request: Any) -> int:
 
 
 def _check_body(response: httpx.Response) -> None:
-    """Every error has the one body, and none tells of the server's inside."""
+    """Check that the error has the common body, and reveals nothing of the server's inside."""
     error = response.json()["error"]
     assert error["code"], response.text
     assert error["message"], response.text
@@ -91,7 +91,7 @@ async def _wrong_method(client: httpx.AsyncClient, edit: Edit) -> int:
 
 
 def bomb(side: int = 60_000) -> bytes:
-    """A PNG of a few bytes that says it is that large."""
+    """Return a PNG of a few bytes whose header claims that size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -10,12 +10,12 @@ from tests import processes
 
 _TITLES = ("ray::ServeReplica:", "ray::ProxyActor", "ray::ServeController")
 PERIOD_S = 1.0
-# A process that has just started still grows: caches, arenas, what is imported late.
+# A process that has just started still grows: caches, arenas, late imports.
 _WARM_S = 30.0
 
 
 class Memory:
-    """Samples by process: its name with its process id, then (seconds of the loop's clock, bytes) in turn."""
+    """Memory samples by process, named with its id: (seconds of the loop's clock, bytes), in turn."""
 
     def __init__(self) -> None:
         self.samples: dict[str, list[tuple[float, int]]] = defaultdict(list)
@@ -27,12 +27,12 @@ class Memory:
                 try:
                     self.samples[name].append((now_s, processes.resident_bytes(pid)))
                 except psutil.NoSuchProcess:
-                    # It has just ended.
+                    # The process has just ended.
                     continue
             await asyncio.sleep(PERIOD_S)
 
     def growth(self, start_s: float, end_s: float) -> dict[str, float]:
-        """Of each process that was warm and lived on: the mean of the last quarter over that of the first."""
+        """Return the mean of the last quarter over that of the first, for each process that was warm and lived on."""
         found = {}
         for name, samples in self.samples.items():
             if samples[0][0] > start_s - _WARM_S or samples[-1][0] < end_s - 3 * PERIOD_S:

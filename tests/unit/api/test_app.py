@@ -90,7 +90,7 @@ def png_noise() -> bytes:
     return file.getvalue()
 
 
-def test_server_timing_tells_milliseconds(app: Starlette) -> None:
+def test_server_timing_is_in_milliseconds(app: Starlette) -> None:
     header = edit(app).headers["server-timing"]
     assert re.fullmatch(
         r"queue;dur=1\.0, encode;dur=2\.0, denoise;dur=3\.0, decode;dur=4\.0, serialize;dur=\d+\.\d", header
@@ -166,7 +166,7 @@ def test_unknown_paths_have_the_error_body(app: Starlette) -> None:
         assert error_of(response)["code"] == "NOT_FOUND"
 
 
-def test_other_methods_are_told_which_are_allowed(app: Starlette) -> None:
+def test_other_methods_get_the_allowed_ones(app: Starlette) -> None:
     response = call(app, "GET", "/v1/images/edits")
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
@@ -180,7 +180,7 @@ def test_errors_of_the_editor_reach_the_client(app: Starlette, editor: Inverter)
         (TooManySamples("You have enough", retry_after_s=7), 429, "RATE_LIMITED"),
         (DeadlineExceeded("The deadline passed"), 504, "TIMEOUT"),
         (InvalidInput("size is too large", param="size"), 400, "INVALID_INPUT"),
-        # Last: it speaks for the next callers.
+        # Last, since the load shedder then refuses the next requests too.
         (Overloaded("The queue is full", retry_after_s=7), 503, "OVERLOADED"),
     ]:
         editor.error = error
@@ -197,7 +197,7 @@ def test_errors_of_the_editor_reach_the_client(app: Starlette, editor: Inverter)
         assert response.headers["x-should-retry"] == ("true" if again else "false")
 
 
-def test_a_bug_is_told_to_the_log_and_not_to_the_client(
+def test_a_bug_is_in_the_log_and_not_in_the_answer(
     app: Starlette, editor: Inverter, caplog: pytest.LogCaptureFixture
 ) -> None:
     editor.error = RuntimeError("/secret/path on host-7")
@@ -233,7 +233,7 @@ def test_health_follows_the_editor(app: Starlette, editor: Inverter) -> None:
         assert int(response.headers["retry-after"]) > 0
 
 
-def test_a_closed_door_refuses_edits_unread_and_turns_readiness_red(editor: Inverter) -> None:
+def test_draining_refuses_edits_unread_and_turns_readiness_red(editor: Inverter) -> None:
     shedder = LoadShedder()
     app = create_app(editor, AppSettings(), shedder=shedder)
     assert edit(app).status_code == 200
@@ -245,7 +245,7 @@ def test_a_closed_door_refuses_edits_unread_and_turns_readiness_red(editor: Inve
     assert call(app, "GET", "/health/live").status_code == 200
 
 
-def test_a_closed_door_lets_through_who_asks_again_for_what_is_done(editor: Inverter) -> None:
+def test_draining_still_answers_retries_of_what_is_done(editor: Inverter) -> None:
     shedder = LoadShedder()
     app = create_app(editor, AppSettings(), shedder=shedder)
     first = edit(app, headers={"Idempotency-Key": "done before"})
@@ -318,7 +318,7 @@ def test_cancellation_reaches_the_editor_and_comes_back(caplog: pytest.LogCaptur
                 await asyncio.Event().wait()
             finally:
                 self.cancelled = True
-            raise AssertionError("nobody sets that event")
+            raise AssertionError("that event is never set")
 
     request = httpx.Request("POST", "http://t/", files={"images": ("a.png", png(1)), "prompt": (None, "x")})
     body = request.read()

@@ -1,4 +1,4 @@
-"""Keys over the application: failed attempts in the log, and whose edit it is. Which headers open: test_http.py."""
+"""Keys and the application: failed attempts in the log, and whose edit it is. test_app.py has the headers."""
 
 import asyncio
 import base64
@@ -64,7 +64,7 @@ def test_over_a_unix_socket_there_is_no_address(app: Starlette, caplog: pytest.L
     assert line["client"] is None
 
 
-def test_who_has_a_key_leaves_no_such_line(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_with_a_key_leaves_no_such_line(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
     assert edit(app, headers=bearer("alpha")).status_code == 200
     assert call(app, "GET", "/health/live").status_code == 200
     assert log_lines(caplog, "unauthorized") == []
@@ -86,12 +86,12 @@ def test_a_streamed_edit_and_one_in_json_are_their_keys(app: Starlette, editor: 
     assert [request.caller for request in editor.requests] == ["bob", "ann"]
 
 
-def test_where_no_key_is_asked_for_an_edit_is_nobodys(editor: Inverter) -> None:
+def test_without_keys_an_edit_has_no_caller(editor: Inverter) -> None:
     assert edit(create_app(editor, AppSettings()), headers=bearer("alpha")).status_code == 200
     assert editor.requests[0].caller is None
 
 
-def test_nobody_names_himself(app: Starlette, editor: Inverter) -> None:
+def test_a_client_cannot_name_its_caller(app: Starlette, editor: Inverter) -> None:
     forms: list[dict[str, Any]] = [
         {"files": {"images": ("a.png", png(1)), "prompt": (None, "x"), "caller": (None, "bob")}},
         {"json": {"image": base64.b64encode(png(1)).decode(), "prompt": "x", "caller": "bob"}},

@@ -1,4 +1,4 @@
-"""Pages of other origins: what a browser is told, and that nothing is told where it is off."""
+"""Requests from pages of other origins: the headers for browsers, and none if CORS is off."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def cors_headers(response: httpx.Response) -> set[str]:
     return {name for name in response.headers if name.startswith("access-control-")}
 
 
-def test_off_nothing_is_told() -> None:
+def test_off_there_are_no_headers() -> None:
     app = app_for()
     assert cors_headers(edit(app, headers={"origin": LAB})) == set()
     response = preflight(app)
@@ -61,7 +61,7 @@ def test_a_stream_is_readable_too() -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", f"{LAB}.evil.example", "http://lab.example", "null"])
-def test_other_origins_are_told_nothing(origin: str) -> None:
+def test_other_origins_get_no_headers(origin: str) -> None:
     app = app_for(LAB)
     assert "access-control-allow-origin" not in edit(app, headers={"origin": origin}).headers
     asked = preflight(app, origin)
@@ -88,7 +88,7 @@ def test_errors_can_be_read_by_pages(tmp_path: Path) -> None:
     editor.error = Overloaded("full", retry_after_s=3)
     open_app, closed_app = app_for(LAB, editor=editor), app_for(LAB, keys_file=keys)
     answers = [
-        # Of its own: for a moment after a full queue, nobody is let in.
+        # An application of its own: for a moment after a full queue, all requests are refused.
         edit(app_for(LAB, editor=editor), headers=headers),
         edit(open_app, headers=headers, n="0"),
         call(open_app, "GET", "/nothing", headers=headers),
@@ -99,7 +99,7 @@ def test_errors_can_be_read_by_pages(tmp_path: Path) -> None:
     for answer in answers:
         assert answer.headers["access-control-allow-origin"] == LAB
         assert error_of(answer)["message"]
-    # A preflight carries no key.
+    # A preflight request carries no key.
     assert preflight(closed_app).status_code == 200
 
 

@@ -1,4 +1,4 @@
-"""API keys: what a file and a variable may hold, that changes are read while a server runs, and the command."""
+"""API keys: the contents of file and variable, changes while a server runs, and the command."""
 
 import base64
 import hashlib
@@ -21,7 +21,7 @@ from serve_app.api.keys import ApiKey, KeyRing, load_keys
 from serve_app.settings import AuthSettings
 
 PATIENCE_S = 20
-# Of the tests that wait for looks at the file; a server looks each second.
+# For tests that wait for checks of the file; a server checks it each second.
 CHECK_PERIOD_S = 0.1
 COMMAND = str(Path(sys.executable).parent / "image-edits")
 VARIABLE = "IMAGE_EDITS_API_KEYS"
@@ -59,7 +59,7 @@ def test_a_file_holds_named_hashes_and_plain_keys(file: Path) -> None:
     assert loaded(file, f"# the team's keys\n\n{named}\n{loud}\n ga#mma=  # plain\n") == [
         ("ann@lab.example", sha256("alpha")),
         ("Bob_2", sha256("beta")),
-        # A plain key is called by the beginning of its hash.
+        # The name of a plain key is the beginning of its hash.
         (sha256("ga#mma=").hex()[:8], sha256("ga#mma=")),
     ]
 
@@ -103,7 +103,7 @@ HEX = sha256("S3CRET").hex()
         ("alpha", "the same key as in auth.keys_file: {file}, line 2"),
     ],
 )
-def test_a_line_that_cannot_be_used_is_told_by_its_number_alone(file: Path, bad: str, complaint: str) -> None:
+def test_a_line_that_cannot_be_used_is_reported_by_its_number_alone(file: Path, bad: str, complaint: str) -> None:
     with pytest.raises(ValueError, match="line 4") as caught:
         loaded(file, f"# keys\n{GOOD}\n\n{bad}\nother\n")
     message = str(caught.value)
@@ -122,7 +122,7 @@ def test_a_line_that_cannot_be_used_is_told_by_its_number_alone(file: Path, bad:
         ("ann=S3CRET,ann=other", ", key 2: the same name as in auth.keys_env: IMAGE_EDITS_API_KEYS, key 1"),
     ],
 )
-def test_a_variable_that_cannot_be_used_is_told_without_its_keys(
+def test_a_variable_that_cannot_be_used_is_reported_without_its_keys(
     value: str, complaint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, value)
@@ -150,13 +150,13 @@ def test_a_key_is_known_by_its_name(file: Path) -> None:
     assert ring
     assert ring.name_of(b"alpha") == "ann"
     assert ring.name_of("schlüssel".encode()) == "bob"
-    # Who has read the file has no key.
+    # The contents of the file open nothing.
     for sent in (b"", b"alph", b"alphaa", b"ann", sha256("alpha"), sha256("alpha").hex().encode()):
         assert ring.name_of(sent) is None
 
 
 def test_every_key_is_compared_in_constant_time_whichever_fits(file: Path) -> None:
-    """What can be seen of it: the calls of hmac.compare_digest, counted by the interpreter."""
+    """Count the calls of hmac.compare_digest, by the interpreter's profiler."""
     file.write_text("".join(line(key, key) for key in ("one", "two", "three")))
     ring = KeyRing(AuthSettings(keys_file=file))
 
@@ -188,7 +188,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def replace(file: Path, content: str) -> None:
-    """As a careful program does: the name leads to the old file or to the new one."""
+    """Replace the file as careful programs do: its name leads to the old one or to the new one."""
     new = file.with_name("new")
     new.write_text(content)
     new.replace(file)
@@ -237,7 +237,7 @@ def spoil(file: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [remove, empty, spoil])
-def test_a_file_that_cannot_be_used_changes_nothing_and_is_told_once(
+def test_a_file_that_cannot_be_used_changes_nothing_and_is_logged_once(
     file: Path, change: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="ray.serve")
@@ -248,8 +248,8 @@ def test_a_file_that_cannot_be_used_changes_nothing_and_is_told_once(
     def complaints() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
 
-    wait_until(lambda: ring.name_of(b"alpha") == "ann" and bool(complaints()), "it is told")
-    # Neither locked out, nor let in; and not told again with the next looks.
+    wait_until(lambda: ring.name_of(b"alpha") == "ann" and bool(complaints()), "it is logged")
+    # Nothing opens or closes, and the next checks do not log it again.
     for _ in range(3):
         time.sleep(1.05 * CHECK_PERIOD_S)
         assert ring.name_of(b"alpha") == "ann"
@@ -266,10 +266,10 @@ def test_a_file_that_cannot_be_used_changes_nothing_and_is_told_once(
 def test_a_file_that_may_still_be_written_is_not_read_yet(file: Path) -> None:
     file.write_text(line("alpha", "ann"))
     ring = KeyRing(AuthSettings(keys_file=file))
-    # The next question looks.
+    # The next call checks the file.
     time.sleep(1.1 * keys.CHECK_PERIOD_S)
     file.write_text("bob")
-    # Without its hash the name would be a key.
+    # Without its hash, the name would count as a key.
     assert ring.name_of(b"bob") is None
     file.write_text(line("beta", "bob"))
     wait_until(lambda: ring.name_of(b"beta") == "bob", "the whole file is read")

@@ -1,4 +1,4 @@
-"""The shedder, by an advancing clock."""
+"""The load shedder, on a clock that the tests move."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def refuse(shedder: LoadShedder, outputs: int) -> None:
         raise Overloaded("The queue is full: 256 pictures wait", retry_after_s=40)
 
 
-def test_after_a_refusal_the_next_callers_are_told_the_same_for_a_second():
+def test_after_a_refusal_the_next_callers_get_the_same_for_a_second():
     clock = Clock()
     shedder = LoadShedder(clock)
     shedder.check()
@@ -39,7 +39,7 @@ def test_other_failures_and_successes_close_nothing():
     shedder.check()
 
 
-def test_a_closed_door_stays_closed():
+def test_draining_lasts():
     clock = Clock()
     shedder = LoadShedder(clock)
     shedder.drain()

@@ -21,7 +21,7 @@ from tests.pictures import png
 
 
 class Recovering(Inverter):
-    """Fails once, then works."""
+    """An editor that fails once, then works."""
 
     def __init__(self, error: EditError) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ def client_of(editor: Inverter, key: str = "none", keys_file: Path | None = None
 
 
 @pytest.mark.parametrize("error", [Overloaded, TooManySamples])
-def test_a_server_that_is_busy_is_tried_again_after_the_time_that_it_tells(
+def test_a_server_that_is_busy_is_tried_again_after_its_retry_after(
     error: type[Overloaded | TooManySamples],
 ) -> None:
     editor = Recovering(error("Not now", retry_after_s=1))
     with client_of(editor) as client:
         start = time.monotonic()
         result = client.images.edit(image=png(1), prompt="x")
-        # Without Retry-After it would be half a second at most.
+        # Without Retry-After, the pause would be half a second at most.
         assert time.monotonic() - start >= 1
     assert len(result.data or []) == 1
     assert len(editor.requests) == 2

@@ -1,4 +1,4 @@
-"""/openapi.json against the live application: its routes, its fields, its limits, its answers. And /docs."""
+"""/openapi.json and /docs against the live application: routes, fields, limits and responses."""
 
 import asyncio
 import json
@@ -40,13 +40,13 @@ def app(editor: Inverter) -> Starlette:
 
 
 def check(value: Any, schema: dict[str, Any], document: dict[str, Any] = DOCUMENT) -> None:
-    """Raises where `value` is not as the schema has it; references are the document's."""
+    """Raise ValidationError if `value` does not fit the schema, whose references are the document's."""
     validator = Draft202012Validator({"components": document["components"], **schema})
     validator.validate(value)
 
 
 def check_answer(response: httpx.Response, path: str, method: str, document: dict[str, Any] = DOCUMENT) -> None:
-    """Status, headers and body, as the document has them for the operation."""
+    """Check status, headers and body against the document's operation."""
     documented = document["paths"][path][method]["responses"]
     assert str(response.status_code) in documented, response.text
     answer = documented[str(response.status_code)]
@@ -141,7 +141,7 @@ def test_every_example_is_answered_as_documented(app: Starlette, name: str, quer
 
 
 def send(app: Starlette, fields: dict[str, Any]) -> httpx.Response:
-    """As a form, with a picture, and with what makes other fields allowed."""
+    """Send the fields as a form, with a picture and with the fields that they require."""
     data = {"prompt": "invert", "output_format": "jpeg", "stream": "true", **fields}
     texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in data.items()}
     return call(app, "POST", EDITS, files={"images": ("a.png", png(9))}, data=texts)
@@ -203,7 +203,7 @@ def test_every_error_of_an_edit_is_as_documented(app: Starlette, editor: Inverte
         GenerationError("CUDA out of memory"),
         TooManySamples("enough", retry_after_s=5),
         DeadlineExceeded("too late"),
-        # Last: it speaks for the next callers.
+        # Last, since the load shedder then refuses the next requests too.
         Overloaded("full", retry_after_s=5),
     ]
     for error in errors:

@@ -1,4 +1,4 @@
-"""The page's files over HTTP: who may have them, with which headers, and where. tests/page/ is the page in use."""
+"""The page's files over HTTP: addresses, headers, and keys. tests/page/ uses the page itself."""
 
 import asyncio
 import re
@@ -70,15 +70,15 @@ def test_a_file_that_is_known_is_not_sent_again(app: Starlette, path: str) -> No
     assert (other.status_code, other.content) == (200, first.content)
 
 
-def test_the_page_is_told_the_limits() -> None:
+def test_the_page_has_the_limits() -> None:
     limits = LimitSettings(max_images=3, max_file_bytes=1000, max_request_bytes=5000)
     facts = call(create_app(Inverter(), AppSettings(limits=limits)), "GET", "/static/server.json").json()
     assert facts["limits"] == {"max_images": 3, "max_file_bytes": 1000, "max_request_bytes": 5000}
 
 
-def test_the_page_is_told_whether_there_are_keys(app: Starlette, closed_app: Starlette) -> None:
-    told = [call(each, "GET", "/static/server.json").json()["needs_key"] for each in (app, closed_app)]
-    assert told == [False, True]
+def test_the_page_has_whether_there_are_keys(app: Starlette, closed_app: Starlette) -> None:
+    needs_key = [call(each, "GET", "/static/server.json").json()["needs_key"] for each in (app, closed_app)]
+    assert needs_key == [False, True]
 
 
 def test_other_files_stay_where_they_are(app: Starlette) -> None:

@@ -1,4 +1,4 @@
-"""The proxy's connections on real sockets. That Serve's proxy has them is shown in tests/cluster/test_hostile.py."""
+"""The proxy's connections on real sockets; tests/cluster/test_hostile.py shows that Serve's proxy uses them."""
 
 import asyncio
 import socket
@@ -25,8 +25,8 @@ class Impatient(BoundedConnection):
     head_s = LATE_S
 
 
-async def _length_told_late(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers the length of the body, after longer than headers may take where the path says so."""
+async def _late_length(scope: Scope, receive: Receive, send: Send) -> None:
+    """Return the length of the body; for /slow, after longer than headers may take."""
     request = Request(scope, receive)
     body = await request.body()
     if request.url.path == "/slow":
@@ -36,7 +36,7 @@ async def _length_told_late(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture(scope="module")
 def base() -> Iterator[str]:
-    with listening(_length_told_late, Impatient, keep_alive_s=1) as base:
+    with listening(_late_length, Impatient, keep_alive_s=1) as base:
         yield base
 
 
@@ -62,12 +62,12 @@ class TestLength:
         with connect(base) as connection:
             if line.startswith(b"x"):
                 connection.sendall(head()[:-2])
-            # What was not read is in the sockets' buffers.
+            # The sockets' buffers hold what was not read.
             assert sent_until_refused(connection, repeat(line, 64 * KIB)) < 16 * KIB * KIB
 
     def test_many_short_headers_are_refused(self, base: str):
         found = talk(base, head(headers="".join(f"x-{k}: {'v' * 20}\r\n" for k in range(5000))), count=0)
-        # What was sent and not read resets the connection, and the answer may be lost with it.
+        # Unread bytes reset the connection, and the answer may be lost with it.
         assert [answer.status for answer in found] in ([400], [])
 
 
@@ -122,7 +122,7 @@ class Few(BoundedConnection):
 class TestNumber:
     @pytest.fixture
     def few(self) -> Iterator[str]:
-        with listening(_length_told_late, Few) as base:
+        with listening(_late_length, Few) as base:
             yield base
 
     def test_beyond_the_bound_a_connection_is_refused_and_those_before_it_are_served(self, few: str):

@@ -1,4 +1,4 @@
-"""Headers that Ray Serve's proxy would obey: refused before a body is read, where they keep work that nobody wants."""
+"""Headers that Ray Serve's proxy obeys: those that would keep unwanted work are refused before the body is read."""
 
 import pytest
 from starlette.datastructures import Headers

@@ -23,7 +23,7 @@ from tests.http_server import listening
 
 EXAMPLES = 20
 
-# So wide that two rules which no schema tells never matter: pictures × n, and how long a side `size` may have.
+# So wide that two rules which no schema can state never matter: pictures × n, and the longest side of `size`.
 LIMITS = LimitSettings(max_images=3, max_outputs=30, max_aspect_ratio=1e6, idempotency_max_keys=10_000)
 SETTINGS = AppSettings(limits=LIMITS, jobs=JobSettings(max_jobs=10_000))
 SCHEMA = schemathesis.openapi.from_dict({**openapi.document(SETTINGS, needs_key=False), "servers": [{"url": "/"}]})
@@ -43,25 +43,25 @@ def test_the_document_is_openapi() -> None:
     SCHEMA.validate()
 
 
-# The same requests on every run: a change is judged by what it changes.
+# The same requests on every run, so that a failure is due to the change under test.
 @SCHEMA.parametrize()
 @settings(max_examples=EXAMPLES, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_request_is_answered_as_documented(case: Case[Any], server: str) -> None:
     assert case.meta is not None
     if isinstance(case.body, dict) and case.meta.generation.mode == GenerationMode.POSITIVE:
-        _keep_what_no_schema_tells(case)
+        _keep_rules_that_no_schema_states(case)
     case.call_and_validate(base_url=server, excluded_checks=[negative_data_rejection] if _loses_a_field(case) else [])
 
 
 def _loses_a_field(case: Case[Any]) -> bool:
-    """An empty list is wrong on paper, and in a form nothing at all."""
+    """Return whether a form drops a field: an empty list is invalid, and in a form it is no field at all."""
     return case.media_type == "multipart/form-data" and isinstance(case.body, dict) and [] in case.body.values()
 
 
-def _keep_what_no_schema_tells(case: Case[Any]) -> None:
+def _keep_rules_that_no_schema_states(case: Case[Any]) -> None:
     body: Any = case.body
     if case.headers and case.headers.pop("Idempotency-Key", None) is not None and not body.get("stream"):
-        # The same key for another body would rightly be refused.
+        # The same key with another body is refused, as it should be.
         case.headers["Idempotency-Key"] = uuid.uuid4().hex
     if case.media_type == "application/json":
         body |= {name: _pictures_for(body[name]) for name in ("images", "image") if name in body}
@@ -74,7 +74,7 @@ def _keep_what_no_schema_tells(case: Case[Any]) -> None:
 
 
 def _pictures_for(value: Any) -> Any:
-    """The same with a picture in the place of each text."""
+    """Return the same value with a picture in place of each text."""
     if isinstance(value, list):
         return [_pictures_for(item) for item in value]
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""`image-edits check`: what it says of installations and servers that lack something."""
+"""`image-edits check`: its findings about installations and servers."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -34,7 +34,7 @@ LIMIT_S = 120
 
 
 class Watched(Inverter):
-    """An Inverter that counts who is in it, holds them until it is `open`, and fails on black pictures."""
+    """An Inverter that counts the edits in progress, holds them until it is `open`, and fails on black pictures."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,13 +83,13 @@ def start(*words: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # As a terminal's: whatever runs the tests in the background has SIGINT ignored, and children inherit that.
+        # As under a terminal: a test run in the background ignores SIGINT, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def run(*words: str, status: int = 0) -> tuple[str, str]:
-    """What it printed to standard output, and to standard error."""
+    """Wait for the end; return standard output and standard error."""
     process = start(*words)
     out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == status, err
@@ -207,7 +207,7 @@ class TestWhatWouldFailEveryPictureStopsTheRun:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (("photo10.png", "photo20.png"), "the instruction comes last, and photo20.png is a file"),
         (("photo10.png",), "the instruction comes last, and photo10.png is a file"),
@@ -220,9 +220,9 @@ class TestWhatWouldFailEveryPictureStopsTheRun:
         (("empty", "x"), "there are no pictures in empty"),
     ],
 )
-def test_a_command_line_that_cannot_be_used(words: tuple[str, ...], told: str) -> None:
+def test_a_command_line_that_cannot_be_used(words: tuple[str, ...], message: str) -> None:
     Path("empty").mkdir()
-    assert told in run("edit", *words, status=2)[1]
+    assert message in run("edit", *words, status=2)[1]
 
 
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(server: str, editor: Watched) -> None:
@@ -241,7 +241,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(server: str, editor: W
 
 
 class Pausing(Inverter):
-    """Its streams stop after a fifth of the steps until they are let on."""
+    """An editor whose streams stop after a fifth of the steps until they may go on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -278,11 +278,11 @@ def test_a_terminal_sees_a_bar_for_each_output(monkeypatch: pytest.MonkeyPatch) 
     os.close(terminal)
     assert process.returncode == 0
     assert all(f"edited/photo10-{variant}.png".encode() in shown for variant in (1, 2))
-    # Nothing of the bars: it may be piped.
+    # No bars on standard output, which may be piped.
     assert out == "photo10.png: edited/photo10-1.png edited/photo10-2.png (seed 7, 8)\n"
 
 
-def test_the_command_tells_its_version_and_what_it_can() -> None:
+def test_the_command_prints_its_version_and_its_help() -> None:
     assert run("--version")[0].count(".") == 2
     help_text, _ = run("--help")
     assert all(command in help_text for command in ("edit ", "serve ", "key ", "check "))

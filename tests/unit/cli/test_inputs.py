@@ -1,4 +1,4 @@
-"""Which pictures are meant, what their outputs are called, and what is known to be done. Only files."""
+"""The pictures that arguments name, the names of their outputs, and the record of what is done. Files only."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_what_was_cut_off_is_done_again() -> None:
     journal.save(one(), b"content", ASKED, [7, 8], [b"first", b"second"])
     one().outputs[1].unlink()
     assert journal.seeds(one(), b"content", ASKED) is None
-    # A line that was not written to its end is no line.
+    # A line without its end does not count.
     text = (Path("out") / JOURNAL).read_text()
     (Path("out") / JOURNAL).write_text(text + text[:30])
     journal = Journal(Path("out"))

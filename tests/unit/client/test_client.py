@@ -43,7 +43,7 @@ from tests.pictures import png
 
 
 class BusyAtFirst(Inverter):
-    """Refuses the first requests, then an Inverter."""
+    """An Inverter that refuses the first requests."""
 
     def __init__(
         self, refusals: int, retry_after_s: int, error: type[Overloaded | TooManySamples] = Overloaded
@@ -59,7 +59,7 @@ class BusyAtFirst(Inverter):
 
 
 class FailsMidway(Inverter):
-    """Its streams begin, and fail."""
+    """An editor whose streams begin and fail."""
 
     async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
         yield Progress(0, 10, place=0)
@@ -177,7 +177,7 @@ def test_an_error_of_a_proxy_or_of_a_later_version_keeps_its_status() -> None:
 
 
 @both
-def test_who_is_no_such_server_is_told(ask: Ask, tmp_path: Path) -> None:
+def test_another_server_is_reported(ask: Ask, tmp_path: Path) -> None:
     with listening(Starlette()) as url, pytest.raises(EditError, match="404 Not Found") as caught:
         ask(url, "models")
     assert caught.value.status == 404
@@ -234,7 +234,7 @@ def test_a_connection_that_breaks_is_made_again() -> None:
 
 
 class Torn:
-    """Closes the connection in the middle of its first answer, and keeps the heads of what it was sent."""
+    """A server that closes the connection in the middle of its first answer, and keeps the heads of all requests."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -280,7 +280,7 @@ both_streams = pytest.mark.parametrize("stream", [streamed, streamed_in_a_loop])
 
 
 @both_streams
-def test_a_stream_tells_progress_previews_and_every_output(stream: Ask, server: str) -> None:
+def test_a_stream_has_progress_previews_and_every_output(stream: Ask, server: str) -> None:
     events = stream(server, [png(10), png(20)], "invert", n=2, seed=7, partial_images=1)
     assert [events[0], events[-1]] == [Progress(0, 4, place=1), Progress(4, 4, place=0)]
     rows = {(e.image_index, e.variant_index): e.output for e in events if isinstance(e, StreamedOutput)}
@@ -308,7 +308,7 @@ def test_errors_of_a_stream_come_before_it_or_in_it(stream: Ask) -> None:
 @both_streams
 @pytest.mark.parametrize("body", [b"", b'event: image_edit.progress\ndata: {"steps_done": 1,'], ids=["empty", "cut"])
 def test_a_stream_without_its_end_is_an_error(stream: Ask, body: bytes) -> None:
-    # As a proxy in between may end it.
+    # As a proxy in between may cut it off.
     routes = [Route("/v1/images/edits", lambda _: Response(body, media_type="text/event-stream"), methods=["POST"])]
     with listening(Starlette(routes=routes)) as url, pytest.raises(BrokenOff):
         stream(url, png(10), "invert")
@@ -333,7 +333,7 @@ def test_not_ready_is_an_error_like_any_other(server: str, editor: Inverter) -> 
 
 
 class Recorded:
-    """An application, and the idempotency keys of the requests that it got."""
+    """An application that records the idempotency keys of its requests."""
 
     def __init__(self, app: Starlette) -> None:
         self.app = app
@@ -353,7 +353,7 @@ def test_every_edit_has_a_key_of_its_own_unless_it_is_given_one(ask: Ask, editor
         first, again = (ask(url, "edit", png(10), "invert", idempotency_key="order-4711") for _ in range(2))
     assert len(set(app.keys[:2]) - {None}) == 2
     assert app.keys[2:] == ["order-4711"] * 2
-    # No seed was asked for.
+    # No seed was given.
     assert first == again
     assert len(editor.requests) == 3
 

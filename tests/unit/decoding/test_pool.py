@@ -1,4 +1,4 @@
-"""Pictures decoded in processes of their own: the same pixels, and what is hostile costs its own process."""
+"""Pictures decoded in separate processes: the same pixels, and a hostile file costs one process only."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 
 LIMITS = LimitSettings()
 PNG = file_of(PIL.Image.fromarray(photo()), "PNG")
-# Takes a good part of a second to decode.
+# A good part of a second to decode.
 LARGE = one_bit_png(6000, 6000)
 
 
@@ -31,7 +31,7 @@ Started = Callable[[], set[psutil.Process]]
 
 @pytest.fixture
 def started() -> Started:
-    """The decoder processes that this test has started."""
+    """Return the decoder processes that this test has started."""
     before = decoder_processes()
     return lambda: decoder_processes() - before
 
@@ -94,7 +94,7 @@ def test_a_process_that_dies_fails_its_own_picture_only(decoders: DecoderPool, s
     [other] = started()
     decoders.warm()
     [victim] = started() - {other}
-    # The last one is asked first; it takes the question, and dies before it answers.
+    # The last process is used first: it takes the picture, and dies before it answers.
     victim.suspend()
     threading.Timer(2, victim.kill).start()
     assert refusal(decoders, PNG, 1) == "Invalid image format at index 1: the file is damaged or incomplete"
@@ -118,7 +118,7 @@ def test_a_jpeg_with_thousands_of_scans_is_refused(decoders: DecoderPool) -> Non
     assert refusal(decoders, bomb).endswith("it has more than 100 scans")
 
 
-def test_a_decoder_knows_no_secrets(decoders: DecoderPool, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_has_no_secrets(decoders: DecoderPool, started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGE_EDITS_API_KEYS", "a-secret")
     decoders.warm()
     [process] = started()

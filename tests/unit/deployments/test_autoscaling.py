@@ -1,4 +1,4 @@
-"""The policy alone, on a clock that the tests turn, and what Serve hands it."""
+"""The policy alone, with Serve's input, on a clock that the tests move."""
 
 import pytest
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
@@ -7,7 +7,7 @@ from serve_app.deployments.autoscaling import OPEN_REQUESTS, WORK_S, Load, OpenW
 
 
 class Clock:
-    """One deployment under a policy: `after` lets a load last and tells the number of replicas at its end."""
+    """One deployment under a policy: `after` keeps up a load for a time and returns the replicas at its end."""
 
     def __init__(self, policy: OpenWorkPolicy, replicas: int = 1) -> None:
         self.policy, self.replicas, self.now_s = policy, replicas, 0.0

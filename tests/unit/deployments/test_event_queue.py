@@ -1,4 +1,4 @@
-"""The way from the engine's threads to a reader on an event loop."""
+"""The event queue, from the engine's threads to a reader on an event loop."""
 
 import asyncio
 import time
@@ -29,7 +29,7 @@ def test_a_slow_reader_misses_old_progress_and_no_picture():
             queue.put(Progress(10 * step + 1, 30, 0))
             queue.put(event)
         queue.close()
-        # Nothing was read until here.
+        # Nothing has been read so far.
         await asyncio.sleep(0)
         return await read(queue)
 
@@ -44,7 +44,7 @@ def test_a_reader_that_waits_is_woken_from_another_thread():
         queue = EventQueue()
 
         def put_and_close() -> None:
-            # The loop is idle by then, and sleeps until it is woken.
+            # By then the loop is idle, and sleeps until it is woken.
             time.sleep(0.2)
             queue.put(Progress(1, 2, 0))
             queue.close()
@@ -59,7 +59,7 @@ def test_a_reader_that_waits_is_woken_from_another_thread():
     assert not woken_late
 
 
-def test_a_mailbox_whose_loop_is_gone_swallows_what_is_put():
+def test_a_queue_whose_loop_is_gone_drops_what_is_put():
     async def make() -> EventQueue:
         return EventQueue()
 

@@ -21,7 +21,7 @@ def _filtered(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def logged(error: Exception, caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
-    """As Serve logs what a method raised."""
+    """Log an exception as Serve does after a method raised it."""
     try:
         raise error
     except Exception:

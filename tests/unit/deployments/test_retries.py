@@ -1,4 +1,4 @@
-"""When an edit whose replica died runs again: by an advancing clock, without Ray."""
+"""Retries of edits whose replica died, on a clock that the tests move. No Ray."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_two_deaths_among_others_then_alone():
     assert tried.alone
 
 
-def test_who_ends_a_replica_alone_is_not_tried_again():
+def test_an_edit_that_ends_a_replica_alone_is_not_tried_again():
     tried = attempts(Clock())
     for _ in range(2):
         tried.record_failure(ReplicaGone())
@@ -30,7 +30,7 @@ def test_who_ends_a_replica_alone_is_not_tried_again():
         tried.record_failure(ReplicaGone())
 
 
-def test_who_only_waits_for_its_turn_alone_is_innocent_of_a_death():
+def test_an_edit_that_waits_for_its_turn_alone_has_not_caused_a_death():
     tried = attempts(Clock())
     for _ in range(2):
         tried.record_failure(ReplicaGone())

@@ -1,4 +1,4 @@
-"""Warm-up and the knee, on a pipeline whose steps take as long as a test says."""
+"""Warm-up and the knee, on a pipeline whose steps take a given time."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ STEP_S = {1: 0.10, 2: 0.15, 4: 0.20, 8: 0.40}
 # The same for one and for two: 0.3 of encoding, 0.1 of decoding.
 ENCODE_S = {1: 0.5, 2: 0.7}
 DECODE_S = {1: 0.4, 2: 0.7}
-# Of one sample of the fake's 64 x 64 pixels, picture and reference, guided.
+# One guided sample of the fake's 64 x 64 pixels, output and reference.
 TOKENS = 2 * 2 * (64 // 16) ** 2
 
 
 @dataclass
 class TimedPipeline(ArithmeticPipeline):
-    """`disturbed_s`: what the n-th step takes longer. Steps of more than `fits` samples find no memory."""
+    """A pipeline that moves a clock. `disturbed_s`: delay of the n-th step. OutOfMemory beyond `fits` samples."""
 
     disturbed_s: Callable[[int], float] = lambda number: 0.0
     fits: int = 8
@@ -61,7 +61,7 @@ def test_the_knee_is_the_smallest_batch_near_the_best_throughput():
 
 
 def test_a_disturbance_of_several_steps_spoils_no_size():
-    # Four steps in a row, one of each size, as one stall of the machine would.
+    # Four steps in a row, one of each size, as if the machine stalled.
     pipeline = TimedPipeline(disturbed_s=lambda number: 1.0 if number <= 4 else 0.0)
     assert measure(pipeline).seconds_by_samples == pytest.approx(STEP_S)
 
@@ -77,7 +77,7 @@ def test_quick_models_take_more_turns(slower, rounds):
 
 def test_the_price_of_a_join_is_what_two_share():
     assert measure(TimedPipeline()).join_s == pytest.approx(0.3 + 0.1)
-    # One stall of the machine among three spoils nothing.
+    # One stall of the machine in three rounds changes nothing.
     assert measure(TimedPipeline(slow_stages=1)).join_s == pytest.approx(0.3 + 0.1)
 
 

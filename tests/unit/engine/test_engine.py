@@ -1,4 +1,4 @@
-"""The engine's six promises, on a pipeline that is arithmetic: fast, exact, and as poisonous as a test wants it."""
+"""The engine's promises, on a pipeline of arithmetic: fast, exact, and failing as a test requires."""
 
 import math
 import threading
@@ -95,11 +95,11 @@ def test_join_batch_accumulates_while_busy():
 
 
 class TestCompany:
-    """A step takes a second for each of its samples, which have 64 tokens."""
+    """Each step takes a second for each of its samples, which have 64 tokens."""
 
     @staticmethod
     def joined_at(join_s: float, first: list[EditRequest], later: dict[int, EditRequest]) -> dict[int, int]:
-        """In which step each took part first, by its seed. `later`: what arrives while the step of that number runs."""
+        """Return the first step of each sample, by its seed. `later`: requests that arrive while that step runs."""
         clock, pipeline, futures = Clock(), ArithmeticPipeline(), []
 
         def arrive(states: Sequence[State]) -> None:
@@ -252,7 +252,7 @@ class TestIsolation:
             for index in (0, 1, 2, 4, 5):
                 assert_same(futures[index].result(TIMEOUT_S), alone(edit_request(index)))
 
-    def test_out_of_memory_halves_the_batch_and_nobody_fails(self):
+    def test_out_of_memory_halves_the_batch_and_no_request_fails(self):
         too_many = []
 
         def limited(states):
@@ -268,10 +268,10 @@ class TestIsolation:
                 future.result(TIMEOUT_S)
             assert running.stats().failed == 0
         assert max(len(batch) for batch in pipeline.batches) <= 2
-        # Learnt in the first step: six, then both halves. Later steps do not try again.
+        # The first step runs out of memory with six, then runs both halves. Later steps do not try six again.
         assert too_many == [6, 3, 3]
 
-    def test_out_of_memory_alone_is_told_as_the_guide_has_it(self):
+    def test_out_of_memory_alone_has_the_error_of_the_guide(self):
         def limited(states):
             if any(state.seed == 1 for state in states):
                 raise OutOfMemory("CUDA out of memory")
@@ -311,7 +311,7 @@ class TestLeaving:
             first.result(TIMEOUT_S)
         assert {condition.prompt for condition in pipeline.encoded} == {"prompt 1"}
 
-    def test_a_passed_deadline_is_told_and_costs_no_further_step(self):
+    def test_a_passed_deadline_is_reported_and_costs_no_further_step(self):
         pipeline = ArithmeticPipeline(on_step=lambda states: time.sleep(0.05))
         with engine(pipeline, timeout_s=0.12) as running:
             with pytest.raises(DeadlineExceeded) as caught:
@@ -342,14 +342,14 @@ class TestLeaving:
             [future] = running.submit([edit_request(1, num_inference_steps=150)], [RunOptions(timeout_s=0.26)])
             assert not isinstance(future, EditError)
             assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
-            # Much less is left than the other 149 steps should take; they may be faster than ever before.
+            # Much less time is left than the other 149 steps should take, though they may turn out faster.
             now_s[0] = 0.25
             pipeline.gate.set()
             future.result(TIMEOUT_S)
 
 
 class TestAlone:
-    def test_it_shares_no_step_and_its_caller_knows_before_it_runs(self):
+    def test_it_shares_no_step_and_its_caller_is_notified_before_it_runs(self):
         pipeline = ArithmeticPipeline()
         heard: list[Event] = []
         known: list[bool] = []
@@ -388,7 +388,7 @@ class TestBounds:
             assert running.stats().refused == 1
             submit(running, edit_request(3))[0].result(TIMEOUT_S)
 
-    def test_a_caller_beyond_its_share_is_refused_and_nobody_else(self):
+    def test_a_caller_beyond_its_quota_is_refused_and_no_other_caller(self):
         pipeline = ArithmeticPipeline()
         pipeline.gate.clear()
         with engine(pipeline, max_caller_samples=4) as running:
@@ -409,10 +409,10 @@ class TestBounds:
             for future in (first, second, other, nobody):
                 assert not isinstance(future, EditError)
                 future.result(TIMEOUT_S)
-            # What is done is given back.
+            # Samples that are done leave the quota.
             submit(running, edit_request(6, n=4, caller="ann"))[0].result(TIMEOUT_S)
 
-    def test_a_caller_is_told_when_its_own_work_will_be_done(self):
+    def test_retry_after_is_when_the_callers_own_work_will_be_done(self):
         pipeline = ArithmeticPipeline()
         pipeline.gate.clear()
         with engine(pipeline, max_caller_samples=4) as running:
@@ -438,7 +438,7 @@ class TestBounds:
                 time.sleep(0.001)
             submit(running, edit_request(2, n=2, caller="ann"))[0].result(TIMEOUT_S)
 
-    def test_open_work_is_told_in_seconds_and_is_gone_when_done(self):
+    def test_open_work_is_counted_in_seconds_and_is_gone_when_done(self):
         pipeline = ArithmeticPipeline()
         pipeline.gate.clear()
         with engine(pipeline) as running:

@@ -5,7 +5,7 @@ from serve_app.errors import DeviceLost
 
 
 def run(items, bad, *, alive=lambda item: True):
-    """Isolate a stage that fails whenever a bad item takes part; the results, the failed, the calls."""
+    """Isolate a stage that fails if a bad item takes part; return the results, the failures and the calls."""
     calls, failed, halves = [], [], []
 
     def stage(some):
@@ -45,7 +45,7 @@ def test_an_item_whose_request_is_gone_is_not_tried():
     assert calls == [[1, 3]]
 
 
-def test_halves_are_told():
+def test_halves_are_reported():
     _, _, _, halves = run([1, 2, 3, 4], bad={4})
     assert halves == [[1, 2], [3]]
 

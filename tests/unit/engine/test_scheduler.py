@@ -1,4 +1,4 @@
-"""The policy, by simulation: no clock but the simulated one, no thread, no model."""
+"""The scheduler policy by simulation: a simulated clock, no thread, no model."""
 
 import random
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from serve_app.request import EditRequest, arrange
 GEOMETRY = Geometry(native_area=256 * 256, multiple=16)
 SQUARE, WIDE = np.zeros((64, 64, 3), np.uint8), np.zeros((40, 80, 3), np.uint8)
 TOKENS = 512
-"""Of one unguided sample of SQUARE: 256 of the result and 256 of the reference."""
+"""Tokens of one unguided sample of SQUARE: 256 of the output and 256 of the reference."""
 
 POLICY = Policy(
     max_samples=4,
@@ -37,7 +37,7 @@ POLICY = Policy(
 )
 
 
-def entry(
+def queued(
     sequence=0, *, arrived_s=0.0, steps=10, images=(SQUARE,), n=1, guidance=1.0, seed=0, size=None, alone=False
 ) -> QueuedRequest:
     request = EditRequest(
@@ -71,21 +71,21 @@ def advance(batch: list[Sample]) -> None:
 
 class TestExpand:
     def test_samples_come_in_output_order_with_consecutive_seeds(self):
-        samples = entry(images=[SQUARE, WIDE, SQUARE], n=2, seed=40).samples
+        samples = queued(images=[SQUARE, WIDE, SQUARE], n=2, seed=40).samples
         assert [(s.image_index, s.variant_index) for s in samples] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
         assert [s.seed for s in samples] == [40, 41, 42, 43, 44, 45]
 
     def test_guidance_doubles_the_tokens_and_brings_the_negative_prompt(self):
-        plain, guided = entry(guidance=1.0), entry(guidance=4.0)
+        plain, guided = queued(guidance=1.0), queued(guidance=4.0)
         assert [e.samples[0].tokens for e in (plain, guided)] == [TOKENS, 2 * TOKENS]
         assert plain.conditions[0].negative_prompt is None
         assert guided.conditions[0].negative_prompt == " "
 
     def test_auto_size_follows_each_picture_and_an_exact_size_is_covered(self):
-        square, wide = entry(images=[SQUARE, WIDE]).samples
+        square, wide = queued(images=[SQUARE, WIDE]).samples
         assert square.shape.output == Size(256, 256)
         assert wide.shape.output == wide.shape.reference == Size(352, 192)
-        exact = entry(size="100x50").samples[0]
+        exact = queued(size="100x50").samples[0]
         assert exact.shape.output == Size(112, 64)
         assert exact.shape.reference == Size(256, 256)
 
@@ -99,90 +99,90 @@ class TestExpand:
 
 class TestPlan:
     def test_samples_of_different_requests_share_a_forward(self):
-        entries = [entry(k, steps=10 + k) for k in range(3)]
-        assert [s.request.sequence for s in plan(entries, POLICY)] == [0, 1, 2]
+        queue = [queued(k, steps=10 + k) for k in range(3)]
+        assert [s.request.sequence for s in plan(queue, POLICY)] == [0, 1, 2]
 
     def test_only_one_shape_a_forward_and_it_is_that_of_the_first_in_order(self):
-        entries = [entry(0, images=[WIDE], steps=20), entry(1, steps=5), entry(2, images=[WIDE], steps=3), entry(3)]
-        batch = plan(entries, POLICY)
+        queue = [queued(0, images=[WIDE], steps=20), queued(1, steps=5), queued(2, images=[WIDE], steps=3), queued(3)]
+        batch = plan(queue, POLICY)
         assert [s.request.sequence for s in batch] == [2, 0]
 
     def test_never_more_than_max_samples(self):
-        assert len(plan([entry(n=10)], replace(POLICY, batch_tokens=10**9))) == 4
+        assert len(plan([queued(n=10)], replace(POLICY, batch_tokens=10**9))) == 4
 
     def test_never_past_the_knee_but_always_one(self):
-        entries = [entry(k, guidance=4.0) for k in range(4)]
-        assert len(plan(entries, replace(POLICY, batch_tokens=4 * TOKENS))) == 2
-        assert len(plan(entries, replace(POLICY, batch_tokens=1))) == 1
+        queue = [queued(k, guidance=4.0) for k in range(4)]
+        assert len(plan(queue, replace(POLICY, batch_tokens=4 * TOKENS))) == 2
+        assert len(plan(queue, replace(POLICY, batch_tokens=1))) == 1
 
     def test_a_sample_that_fits_beside_the_first_is_taken_though_a_larger_one_before_it_does_not(self):
-        entries = [entry(0, steps=1), entry(1, steps=1, guidance=4.0), entry(2, steps=9)]
-        assert [s.request.sequence for s in plan(entries, replace(POLICY, batch_tokens=2 * TOKENS))] == [0, 2]
+        queue = [queued(0, steps=1), queued(1, steps=1, guidance=4.0), queued(2, steps=9)]
+        assert [s.request.sequence for s in plan(queue, replace(POLICY, batch_tokens=2 * TOKENS))] == [0, 2]
 
     def test_a_shape_that_ran_out_of_memory_keeps_its_cap(self):
-        entries = [entry(n=4)]
-        assert len(plan(entries, POLICY, {entries[0].samples[0].shape: 2})) == 2
+        queue = [queued(n=4)]
+        assert len(plan(queue, POLICY, {queue[0].samples[0].shape: 2})) == 2
 
     def test_a_shorter_request_passes_a_longer_one_that_is_half_way(self):
-        long = entry(0, n=4, steps=50)
+        long = queued(0, n=4, steps=50)
         advance(plan([long], POLICY))
-        short = entry(1, n=4, steps=4, arrived_s=1.0)
+        short = queued(1, n=4, steps=4, arrived_s=1.0)
         assert {s.request.sequence for s in plan([long, short], POLICY)} == {1}
 
     def test_fifo_never_lets_anyone_pass(self):
-        long, short = entry(0, n=4, steps=50), entry(1, n=4, steps=4)
+        long, short = queued(0, n=4, steps=50), queued(1, n=4, steps=4)
         assert {s.request.sequence for s in plan([long, short], replace(POLICY, order="fifo"))} == {0}
 
-    def test_join_batch_lets_nobody_join_what_is_in_flight(self):
+    def test_join_batch_adds_nothing_to_what_is_in_flight(self):
         policy = replace(POLICY, join="batch")
-        first = entry(0, steps=5)
+        first = queued(0, steps=5)
         advance(plan([first], policy))
-        second = entry(1, steps=1)
+        second = queued(1, steps=1)
         assert {s.request.sequence for s in plan([first, second], policy)} == {0}
         for _ in range(4):
             advance(plan([first, second], policy))
         assert {s.request.sequence for s in plan([first, second], policy)} == {1}
 
     @pytest.mark.parametrize("join", ["step", "batch"])
-    def test_who_must_be_alone_is_never_in_flight_with_others_and_takes_its_turn(self, join):
+    def test_an_exclusive_request_is_never_in_flight_with_others_and_takes_its_turn(self, join):
         policy = replace(POLICY, join=join, order="fifo")
-        entries = [entry(0, steps=5), entry(1, steps=3, n=6, alone=True), entry(2, steps=2), entry(3, steps=2)]
+        queue = [queued(0, steps=5), queued(1, steps=3, n=6, alone=True), queued(2, steps=2), queued(3, steps=2)]
         seen = []
-        while entries:
-            batch = plan(entries, policy)
+        while queue:
+            batch = plan(queue, policy)
             advance(batch)
             seen.append({sample.request.sequence for sample in batch})
-            in_flight = {e.sequence for e in entries if e.joined and e.samples}
+            in_flight = {e.sequence for e in queue if e.joined and e.samples}
             assert 1 not in in_flight or in_flight == {1}
-            entries = [e for e in entries if e.samples]
-        # Nothing joins the first while the lonely one waits; six samples, four at a time, each three steps.
+            queue = [e for e in queue if e.samples]
+        # Nothing joins the first while the other shape waits; six samples, four at a time, three steps each.
         assert seen == [{0}] * 5 + [{1}] * 6 + [{2, 3}] * 2
 
-    def test_who_comes_before_the_lonely_one_in_order_does_not_wait_for_it(self):
-        lonely, short = entry(0, steps=50, alone=True), entry(1, steps=2, arrived_s=1.0)
-        assert {s.request.sequence for s in plan([lonely, short], POLICY)} == {1}
-        advance(plan([lonely], POLICY))
-        assert {s.request.sequence for s in plan([lonely, short], POLICY)} == {0}
+    def test_a_request_before_an_exclusive_one_in_order_does_not_wait_for_it(self):
+        exclusive, short = queued(0, steps=50, alone=True), queued(1, steps=2, arrived_s=1.0)
+        assert {s.request.sequence for s in plan([exclusive, short], POLICY)} == {1}
+        advance(plan([exclusive], POLICY))
+        assert {s.request.sequence for s in plan([exclusive, short], POLICY)} == {0}
 
-    def test_the_lonely_one_waits_for_what_is_in_flight_though_it_comes_first_in_order(self):
-        long = entry(0, steps=50)
+    def test_the_exclusive_one_waits_for_what_is_in_flight_though_it_comes_first_in_order(self):
+        long = queued(0, steps=50)
         advance(plan([long], POLICY))
-        lonely = entry(1, steps=2, alone=True)
-        assert in_order([long, lonely], POLICY)[0] is lonely
-        assert {s.request.sequence for s in plan([long, lonely], POLICY)} == {0}
+        exclusive = queued(1, steps=2, alone=True)
+        assert in_order([long, exclusive], POLICY)[0] is exclusive
+        assert {s.request.sequence for s in plan([long, exclusive], POLICY)} == {0}
 
     def test_no_samples_no_batch(self):
         assert plan([], POLICY) == []
 
 
 class TestHolds:
-    """A step takes 0.1 s for each sample; newcomers have more work than those in flight."""
+    """Each step takes 0.1 s a sample; newcomers have more work than those in flight."""
 
     PRICED = replace(POLICY, join_s=0.5)
 
-    def test_who_joins_waits_for_the_next_to_be_done_while_that_is_cheaper_than_two_joins_for_all(self):
-        advance(plan([old := entry(0, n=2)], self.PRICED))
-        batch = plan([old, entry(1, steps=20)], self.PRICED)
+    def test_a_join_waits_for_the_next_to_be_done_while_that_is_cheaper_than_two_joins_for_all(self):
+        advance(plan([old := queued(0, n=2)], self.PRICED))
+        batch = plan([old, queued(1, steps=20)], self.PRICED)
         assert [sample.encoded for sample in batch] == [True, True, False]
         # Nine steps of two: 1.8 s. Two joins for three: 3 s.
         assert should_defer_joins(batch, self.PRICED, 0.0)
@@ -190,50 +190,50 @@ class TestHolds:
         assert not should_defer_joins(batch, self.PRICED, 1.21)
 
     def test_each_of_several_newcomers_waits(self):
-        advance(plan([old := entry(0, steps=18)], self.PRICED))
+        advance(plan([old := queued(0, steps=18)], self.PRICED))
         # Seventeen steps of one: 1.7 s for each. Two joins for two: 2 s, for three: 3 s.
-        assert should_defer_joins(plan([old, entry(1, steps=50)], self.PRICED), self.PRICED, 0.0)
-        assert not should_defer_joins(plan([old, entry(1, n=2, steps=50)], self.PRICED), self.PRICED, 0.0)
+        assert should_defer_joins(plan([old, queued(1, steps=50)], self.PRICED), self.PRICED, 0.0)
+        assert not should_defer_joins(plan([old, queued(1, n=2, steps=50)], self.PRICED), self.PRICED, 0.0)
 
-    def test_nobody_waits_for_what_is_far_from_done(self):
-        advance(plan([old := entry(0, n=2, steps=17)], self.PRICED))
-        assert not should_defer_joins(plan([old, entry(1, steps=50)], self.PRICED), self.PRICED, 0.0)
+    def test_a_join_does_not_wait_for_what_is_far_from_done(self):
+        advance(plan([old := queued(0, n=2, steps=17)], self.PRICED))
+        assert not should_defer_joins(plan([old, queued(1, steps=50)], self.PRICED), self.PRICED, 0.0)
 
     def test_a_join_that_costs_nothing_is_not_waited_for(self):
-        advance(plan([old := entry(0)], POLICY))
-        assert not should_defer_joins(plan([old, entry(1, steps=20)], POLICY), POLICY, 0.0)
+        advance(plan([old := queued(0)], POLICY))
+        assert not should_defer_joins(plan([old, queued(1, steps=20)], POLICY), POLICY, 0.0)
 
-    def test_nobody_waits_where_nothing_is_in_flight(self):
-        assert not should_defer_joins(plan([entry(0), entry(1)], self.PRICED), self.PRICED, 0.0)
+    def test_a_join_does_not_wait_if_nothing_is_in_flight(self):
+        assert not should_defer_joins(plan([queued(0), queued(1)], self.PRICED), self.PRICED, 0.0)
 
     def test_the_first_in_order_does_not_wait(self):
-        advance(plan([old := entry(0, steps=5)], self.PRICED))
-        batch = plan([old, entry(1, steps=2)], self.PRICED)
+        advance(plan([old := queued(0, steps=5)], self.PRICED))
+        batch = plan([old, queued(1, steps=2)], self.PRICED)
         assert [sample.encoded for sample in batch] == [False, True]
         assert not should_defer_joins(batch, self.PRICED, 0.0)
 
-    def test_where_nobody_joins_nothing_is_held(self):
-        advance(plan([old := entry(0)], self.PRICED))
+    def test_without_a_join_nothing_is_deferred(self):
+        advance(plan([old := queued(0)], self.PRICED))
         assert not should_defer_joins(plan([old], self.PRICED), self.PRICED, 0.0)
         assert not should_defer_joins([], self.PRICED, 0.0)
 
 
 class TestOrder:
-    def test_an_entry_is_never_overtaken_by_one_that_arrives_later_than_its_work_over_aging(self):
-        old = entry(0, steps=50)
+    def test_a_request_is_never_overtaken_by_one_that_arrives_later_than_its_work_over_aging(self):
+        old = queued(0, steps=50)
         work_s = old.work_tokens * POLICY.seconds_per_token
         bound_s = work_s / POLICY.aging
-        tiny = entry(1, steps=1)
+        tiny = queued(1, steps=1)
         tiny_s = tiny.work_tokens * POLICY.seconds_per_token
         just_before, just_after = (
-            entry(1, steps=1, arrived_s=bound_s - tiny_s / POLICY.aging + d) for d in (-0.1, 0.1)
+            queued(1, steps=1, arrived_s=bound_s - tiny_s / POLICY.aging + d) for d in (-0.1, 0.1)
         )
         assert in_order([old, just_before], POLICY)[0] is just_before
         assert in_order([old, just_after], POLICY)[0] is old
 
     def test_equal_work_is_served_in_order_of_arrival(self):
-        entries = [entry(k, arrived_s=float(k)) for k in range(5)]
-        assert in_order(entries[::-1], POLICY) == entries
+        queue = [queued(k, arrived_s=float(k)) for k in range(5)]
+        assert in_order(queue[::-1], POLICY) == queue
 
 
 def test_arrange_gives_every_variant_of_the_first_picture_first():
@@ -250,19 +250,19 @@ def test_the_knee_is_the_smallest_batch_within_five_percent_of_the_best():
 
 
 def test_drain_is_the_remaining_work_in_whole_seconds_and_at_least_one():
-    assert drain_s([entry(steps=25)], POLICY) == 3
+    assert drain_s([queued(steps=25)], POLICY) == 3
     assert drain_s([], POLICY) == 1
 
 
 @dataclass
 class Finished:
-    entry: QueuedRequest
+    queued: QueuedRequest
     work_s: float
     done_s: float
 
     @property
     def slowdown(self) -> float:
-        return (self.done_s - self.entry.arrived_s) / self.work_s
+        return (self.done_s - self.queued.arrived_s) / self.work_s
 
 
 def simulate(policy: Policy, arrivals: list[QueuedRequest], watch=lambda now_s, batch, present: None) -> list[Finished]:
@@ -288,31 +288,31 @@ def simulate(policy: Policy, arrivals: list[QueuedRequest], watch=lambda now_s, 
 
 
 def poisson_trace(load: float, requests: int = 250, seed: int = 1) -> list[QueuedRequest]:
-    """40 % of 8 steps and 60 % of 50, of 1, 2 or 4 samples; `load` of what one GPU can serve."""
+    """Return a trace, 40 % of 8 steps and 60 % of 50, of 1, 2 or 4 samples; `load`: the share of one GPU's capacity."""
     rng = random.Random(seed)
     kinds = [
         (rng.choices([8, 50], [0.4, 0.6])[0], rng.choices([1, 2, 4], [0.6, 0.25, 0.15])[0]) for _ in range(requests)
     ]
     mean_s = sum(steps * n for steps, n in kinds) / requests * TOKENS * POLICY.seconds_per_token
-    now_s, entries = 0.0, []
+    now_s, queue = 0.0, []
     for sequence, (steps, n) in enumerate(kinds):
         now_s += rng.expovariate(load / mean_s)
-        entries.append(entry(sequence, arrived_s=now_s, steps=steps, n=n))
-    return entries
+        queue.append(queued(sequence, arrived_s=now_s, steps=steps, n=n))
+    return queue
 
 
 class TestSimulation:
     def test_everything_that_arrives_is_finished_once_and_nothing_starves(self):
         trace = poisson_trace(load=0.9)
         finished = simulate(POLICY, trace)
-        assert sorted(f.entry.sequence for f in finished) == list(range(len(trace)))
+        assert sorted(f.queued.sequence for f in finished) == list(range(len(trace)))
 
     def test_shortest_beats_fifo_in_the_mean_and_by_far_in_slowdown(self):
         shortest = simulate(POLICY, poisson_trace(load=0.9))
         fifo = simulate(replace(POLICY, order="fifo"), poisson_trace(load=0.9))
 
         def mean_s(runs):
-            return sum(f.done_s - f.entry.arrived_s for f in runs) / len(runs)
+            return sum(f.done_s - f.queued.arrived_s for f in runs) / len(runs)
 
         def p95(runs):
             return sorted(f.slowdown for f in runs)[int(0.95 * len(runs))]
@@ -321,20 +321,20 @@ class TestSimulation:
         assert p95(shortest) < 0.5 * p95(fifo)
 
     def test_a_long_request_under_a_flood_of_short_ones_is_done_within_the_bound(self):
-        # Short ones alone fill the GPU for ever: without aging, the long one would never be served.
-        long = entry(0, steps=50, n=1)
+        # The short ones fill the GPU for ever: without aging, the long one would never be served.
+        long = queued(0, steps=50, n=1)
         work_s = long.work_tokens * POLICY.seconds_per_token
         bound_s = work_s / POLICY.aging
-        shorts = [entry(k, steps=5, arrived_s=0.5 * k) for k in range(1, 400)]
+        shorts = [queued(k, steps=5, arrived_s=0.5 * k) for k in range(1, 400)]
         one_by_one = replace(POLICY, batch_tokens=TOKENS)
         finished = simulate(one_by_one, [long, *shorts])
-        done_s = next(f.done_s for f in finished if f.entry is long)
-        # It waits at most for what arrived within the bound, then for its own steps.
+        done_s = next(f.done_s for f in finished if f.queued is long)
+        # It waits at most for those that arrived within the bound, then for its own steps.
         assert done_s <= bound_s + work_s + 0.5
         without = replace(one_by_one, aging=1e-9)
-        late = [entry(k, steps=5, arrived_s=0.5 * k) for k in range(1, 400)]
-        starved = simulate(without, [entry(0, steps=50, n=1), *late])
-        assert next(f.done_s for f in starved if f.entry.sequence == 0) > 1.5 * done_s
+        late = [queued(k, steps=5, arrived_s=0.5 * k) for k in range(1, 400)]
+        starved = simulate(without, [queued(0, steps=50, n=1), *late])
+        assert next(f.done_s for f in starved if f.queued.sequence == 0) > 1.5 * done_s
 
     @pytest.mark.parametrize("max_paused", [0, 1, 5])
     def test_never_more_samples_are_encoded_than_fit_beside_the_paused_ones(self, max_paused):
@@ -346,13 +346,13 @@ class TestSimulation:
             most = max(most, len(in_flight))
             assert len(in_flight) <= POLICY.max_samples + max_paused
 
-        # Each shorter than the last, so that each passes all before it while there is room to pause them.
-        trace = [entry(k, arrived_s=0.8 * k, steps=60 - 8 * k, n=4) for k in range(6)]
+        # Each is shorter than the last, so that it overtakes all before it while there is room to pause them.
+        trace = [queued(k, arrived_s=0.8 * k, steps=60 - 8 * k, n=4) for k in range(6)]
         simulate(replace(POLICY, max_paused=max_paused), trace, watch)
         assert most == POLICY.max_samples + max_paused
 
     def test_two_shapes_both_make_progress(self):
-        trace = [entry(k, arrived_s=0.3 * k, steps=10, images=[SQUARE if k % 2 else WIDE]) for k in range(60)]
+        trace = [queued(k, arrived_s=0.3 * k, steps=10, images=[SQUARE if k % 2 else WIDE]) for k in range(60)]
         assert len(simulate(POLICY, trace)) == 60
 
 
@@ -364,7 +364,7 @@ class TestSimulation:
         (20, 3, (5, 10, 15)),
         (50, 2, (16, 33)),
         (4, 3, (1, 2, 3)),
-        # Never what was not begun, and never what is done: that is the output itself.
+        # No preview before the first step or after the last: that is the output itself.
         (3, 3, (1, 2)),
         (2, 3, (1,)),
         (1, 3, ()),

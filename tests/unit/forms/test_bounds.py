@@ -1,4 +1,4 @@
-"""What strangers may take of the application: time while they upload, memory while they wait."""
+"""Bounds on what a client may take: time while it uploads, memory while it waits."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -20,14 +20,14 @@ LIMITS = LimitSettings(
     max_file_bytes=SIZE,
     max_request_bytes=SIZE,
     max_uploading_bytes=SIZE + SIZE // 2,
-    # A picture has 64.
+    # A picture has 64 pixels.
     max_decoding_pixels=100,
     upload_grace_s=20,
 )
 
 
 class Patient(Inverter):
-    """Begins an edit, and ends it when it may."""
+    """An editor that begins an edit, and ends it when `may_end` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def test_a_client_that_sends_nothing_is_answered_and_its_connection_closed() -> 
         response = await Caller(Inverter(), limits).edit(nothing())
         assert (response.status_code, error_of(response)["code"]) == (408, "REQUEST_TIMEOUT")
         assert response.headers["connection"] == "close"
-        # OpenAI's clients would send it all again.
+        # Otherwise OpenAI's clients would send it all again.
         assert response.headers["x-should-retry"] == "false"
 
     run(steps())

@@ -1,4 +1,4 @@
-"""What makes two edits the same: their fields and the bytes of their pictures, nothing else."""
+"""Fingerprints: two edits are the same if their fields and the bytes of their pictures are."""
 
 from serve_app.forms.fingerprint import Fingerprint
 from serve_app.forms.upload import ReadPicture, Values
@@ -7,7 +7,7 @@ from serve_app.forms.upload import ReadPicture, Values
 def of(values: Values, *files: bytes) -> str:
     reads: list[ReadPicture] = [lambda file=file: file for file in files]  # type: ignore[misc]
     fingerprint = Fingerprint(values, reads)
-    # In any order, and as often as they are read.
+    # In any order, and however often they are read.
     for _ in range(2):
         assert [read() for read in reversed(fingerprint.pictures)] == list(reversed(files))
     return fingerprint.hexdigest()

@@ -104,7 +104,7 @@ def test_one_picture_goes_by_any_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("names", [("image", "image"), ("image[]", "image[]"), ("image", "image[]")])
-def test_references_are_refused_and_the_way_to_a_batch_is_told(names: tuple[str, str]) -> None:
+def test_references_are_refused_with_the_way_to_a_batch(names: tuple[str, str]) -> None:
     error = refusal(PROMPT, *(picture(name) for name in names))
     assert error.param == names[1]
     assert "send them as `images`" in error.message
@@ -386,7 +386,7 @@ def test_long_texts_are_refused_while_read() -> None:
     assert error.param == "prompt"
 
 
-def test_a_client_that_leaves_is_told_apart_from_a_bad_body() -> None:
+def test_a_client_that_disconnects_is_no_bad_body() -> None:
     body, content_type = body_of([PROMPT, PICTURE])
     with pytest.raises(ClientDisconnect):
         Upload([body[:200]], content_type, disconnects=True).parse()
@@ -398,7 +398,7 @@ def open_files() -> int:
 
 
 def large_file() -> Part:
-    """Large enough for the parser to put it on disk."""
+    """Return a form large enough for the parser to spool it to disk."""
     return ("images", ("a.bmp", np.random.default_rng(0).bytes(3 * MIB), "image/bmp"))
 
 
@@ -425,7 +425,7 @@ def test_temporary_files_are_closed_however_it_ends(share: float, disconnects: b
 
 
 class SlowUpload(Upload):
-    """Hands out each chunk after a pause."""
+    """An upload that hands out each chunk after a pause."""
 
     def __init__(self, chunks: Iterable[bytes], content_type: str, pause_s: float) -> None:
         super().__init__(chunks, content_type)
@@ -448,7 +448,7 @@ def test_an_upload_that_is_too_slow_is_given_up(content_type: str, chunks: list[
 
 def test_the_rate_is_that_of_the_whole_upload() -> None:
     body, content_type = body_of([PROMPT, ("images", ("a.bmp", bmp_of_noise(), "image/bmp"))])
-    # The second half comes after the grace, and long before the bytes of the first have used up their time.
+    # The second half arrives after the grace, and long before the time that the first half's bytes allow.
     limits = LimitSettings(upload_grace_s=1, min_upload_bytes_per_s=len(body) / 60)
     upload = SlowUpload([body[: len(body) // 2], body[len(body) // 2 :]], content_type, pause_s=0.6)
     assert len(upload.parse(AppSettings(limits=limits)).request.images) == 1

@@ -117,7 +117,7 @@ def test_one_picture_goes_by_any_name_and_shape(name: str, value: Any) -> None:
         ("image", [{"image_url": data_url()}] * 2),
     ],
 )
-def test_references_are_refused_and_the_way_to_a_batch_is_told(name: str, value: Any) -> None:
+def test_references_are_refused_with_the_way_to_a_batch(name: str, value: Any) -> None:
     error = refusal(**{"images": None, name: value})
     assert error.param == name
     assert "references for one picture" in error.message

@@ -1,4 +1,4 @@
-"""A form that a later process reads."""
+"""Forms kept for a later process."""
 
 import pickle
 
@@ -51,7 +51,7 @@ def test_a_field_that_an_older_version_did_not_know_has_its_default() -> None:
     assert (found.request.partial_images, found.fingerprint) == (0, None)
 
 
-def test_a_field_that_only_another_version_knows_is_refused() -> None:
+def test_a_field_of_another_version_is_refused() -> None:
     request, rest = pickle.loads(kept_form.dump(FORM))
     with pytest.raises(InvalidInput):
         kept_form.load(pickle.dumps(({**request, "strength": 0.5}, rest)))

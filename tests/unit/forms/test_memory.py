@@ -1,4 +1,4 @@
-"""What all requests hold together: bounded, pixels first come, first served, given back however a request ends."""
+"""The memory limiter: a bound on all requests together, in order of arrival, released however a request ends."""
 
 import asyncio
 from typing import Any
@@ -29,7 +29,7 @@ def test_pixels_beyond_the_bound_wait_in_turn() -> None:
         await take("first", 60)
         waiting = [asyncio.create_task(take("large", 80)), asyncio.create_task(take("small", 10))]
         await settle()
-        # There is room for the small one, which came later.
+        # The small one, which arrived later, has room.
         assert order == ["first"]
         limiter.release_pixels(60)
         await asyncio.gather(*waiting)
@@ -51,7 +51,7 @@ def test_more_pixels_than_the_bound_are_held_alone() -> None:
     asyncio.run(asyncio.wait_for(steps(), 60))
 
 
-def test_who_leaves_while_waiting_holds_nothing_and_lets_others_pass() -> None:
+def test_a_cancelled_wait_holds_nothing_and_lets_others_pass() -> None:
     async def steps() -> None:
         limiter = MemoryLimiter(LIMITS)
         await limiter.reserve_pixels(60)
@@ -112,7 +112,7 @@ def test_bytes_beyond_the_bound_are_refused_until_others_have_been_read() -> Non
         assert caught.value.retry_after_s == 5
         read.set()
         await settle()
-        # The first still waits for its edit, and no longer holds its body.
+        # The first still waits for its edit, and has released its body.
         second = asyncio.create_task(MemoryLimitMiddleware(app, limiter)({"type": "http"}, lambda: body(1000), no_send))
         await settle()
         assert not first.done()

@@ -1,4 +1,4 @@
-"""Edits with an Idempotency-Key: run once whoever asks, beside their requests; and over HTTP. No Ray, no model."""
+"""Edits with an Idempotency-Key: run once for all requests with that key; and over HTTP. No Ray, no model."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ from tests.http_server import listening
 from tests.pictures import png
 
 PATIENCE_S = 20
-# Long enough for a slow machine to come back in, short enough to be waited for.
+# Long enough to come back on a slow machine, short enough to wait for.
 GRACE_S = 1.0
 KEY = Key(None, "k")
 
@@ -50,7 +50,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Work:
-    """An edit that lasts until `gate` is set, and then is answered or fails."""
+    """An edit that lasts until `gate` is set, then returns or fails."""
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
@@ -116,7 +116,7 @@ class Losable:
 
 
 class Asked:
-    """Two processes that share a ledger, an edit, and those who ask for it."""
+    """Two processes that share a ledger, an edit, and its callers."""
 
     def __init__(self, ledger: Any = None) -> None:
         ledger = ledger or MemoryLedger(LimitSettings())
@@ -125,7 +125,7 @@ class Asked:
 
     async def ask(self, keyed: KeyedEdits | None = None, key: Key = KEY) -> "asyncio.Task[Response]":
         task = asyncio.create_task((keyed or self.here).respond(key, "f", self.work, "req-1", contextvars.Context()))
-        # Far enough to lead, or to wait.
+        # Far enough to lead or to follow.
         for _ in range(5):
             await asyncio.sleep(0)
         return task
@@ -140,7 +140,7 @@ def is_replay(response: Response) -> bool:
     return response.headers.get("idempotency-replayed") == "true"
 
 
-def test_all_who_ask_at_once_get_the_answer_of_one_edit() -> None:
+def test_all_requests_at_once_get_the_answer_of_one_edit() -> None:
     async def story() -> None:
         asked = Asked()
         asking = [await asked.ask(keyed) for keyed in (asked.here, asked.here, asked.elsewhere)]
@@ -173,7 +173,7 @@ def test_a_caller_that_left_finds_its_edit_where_it_comes_back() -> None:
         asked = Asked()
         await leave(await asked.ask())
         back = await asked.ask(asked.elsewhere)
-        # Longer than the grace: it is waited for again.
+        # Longer than the grace; by now a caller waits for it again.
         await asyncio.sleep(1.5 * GRACE_S)
         asked.work.gate.set()
         assert (await back).body == b"answer 1"
@@ -193,7 +193,7 @@ def test_the_answer_is_kept_for_a_caller_that_left_too() -> None:
     play(story)
 
 
-def test_an_edit_that_nobody_waits_for_ends_after_its_grace() -> None:
+def test_an_edit_without_a_waiting_caller_ends_after_its_grace() -> None:
     async def story() -> None:
         asked = Asked()
         leads, joins = await asked.ask(), await asked.ask(asked.elsewhere)
@@ -211,7 +211,7 @@ def test_an_edit_that_nobody_waits_for_ends_after_its_grace() -> None:
     play(story)
 
 
-def test_a_failure_reaches_all_who_wait_and_the_next_try_runs_again() -> None:
+def test_a_failure_reaches_all_waiting_callers_and_the_next_try_runs_again() -> None:
     async def story() -> None:
         asked = Asked()
         asking = [await asked.ask(keyed) for keyed in (asked.here, asked.elsewhere)]
@@ -226,7 +226,7 @@ def test_a_failure_reaches_all_who_wait_and_the_next_try_runs_again() -> None:
     play(story)
 
 
-def test_a_bug_is_told_to_the_log_once_and_to_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_is_in_the_log_once_and_nowhere_else(caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         asked = Asked()
         asking = [await asked.ask(keyed) for keyed in (asked.here, asked.elsewhere)]
@@ -255,7 +255,7 @@ def test_without_a_ledger_an_edit_runs_all_the_same(caplog: pytest.LogCaptureFix
     assert caplog.text.count("req-1 runs without its idempotency key: lost") == 2
 
 
-def test_a_ledger_that_is_lost_meanwhile_costs_neither_the_leader_nor_who_waits_the_answer() -> None:
+def test_a_ledger_that_is_lost_meanwhile_costs_neither_the_leader_nor_a_follower_the_answer() -> None:
     async def story() -> None:
         ledger = Losable()
         asked = Asked(ledger)
@@ -270,7 +270,7 @@ def test_a_ledger_that_is_lost_meanwhile_costs_neither_the_leader_nor_who_waits_
     play(story)
 
 
-def test_a_ledger_that_was_out_of_reach_for_a_while_is_told_the_answer() -> None:
+def test_a_ledger_that_was_out_of_reach_for_a_while_gets_the_answer() -> None:
     async def story() -> None:
         ledger = Losable()
         asked = Asked(ledger)
@@ -302,11 +302,11 @@ def test_a_ledger_that_begins_anew_learns_what_runs() -> None:
     play(story)
 
 
-def test_who_waits_for_a_dead_leader_takes_its_place() -> None:
+def test_a_follower_of_a_dead_leader_takes_its_place() -> None:
     async def story() -> None:
         clock = Clock()
         ledger = MemoryLedger(LimitSettings(), clock)
-        # By a process that is killed then.
+        # By a process that is then killed.
         assert isinstance(await ledger.claim(KEY, "f"), Lead)
         asked = Asked(ledger)
         asking = [await asked.ask(keyed) for keyed in (asked.here, asked.elsewhere)]
@@ -323,7 +323,7 @@ def test_who_waits_for_a_dead_leader_takes_its_place() -> None:
 
 
 class Held(Inverter):
-    """Holds every edit until `gate` is set."""
+    """An editor that holds every edit until `gate` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -337,7 +337,7 @@ class Held(Inverter):
 
 
 class Caller:
-    """Talks to one application on one event loop."""
+    """A client of one application, on one event loop."""
 
     def __init__(self, app: ASGIApp, api_key: str = "none") -> None:
         headers = {"Authorization": f"Bearer {api_key}"}
@@ -353,7 +353,7 @@ class Caller:
 
 
 def tell(story: Callable[[Held, Caller], Awaitable[None]]) -> None:
-    """With a gate that stands open."""
+    """Run the story with an editor whose gate is open."""
 
     async def go() -> None:
         editor = Held()
@@ -368,7 +368,7 @@ def test_a_retry_gets_the_first_answer_byte_for_byte() -> None:
         first = await caller.post(n="2")
         again = await caller.post(n="2")
         assert first.status_code == again.status_code == 200
-        # No seed was asked for, and the boundaries of the two bodies differ.
+        # No seed was given, and the boundaries of the two bodies differ.
         assert again.content == first.content
         assert again.headers["server-timing"] == first.headers["server-timing"]
         assert "idempotency-replayed" not in first.headers
@@ -392,7 +392,7 @@ def test_a_retry_joins_the_edit_that_runs() -> None:
     tell(story)
 
 
-def test_a_caller_that_hung_up_comes_back_to_its_edit() -> None:
+def test_a_caller_that_disconnected_comes_back_to_its_edit() -> None:
     async def story(editor: Held, caller: Caller) -> None:
         editor.gate.clear()
         leads = asyncio.create_task(caller.post())
@@ -439,7 +439,7 @@ def test_another_body_under_the_same_key_is_refused(other: dict[str, Any]) -> No
     tell(story)
 
 
-def test_strangers_who_choose_the_same_key_never_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_key_of_different_callers_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGE_EDITS_API_KEYS", "ann=alpha,bob=beta")
 
     async def story(editor: Held, caller: Caller) -> None:

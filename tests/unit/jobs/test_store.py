@@ -1,4 +1,4 @@
-"""Jobs over the application and a small editor: their life, their bounds, their errors, their next process.
+"""Jobs over the application and a small editor: states, bounds, errors, and their next process.
 
 No Ray, no model.
 """
@@ -20,7 +20,7 @@ from tests.pictures import pixels_of
 from tests.scenes import scene
 
 
-def test_a_job_tells_its_place_its_steps_and_its_result() -> None:
+def test_a_job_has_its_place_its_steps_and_its_result() -> None:
     async def story(editor: Gated) -> None:
         caller = JobCaller(editor)
         response = await caller.post(values=(10, 20), n="2", seed="7")
@@ -35,7 +35,7 @@ def test_a_job_tells_its_place_its_steps_and_its_result() -> None:
         assert ended["error"] is None
         assert ended["expires_at"] - ended["created_at"] >= 3600
         now = (await caller.post(query="", values=(10, 20), n="2", seed="7")).json()
-        # The editor tells the last output first; the answer has them in the order of the contract.
+        # The editor yields the last output first; the answer has them in the order of the contract.
         assert list(ended["result"]) == list(now)
         assert ended["result"]["data"] == now["data"]
         assert [pixels_of(item)[3, 4, 0] for item in now["data"]] == [245, 245, 235, 235]
@@ -53,7 +53,7 @@ def test_an_edit_that_fails_is_a_job_that_failed() -> None:
         assert (job["status"], job["result"]) == ("failed", None)
         assert job["error"]["code"] == "GENERATION_ERROR"
         assert job["error"]["message"] == "Image generation failed: CUDA out of memory"
-        # Of what nobody named, the caller hears nothing.
+        # An unexpected error is not shown to the caller.
         editor.middle_error = ValueError("/secret/path")
         job = await caller.until(await caller.start(), "failed")
         assert job["error"]["message"] == "Image generation failed: internal error"
@@ -182,7 +182,7 @@ def test_the_newest_result_is_kept_whatever_its_size() -> None:
     play(story)
 
 
-def test_who_asks_again_with_the_same_id_gets_the_same_job() -> None:
+def test_the_same_id_again_gets_the_same_job() -> None:
     async def story(editor: Gated) -> None:
         store = JobCaller(editor).store
         form = EditForm(EditRequest(images=[scene(1)], prompt="x", seed=5), "png", 100, None, False)
@@ -208,7 +208,7 @@ def test_what_has_ended_keeps_its_result_and_not_its_pictures() -> None:
         await caller.until(view.id, "succeeded")
         editor.requests.clear()
         del form
-        # The thread that has encoded a picture may be about to let it go.
+        # The thread that encoded a picture may still hold it for a moment.
         async with asyncio.timeout(PATIENCE_S):
             while kept() is not None:
                 await asyncio.sleep(0.01)
@@ -221,7 +221,7 @@ def test_what_has_ended_keeps_its_result_and_not_its_pictures() -> None:
 # ---- the process that keeps them is replaced ----
 
 
-def test_an_open_job_goes_on_in_the_next_process_with_its_seed_and_tells_the_same_result() -> None:
+def test_an_open_job_goes_on_in_the_next_process_with_its_seed_to_the_same_result() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
         before = JobCaller(editor, vault)
@@ -243,7 +243,7 @@ def test_an_open_job_goes_on_in_the_next_process_with_its_seed_and_tells_the_sam
     play(story)
 
 
-def test_of_two_processes_only_the_later_one_tells_the_end() -> None:
+def test_of_two_processes_only_the_later_one_reports_the_end() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
         before, after = JobCaller(editor, vault), JobCaller(editor, vault)
@@ -253,7 +253,7 @@ def test_of_two_processes_only_the_later_one_tells_the_end() -> None:
         before.store.check_health()
         editor.gate.set()
         await after.until(id, "succeeded")
-        # The former one still runs it; its end counts for nothing, and it says to whom one should turn.
+        # The former process still runs it; its result is discarded, and its answers ask to try again.
         refused = await before.until_gone(id)
         assert (refused.status_code, error_of(refused)["code"]) == (503, "NOT_READY")
         editor.gate.clear()
@@ -267,7 +267,7 @@ def test_of_two_processes_only_the_later_one_tells_the_end() -> None:
     play(story)
 
 
-def test_what_has_ended_is_told_by_the_next_process_for_the_rest_of_its_time() -> None:
+def test_what_has_ended_is_kept_by_the_next_process_for_the_rest_of_its_time() -> None:
     async def story(editor: Gated) -> None:
         vault = MemoryVault()
         before = JobCaller(editor, vault, ttl_s=4)
@@ -281,7 +281,7 @@ def test_what_has_ended_is_told_by_the_next_process_for_the_rest_of_its_time() -
         assert len(editor.requests) == 1
         assert (await after.until_gone(succeeded["id"])).status_code == 404
         await after.until_gone(failed["id"])
-        # Each was dropped in the same moment in which it could be seen no more, or is about to be.
+        # Each is dropped at the moment at which it becomes 404, or shortly after.
         await asyncio.sleep(0.1)
         assert await vault.take_over("test") == {}
 

@@ -1,4 +1,4 @@
-"""What is written down, and who may read it."""
+"""The vault of jobs: what it stores, and for which owner."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from serve_app.jobs.vault import MemoryVault, Superseded
 
 
-def test_who_takes_over_finds_what_was_put_in_the_order_of_the_last_puts() -> None:
+def test_a_new_owner_finds_what_was_put_in_the_order_of_the_last_puts() -> None:
     async def story() -> None:
         vault = MemoryVault()
         assert await vault.take_over("first") == {}
@@ -46,6 +46,6 @@ def test_only_the_last_owner_is_listened_to() -> None:
     asyncio.run(story())
 
 
-def test_before_anybody_took_over_nobody_is_listened_to() -> None:
+def test_without_an_owner_every_call_is_refused() -> None:
     with pytest.raises(Superseded):
         asyncio.run(MemoryVault().put("first", "a", b"state", b"form"))

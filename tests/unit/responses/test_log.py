@@ -1,4 +1,4 @@
-"""The log line of an edit: what it holds, and what it must not."""
+"""The log line of an edit: its fields, and the secrets that it must not hold."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from tests.editors import Gated, Inverter
 from tests.http_calls import JobCaller, call, edit, log_lines, play
 from tests.pictures import png
 
-# Of every LogRecord; what is not here is ours. Ray (2.60) adds its timestamp to all of them once it is imported.
+# Attributes of every LogRecord; the others are ours. Ray (2.60) adds its timestamp to all of them once it is imported.
 PYTHONS_OWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "_ray_timestamp_ns"}
 SERVES_OWN = {"asctime", "levelname", "message", "route", "application", "deployment", "replica"}
 
@@ -36,7 +36,7 @@ def app(editor: Inverter) -> Starlette:
 
 
 def ours(line: dict[str, Any]) -> dict[str, Any]:
-    """The fields that are not Python's, as Serve's encoder writes them."""
+    """Return the fields that are not Python's, as Serve's encoder writes them."""
     fields: dict[str, Any] = json.loads(json.dumps({name: line[name] for name in line if name not in PYTHONS_OWN}))
     return fields
 
@@ -91,7 +91,7 @@ def test_what_was_refused_or_failed_has_its_code(
         edit(app, size="16x16")
     unread, failed, refused, bug = map(ours, log_lines(caplog))
     assert (unread["status"], unread["code"]) == (400, "INVALID_INPUT")
-    # Nothing is known of a form that could not be read, but how long it was.
+    # Of a form that could not be read, only the length is known.
     assert unread.keys() == {"request_id", "body_bytes", "status", "code", "total_s"}
     assert len(unread["request_id"]) == 32
     assert (failed["status"], failed["code"], failed["size"]) == (500, "GENERATION_ERROR", "16x16")

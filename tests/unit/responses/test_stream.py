@@ -1,4 +1,4 @@
-"""A streamed edit over the application and a small editor: the events, their errors, leaving. No Ray, no model."""
+"""Streamed edits over the application and a small editor: events, errors, disconnects. No Ray, no model."""
 
 import asyncio
 import base64
@@ -33,14 +33,14 @@ def app(editor: Inverter) -> Starlette:
 
 
 def level(event: dict[str, Any]) -> Any:
-    """The value of the pixel in the middle."""
+    """Return the value of the pixel in the middle."""
     picture = PIL.Image.open(io.BytesIO(base64.b64decode(event["b64_json"])))
     assert (picture.format or "").lower() == event["output_format"]
     assert f"{picture.width}x{picture.height}" == event["size"]
     return picture.convert("L").getpixel((4, 3))
 
 
-def test_a_stream_tells_progress_previews_outputs_and_the_end(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stream_has_progress_previews_outputs_and_the_end(app: Starlette, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="ray.serve")
     events = events_of(edit(app, (10, 20), stream="true", partial_images="1", n="2", seed="7"))
     output = ["image_edit.partial_image", "image_edit.completed"]
@@ -86,7 +86,7 @@ TOKENS = {
 }
 
 
-def test_the_last_event_tells_where_the_time_went(editor: Inverter) -> None:
+def test_the_last_event_has_the_time_of_each_stage(editor: Inverter) -> None:
     heard: list[float] = []
     app = create_app(editor, AppSettings(), heard.append)
     *_, done = events_of(edit(app, (1, 2), stream="true", n="3"))
@@ -136,7 +136,7 @@ def test_an_error_in_the_middle_is_the_last_event(caplog: pytest.LogCaptureFixtu
     assert (line["status"], line["code"]) == (500, "GENERATION_ERROR")
 
 
-def test_a_bug_in_the_middle_is_told_to_the_log_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_in_the_middle_is_only_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     editor = Stumbler()
     editor.error = RuntimeError("/secret/path on host-7")
     response = edit(create_app(editor, AppSettings()), stream="true", headers={"x-request-id": "req-1"})
@@ -155,7 +155,7 @@ def upload() -> tuple[Message, list[tuple[bytes, bytes]]]:
 
 
 async def leave_after_the_first_event(editor: Sleeper, *, reads: bool) -> list[Message]:
-    """The caller reads the first event, or gets stuck in it, and then closes the connection."""
+    """Close the connection after the first event was read, or while it is being sent."""
     body, headers = upload()
     unread, sent, left = [body], [], asyncio.Event()
 
@@ -194,7 +194,7 @@ def test_a_caller_that_leaves_after_the_first_event_closes_the_stream(
     sent = asyncio.run(go())
     assert sent[0]["status"] == 200
     assert b"[DONE]" not in b"".join(message.get("body", b"") for message in sent)
-    # Not 200: it ended because the caller left.
+    # Not 200: it ended because the client disconnected.
     assert log_lines(caplog)[0]["status"] == 499
 
 
