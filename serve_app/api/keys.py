@@ -178,5 +178,5 @@ class _FileStatus:
         return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
     def is_fresh(self, age_s: float) -> bool:
-        """Return whether the file is younger than `age_s`: half a written line `NAME sha256:HEX` would count as a key."""
+        """Return whether the file is younger than `age_s`: half a line `NAME sha256:HEX` would count as a key."""
         return time.time_ns() - self.changed_ns < age_s * 1e9

@@ -22,14 +22,14 @@ def executor() -> Iterator[Executor]:
 
 
 def admission(executor: Executor, timeout_s: float) -> Admission:
-    """An admission of a model whose lone steps take RATE seconds a token."""
+    """Return the admission of a model whose steps take RATE seconds a token alone."""
     calibration = Calibration({1: 0.01}, knee_tokens=1, seconds_per_token=RATE)
     model = ServedModel(ArithmeticPipeline(), calibration, max_samples=8, default_steps=4, default_guidance=4.0)
     return Admission(model, EngineSettings(), timeout_s, executor, Clock())
 
 
 def least_s(admission: Admission) -> float:
-    """The work of one request at the calibrated rate, halved: no request with less time left is begun."""
+    """Return half the time of one request at the calibrated rate: with less time left, no request begins."""
     (future,) = admission.submit([edit_request(0)])
     assert not isinstance(future, EditError)
     (active,) = admission.all()
