@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -67,7 +68,15 @@ def create_app(
     return app
 
 
+class _NameConvertor(PathConvertor):
+    """Any text, slashes and line breaks included; a model's name with a line break is as unknown as any other."""
+
+    # Starlette's own, `.*`, ends before a line break.
+    regex = "(?s:.*)"
+
+
 def _routes(api: "_Api", settings: AppSettings, needs_key: bool) -> list[Route]:
+    register_url_convertor("name", _NameConvertor())
     around_edits = [
         Middleware(EditLogMiddleware, settings=settings.log),
         Middleware(MemoryLimitMiddleware, limiter=MemoryLimiter(settings.limits)),
@@ -77,7 +86,7 @@ def _routes(api: "_Api", settings: AppSettings, needs_key: bool) -> list[Route]:
         # One route for both methods, so that the `Allow` of a 405 names both.
         Route("/v1/jobs/{id}", api.job, methods=["GET", "DELETE"]),
         Route("/v1/models", api.models),
-        Route("/v1/models/{id:path}", api.model),
+        Route("/v1/models/{id:name}", api.model),
         Route("/health/live", api.live),
         Route("/health/ready", api.ready),
         Route("/health", api.ready),

@@ -273,9 +273,10 @@ def test_models_are_listed_and_found_by_every_name(app: Starlette) -> None:
     for model in models["data"]:
         assert set(model) == {"id", "object", "created", "owned_by"}
         assert call(app, "GET", f"/v1/models/{model['id']}").json() == model
-    response = call(app, "GET", "/v1/models/other")
-    assert response.status_code == 404
-    assert error_of(response)["code"] == "MODEL_NOT_FOUND"
+    for other in ("other", "a/b", "a%0Ab", "a%0A"):
+        response = call(app, "GET", f"/v1/models/{other}")
+        assert response.status_code == 404
+        assert error_of(response)["code"] == "MODEL_NOT_FOUND"
 
 
 # --- raw ASGI: what an HTTP client library would hide ---
