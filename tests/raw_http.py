@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 import orjson
 
 WAIT_S = 60
+# A further answer would follow at once: the bytes that it answers have arrived.
+QUIET_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ def connect(base: str) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=WAIT_S)
 
 
-def talk(base: str, sent: bytes | Iterable[bytes], count: int = 1, quiet_s: float = 2) -> list[Answer]:
+def talk(base: str, sent: bytes | Iterable[bytes], count: int = 1, quiet_s: float = QUIET_S) -> list[Answer]:
     """Send bytes and return what `answers` reads."""
     with connect(base) as connection:
         for piece in [sent] if isinstance(sent, bytes) else sent:
@@ -51,7 +53,8 @@ def sent_until_refused(connection: socket.socket, pieces: Iterable[bytes]) -> in
     return sent
 
 
-def answers(connection: socket.socket, count: int = 1, quiet_s: float = 2) -> list[Answer]:
+def answers(connection: socket.socket, count: int = 1, quiet_s: float = QUIET_S) -> list[Answer]:
+    """Return what the server answers until it closes the connection, or has answered `count` times and is quiet."""
     found: list[Answer] = []
     with connection.makefile("rb") as stream:
         try:

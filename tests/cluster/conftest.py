@@ -29,7 +29,13 @@ SETTINGS = AppSettings(
     limits=LimitSettings(upload_grace_s=5, min_upload_bytes_per_s=10_000, decode_timeout_s=10),
 )
 # Small pictures: each replica that dies costs a new process and its edits' steps a second time.
-SMALL = SETTINGS.model_copy(update={"model": ModelSettings(native_area=64 * 64)})
+SMALL = SETTINGS.model_copy(
+    update={
+        "model": ModelSettings(native_area=64 * 64),
+        # Up to 512 × 512 for the tests that need an edit to take long.
+        "limits": SETTINGS.limits.model_copy(update={"max_area_factor": 64}),
+    }
+)
 # One sample at a time, and hardly any room in the queue.
 STRICT = AppSettings(
     engine=EngineSettings(batch_tokens=1, max_samples=1, max_waiting=2, order="fifo"),
