@@ -1,7 +1,7 @@
 """Composition root: build the Ray Serve application from the settings."""
 
 import ray
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.schema import LoggingConfig
 
 from serve_app.deployments.idempotency import IdempotencyKeeper
@@ -26,9 +26,14 @@ def build(args: AppSettings) -> Application:
     A configuration file's options of a deployment override the options set here; its `logging_config` of the whole
     application does not.
     """
+    return compose(ImageEditor, args)
+
+
+def compose(replica: Deployment, args: AppSettings) -> Application:
+    """Return the application around the deployment of its editor: ImageEditor, or a stand-in without a model."""
     # The engine counts samples and refuses exactly; Serve must not hold requests back before the engine sees them.
     ongoing = args.engine.max_waiting + 512
-    editor = ImageEditor.options(  # type: ignore[attr-defined]
+    editor = replica.options(
         max_ongoing_requests=ongoing,
         max_queued_requests=ongoing,
         graceful_shutdown_timeout_s=args.limits.request_timeout_s + _SHUTDOWN_MARGIN_S,

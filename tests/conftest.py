@@ -48,7 +48,7 @@ def cluster() -> Iterator[int]:
     # Logical CPUs: the actors share whatever cores there are.
     # The figures at /metrics are updated every second instead of every tenth.
     system = {"metrics_report_interval_ms": 1000}
-    ray.init(address="local", num_cpus=8, include_dashboard=False, _system_config=system)
+    ray.init(address="local", num_cpus=16, include_dashboard=False, _system_config=system)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     yield port
     serve.shutdown()

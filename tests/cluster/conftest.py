@@ -1,25 +1,25 @@
 """One real local cluster for all tests in this folder, with real HTTP in front of the real application.
 
-Five whole applications run on it: starting one takes a good part of a minute on two cores. `served` and `mortal` are
-shared by several files; `strict` is in this file too, and those with keys and with known figures are in
-test_closed.py and test_metrics.py. What needs neither HTTP nor a model is a deployment of its own, which starts in a
-second or two.
+Five whole applications run on it, until its end. `served`, shared by most files, and the one of test_metrics.py have a
+model, and so take a good part of a minute to start on two cores. `mortal`, `strict` and the one of test_closed.py have
+a SlowEditor, which is arithmetic. What needs no HTTP is a deployment of its own, which starts in a second or two.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 from ray.serve.handle import DeploymentHandle
 
-from serve_app.app import APP_NAME, build
+from serve_app.app import APP_NAME, compose
+from serve_app.deployments.replica import ImageEditor
 from serve_app.engine.stats import EngineStats
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests import processes
 from tests.cluster.client import Client
+from tests.cluster.slow_editor import SlowEditor
 from tests.waiting import wait_until
 
 # Everything that fits is merged, whatever the knee of the machine that runs the tests; and a client that sends slowly
@@ -28,20 +28,15 @@ SETTINGS = AppSettings(
     engine=EngineSettings(batch_tokens=10**9, max_samples=16),
     limits=LimitSettings(upload_grace_s=5, min_upload_bytes_per_s=10_000, decode_timeout_s=10),
 )
-# Small pictures: each replica that dies costs a new process and its edits' steps a second time.
-SMALL = SETTINGS.model_copy(
-    update={
-        "model": ModelSettings(native_area=64 * 64),
-        # Up to 512 × 512 for the tests that need an edit to take long.
-        "limits": SETTINGS.limits.model_copy(update={"max_area_factor": 64}),
-    }
-)
+# Four samples at a time, so that an edit of ten variants takes long.
+MORTAL_SETTINGS = SETTINGS.model_copy(update={"engine": EngineSettings(batch_tokens=10**9, max_samples=4)})
 # One sample at a time, and hardly any room in the queue.
 STRICT = AppSettings(
     engine=EngineSettings(batch_tokens=1, max_samples=1, max_waiting=2, order="fifo"),
-    limits=LimitSettings(max_outputs=2, request_timeout_s=6),
+    limits=LimitSettings(max_outputs=2, request_timeout_s=6, max_area_factor=64),
 )
 
+SLOW_EDITOR = serve.deployment(name="ImageEditor")(SlowEditor)
 MORTAL = "mortal"
 REPLICAS = {"ImageEditor": 1, "EditIngress": 2, "JobKeeper": 1, "IdempotencyKeeper": 1}
 HEALTHY_S = 120
@@ -63,9 +58,17 @@ class Served:
         return stats
 
 
-def deploy(port: int, settings: AppSettings, name: str, route_prefix: str, ingresses: int = 1) -> Served:
+def deploy(
+    port: int,
+    settings: AppSettings,
+    name: str,
+    route_prefix: str,
+    *,
+    replica: Deployment = SLOW_EDITOR,
+    ingresses: int = 1,
+) -> Served:
     """Run the application under a route prefix of the cluster whose proxy has that port."""
-    ingress = build(settings)._bound_deployment
+    ingress = compose(replica, settings)._bound_deployment
     serve.run(Application(ingress.options(num_replicas=ingresses)), name=name, route_prefix=route_prefix)
     return Served(name, Client(f"http://127.0.0.1:{port}{route_prefix.rstrip('/')}"))
 
@@ -77,18 +80,18 @@ def random_model_settings(random_model_folder: Path) -> ModelSettings:
 
 @pytest.fixture(scope="session")
 def served(cluster: int, random_model_settings: ModelSettings) -> Served:
-    return deploy(cluster, SETTINGS.model_copy(update={"model": random_model_settings}), APP_NAME, "/")
+    settings = SETTINGS.model_copy(update={"model": random_model_settings})
+    return deploy(cluster, settings, APP_NAME, "/", replica=ImageEditor)
 
 
-@pytest.fixture(scope="module")
-def strict(cluster: int, random_model_settings: ModelSettings) -> Iterator[Served]:
-    yield deploy(cluster, STRICT.model_copy(update={"model": random_model_settings}), "strict", "/strict")
-    serve.delete("strict")
+@pytest.fixture(scope="session")
+def strict(cluster: int) -> Served:
+    return deploy(cluster, STRICT, "strict", "/strict")
 
 
 @pytest.fixture(scope="session")
 def mortal_application(cluster: int) -> Served:
-    return deploy(cluster, SMALL, MORTAL, f"/{MORTAL}", ingresses=REPLICAS["EditIngress"])
+    return deploy(cluster, MORTAL_SETTINGS, MORTAL, f"/{MORTAL}", ingresses=REPLICAS["EditIngress"])
 
 
 def _is_whole() -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import pytest
 import ray
 import requests
-from ray import serve
 
 from serve_app import EditRequest
 from serve_app.api.keys import ApiKey
 from serve_app.errors import InvalidInput, TooManySamples
-from serve_app.settings import AppSettings, AuthSettings, EngineSettings, LimitSettings, ModelSettings
+from serve_app.settings import AppSettings, AuthSettings, EngineSettings, LimitSettings
 from tests.cluster.client import TIMEOUT_S, png
 from tests.cluster.conftest import Served, deploy
 from tests.scenes import scene
@@ -54,20 +52,17 @@ class Closed:
 @pytest.fixture(scope="module")
 def closed(
     cluster: int,
-    random_model_settings: ModelSettings,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Closed]:
+) -> Closed:
     keys_file = tmp_path_factory.mktemp("keys") / "keys"
     keys_file.write_text("".join(f"{ApiKey.of(key, name).line}\n" for name, key in KEYS.items()))
     settings = AppSettings(
-        model=random_model_settings,
         engine=EngineSettings(batch_tokens=10**9, max_samples=16, max_caller_samples=4),
         # So late that no edit is refused for its deadline, however slow the machine.
         limits=LimitSettings(max_outputs=4, request_timeout_s=3600),
         auth=AuthSettings(keys_file=keys_file),
     )
-    yield Closed(deploy(cluster, settings, NAME, "/closed"), keys_file)
-    serve.delete(NAME)
+    return Closed(deploy(cluster, settings, NAME, "/closed"), keys_file)
 
 
 def logs() -> Path:

@@ -20,7 +20,7 @@ from serve_app.request import EditResult
 from serve_app.settings import ModelSettings
 from tests import processes
 from tests.cluster.client import picture_of, pictures_of, png
-from tests.cluster.conftest import MORTAL, REPLICAS, SMALL, Served, deploy
+from tests.cluster.conftest import MORTAL, MORTAL_SETTINGS, REPLICAS, Served, deploy
 from tests.cluster.fragile import LOSE_ONCE, POISON, POISON_ONCE, FragileEditor
 from tests.cluster.scrape import Scrape
 from tests.fakes import edit_request
@@ -29,8 +29,8 @@ from tests.waiting import wait_until
 
 _RETRIES = "ray_image_edits_retries_total"
 TIMEOUT_S = 300
-# Long enough to be killed under way.
-STEPS = 60
+# Two seconds and more: long enough to be killed under way.
+STEPS = 40
 EDITS: list[dict[str, Any]] = [
     {"pictures": [scene(1), scene(2)], "prompt": "make the sky blue", "n": 2, "seed": 7, "num_inference_steps": STEPS},
     {"pictures": [scene(3)], "prompt": "make it night", "seed": 8, "num_inference_steps": STEPS},
@@ -164,8 +164,8 @@ class TestHttp:
 
     def test_a_job_goes_on_where_the_application_is_deployed_anew(self, mortal: Served, cluster: int):
         reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
-        settings = SMALL.model_copy(update={"model": ModelSettings(native_area=64 * 64, aliases=("new",))})
-        new = deploy(cluster, settings, MORTAL, f"/{MORTAL}", REPLICAS["EditIngress"])
+        settings = MORTAL_SETTINGS.model_copy(update={"model": ModelSettings(aliases=("new",))})
+        new = deploy(cluster, settings, MORTAL, f"/{MORTAL}", ingresses=REPLICAS["EditIngress"])
         assert_it_succeeds(new, url, reference)
 
 

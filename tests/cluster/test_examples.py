@@ -115,6 +115,8 @@ def test_a_folder_is_edited_resumed_and_its_failures_reported(served: Served, tm
     assert served.stats().requests == before.requests + 1
 
 
+# Each engine loads torch and a model.
+@pytest.mark.slow
 def test_a_folder_is_edited_by_engines_of_its_own(served: Served, random_model_folder: Path, tmp_path: Path):
     for seed in range(3):
         save(tmp_path / "photos" / f"{seed}.png", seed)

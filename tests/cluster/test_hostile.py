@@ -5,6 +5,8 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import repeat
 
 import orjson
@@ -55,6 +57,65 @@ MULTIPART = "content-type: multipart/form-data; boundary=b\r\n"
 FILE = b'--b\r\ncontent-disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
 
 
+FRAMINGS = ["content-length: 100000\r\n", "transfer-encoding: chunked\r\n"]
+
+
+def send_less_than_announced(base: str) -> list[Answer]:
+    body, content_type = form()
+    return talk(base, head(f"content-type: {content_type}\r\ncontent-length: {len(body) + 10}\r\n") + body)
+
+
+def send_no_body(base: str, framing: str) -> tuple[list[Answer], bytes]:
+    """Return the answers, and what follows them."""
+    with connect(base) as connection:
+        connection.sendall(head(f"{MULTIPART}{framing}"))
+        return answers(connection, quiet_s=30), connection.recv(1)
+
+
+def trickle(base: str) -> tuple[list[Answer], float]:
+    """Return the answers, and after how many seconds the connection ended."""
+
+    def pieces() -> Iterator[bytes]:
+        yield head(f"{MULTIPART}transfer-encoding: chunked\r\n") + chunk(FILE)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            yield chunk(b"\0")
+            time.sleep(0.1)
+
+    start = time.monotonic()
+    return talk(base, pieces()), time.monotonic() - start
+
+
+def send_half_a_request(base: str) -> tuple[bytes, float]:
+    """Return what comes back, and after how many seconds."""
+    with connect(base) as connection:
+        connection.sendall(head()[:-2])
+        start = time.monotonic()
+        return connection.recv(1), time.monotonic() - start
+
+
+@dataclass(frozen=True)
+class Slow:
+    """What comes of the slow clients, once the server has given them up."""
+
+    shorter: Future[list[Answer]]
+    silent: dict[str, Future[tuple[list[Answer], bytes]]]
+    trickling: Future[tuple[list[Answer], float]]
+    half: Future[tuple[bytes, float]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow(served: Served) -> Iterator[Slow]:
+    base = served.client.base
+    with ThreadPoolExecutor(5) as pool:
+        yield Slow(
+            shorter=pool.submit(send_less_than_announced, base),
+            silent={framing: pool.submit(send_no_body, base, framing) for framing in FRAMINGS},
+            trickling=pool.submit(trickle, base),
+            half=pool.submit(send_half_a_request, base),
+        )
+
+
 def only(found: list[Answer]) -> Answer:
     [answer] = found
     assert not INSIDE.search(answer.body)
@@ -81,36 +142,6 @@ class TestLengths:
         sent = head(f"content-type: {content_type}\r\ncontent-length: {len(body) - 10}\r\n") + body
         # The surplus is parsed as another request, and its refusal may come first.
         assert {answer.status for answer in talk(served.client.base, sent)} == {400}
-
-    def test_a_body_shorter_than_announced_is_not_waited_for(self, served: Served):
-        body, content_type = form()
-        sent = head(f"content-type: {content_type}\r\ncontent-length: {len(body) + 10}\r\n") + body
-        answer = only(talk(served.client.base, sent))
-        assert (answer.status, answer.code) == (408, "REQUEST_TIMEOUT")
-        assert answer.headers["x-should-retry"] == "false"
-
-
-class TestSlow:
-    @pytest.mark.parametrize("framing", ["content-length: 100000\r\n", "transfer-encoding: chunked\r\n"])
-    def test_a_client_that_sends_nothing_is_given_up(self, served: Served, framing: str):
-        with connect(served.client.base) as connection:
-            connection.sendall(head(f"{MULTIPART}{framing}"))
-            [answer] = answers(connection, quiet_s=30)
-            assert (answer.status, answer.code) == (408, "REQUEST_TIMEOUT")
-            # The server has closed the connection.
-            assert connection.recv(1) == b""
-
-    def test_a_chunked_body_that_trickles_on_is_given_up(self, served: Served):
-        def trickle() -> Iterator[bytes]:
-            yield head(f"{MULTIPART}transfer-encoding: chunked\r\n") + chunk(FILE)
-            deadline = time.monotonic() + 60
-            while time.monotonic() < deadline:
-                yield chunk(b"\0")
-                time.sleep(0.1)
-
-        start = time.monotonic()
-        assert {answer.status for answer in talk(served.client.base, trickle())} <= {408}
-        assert time.monotonic() - start < 50
 
 
 class TestHttp:
@@ -171,13 +202,6 @@ class TestHttp:
             connection.sendall(head()[:-2] + b"x: ")
             assert sent_until_refused(connection, repeat(b"v" * MIB, 200)) < 200 * MIB
         assert processes.resident_bytes(proxy) - before < 50 * MIB
-
-    def test_half_a_request_is_not_waited_for(self, served: Served):
-        with connect(served.client.base) as connection:
-            connection.sendall(head()[:-2])
-            start = time.monotonic()
-            assert connection.recv(1) == b""
-            assert time.monotonic() - start < 40
 
     def test_a_websocket_is_refused(self, served: Served):
         upgrade = (
@@ -262,6 +286,32 @@ class TestPictures:
         body = orjson.dumps({"prompt": "x", "images": [base64.b64encode(one_bit_png(20_000, 20_000)).decode()]})
         sent = head(f"content-type: application/json\r\ncontent-length: {len(body)}\r\n") + body
         assert b"too large" in only(talk(served.client.base, sent)).body
+
+
+class TestSlow:
+    """Clients that the server waits for, up to 20 s: they begin with this module, and others are served meanwhile."""
+
+    def test_a_body_shorter_than_announced_is_not_waited_for(self, slow: Slow):
+        answer = only(slow.shorter.result())
+        assert (answer.status, answer.code) == (408, "REQUEST_TIMEOUT")
+        assert answer.headers["x-should-retry"] == "false"
+
+    @pytest.mark.parametrize("framing", FRAMINGS)
+    def test_a_client_that_sends_nothing_is_given_up(self, slow: Slow, framing: str):
+        [answer], rest = slow.silent[framing].result()
+        assert (answer.status, answer.code) == (408, "REQUEST_TIMEOUT")
+        # The server has closed the connection.
+        assert rest == b""
+
+    def test_a_chunked_body_that_trickles_on_is_given_up(self, slow: Slow):
+        found, seconds = slow.trickling.result()
+        assert {answer.status for answer in found} <= {408}
+        assert seconds < 50
+
+    def test_half_a_request_is_not_waited_for(self, slow: Slow):
+        rest, seconds = slow.half.result()
+        assert rest == b""
+        assert seconds < 40
 
 
 class TestMemory:

@@ -1,17 +1,17 @@
 """Known traffic through the real application, and every figure at the node's real /metrics after it."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import requests
-from ray import serve
 
 from serve_app import EditRequest
 from serve_app.deployments.metrics import METRICS
+from serve_app.deployments.replica import ImageEditor
 from serve_app.errors import DeadlineExceeded, OutOfMemory, Overloaded
 from serve_app.images import Size
 from serve_app.request import Pixels
@@ -42,9 +42,9 @@ LARGE: dict[str, Any] = {"prompt": "x", "size": "768x768"}
 
 
 @pytest.fixture(scope="module")
-def app(cluster: int, random_model_settings: ModelSettings) -> Iterator[Served]:
-    yield deploy(cluster, AppSettings(model=random_model_settings, engine=ENGINE, limits=LIMITS), APP, ROUTE)
-    serve.delete(APP)
+def app(cluster: int, random_model_settings: ModelSettings) -> Served:
+    settings = AppSettings(model=random_model_settings, engine=ENGINE, limits=LIMITS)
+    return deploy(cluster, settings, APP, ROUTE, replica=ImageEditor)
 
 
 @pytest.fixture(scope="module")

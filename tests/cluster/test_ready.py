@@ -13,6 +13,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.errors import Overloaded
 from serve_app.events import Progress
+from serve_app.settings import AppSettings
 from tests.cluster.slow_editor import SlowEditor
 from tests.fakes import edit_request
 
@@ -24,8 +25,13 @@ OPTIONS = {
     "graceful_shutdown_timeout_s": 1,
     "ray_actor_options": {"num_cpus": 0},
 }
-# No edit of a test ends by itself.
-STEP_S, STEPS = 1.0, 150
+STEPS = 150
+
+
+class EndlessEditor(SlowEditor):
+    """A replica on which no edit of a test ends by itself."""
+
+    step_s = 1.0
 
 
 class Loading(SlowEditor):
@@ -33,13 +39,13 @@ class Loading(SlowEditor):
 
     def __init__(self) -> None:
         time.sleep(120)
-        super().__init__(STEP_S)
+        super().__init__(AppSettings())
 
 
 @pytest.fixture
 def handle(cluster: int) -> Iterator[DeploymentHandle]:
-    deployment = serve.deployment(**OPTIONS)(SlowEditor)
-    yield serve.run(deployment.bind(STEP_S), name=APP, route_prefix=None)
+    deployment = serve.deployment(**OPTIONS)(EndlessEditor)
+    yield serve.run(deployment.bind(AppSettings()), name=APP, route_prefix=None)
     serve.delete(APP)
 
 
