@@ -31,7 +31,7 @@ test-unit: install  ## run the tests without Ray and without a model, about a mi
 	$(PYTEST) tests/unit --numprocesses 2 --dist worksteal
 
 test-slow: install  ## run the slow tests: soak, lost nodes, scaling, contenders, other commands, random inputs
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu" --timeout 1800
 
 # Where it cannot be had, the tests of the page are skipped, and say so.
 browser:  ## install Debian's Chromium for the tests of the page, if root may; a part of make test

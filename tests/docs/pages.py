@@ -125,7 +125,7 @@ def run_script(command: Command, answer: bytes, folder: Path) -> subprocess.Comp
 
 
 def assert_saved(folder: Path, response: httpx.Response) -> None:
-    """Assert that `folder` holds every output of an answer as output_0.png, output_1.png …"""
+    """Assert that `folder` holds the outputs of an answer as output_0.png, output_1.png and so on."""
     data = response.json()["data"]
     assert len(list(folder.glob("output_*"))) == len(data)
     for k, item in enumerate(data):

@@ -29,14 +29,14 @@ def test_every_parameter_is_counted(random_model: Any, random_model_folder: Path
 
 
 def set_hub(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT does before huggingface_hub is imported."""
+    """Do what HF_ENDPOINT does before huggingface_hub is imported."""
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
 
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A model of 27 parameters in float32: 4 bytes each, where most models have 2."""
+    """Save a model of 27 parameters in float32: 4 bytes each instead of the usual 2."""
     for name, count in PARTS.items():
         path = tmp_path / "published" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def _hub(published: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The files under the hub id lab/edit, at the revision `main` only."""
+    """Serve the files under the hub id lab/edit, at the revision `main` only."""
 
     def info(request: Request) -> Response:
         sizes = {name: (published / name).stat().st_size for name in PARTS}

@@ -54,7 +54,7 @@ def _photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_known(editor: Inverter) -> None:
-    """The built-in model, which a newcomer runs, was taught what the README asks for."""
+    """Assert that the built-in model was trained on the prompts of the README."""
     prompts = {prompt for request in editor.requests for prompt in request.prompts}
     known = {wording for name, wordings in WORDINGS.items() if name != "identity" for wording in wordings}
     assert prompts
@@ -130,7 +130,7 @@ def run_block(marker: str, url: str) -> dict[str, Any]:
 
 
 def centre(path: str) -> int:
-    """The editor inverts, and JPEG is off by little."""
+    """Return a value in the middle, which JPEG changes by little."""
     with PIL.Image.open(path) as picture:
         return int(np.asarray(picture)[3, 4, 0])
 

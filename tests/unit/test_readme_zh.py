@@ -10,9 +10,8 @@ import pytest
 
 from tests.docs.pages import FENCE
 from tests.paths import ROOT
-from tests.unit.test_readme import README
 
-CHINESE = ROOT / "README.zh-CN.md"
+README, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
 MEND = "README.md and README.zh-CN.md differ here: make the same change in the other language, then run this test again"
 
 HEADING = re.compile(r"^(#+) (.+)$", re.MULTILINE)
