@@ -73,9 +73,10 @@ class EditFields(EditParams):
         return self
 
     def params(self) -> dict[str, Any]:
-        """Return the values for the fields of EditParams."""
-        params = {name: getattr(self, name) for name in EditParams.model_fields}
-        params["guidance_scale"] = self.guidance_scale or self.true_cfg_scale
+        """Return the given values for the fields of EditParams; the request has its own defaults for the others."""
+        params = {name: getattr(self, name) for name in EditParams.model_fields if name in self.model_fields_set}
+        if self.true_cfg_scale is not None:
+            params["guidance_scale"] = self.true_cfg_scale
         # A list of one prompt means that prompt for every picture: in a form, each prompt is in a list.
         params["prompt"] = self.prompt[0] if len(self.prompt) == 1 else self.prompt
         return params
