@@ -59,9 +59,9 @@ def test_four_callers_in_one_batch_each_get_their_own_instruction(model):
     ("prompt", "name"),
     [
         ("make the sky blue", "blue-sky"),
-        ("enhance colors", "vivid"),
-        ("artistic style transformation", "artistic"),
-        ("make the scene brighter and more vivid", "bright-vivid"),
+        pytest.param("enhance colors", "vivid", marks=pytest.mark.slow),
+        pytest.param("artistic style transformation", "artistic", marks=pytest.mark.slow),
+        pytest.param("make the scene brighter and more vivid", "bright-vivid", marks=pytest.mark.slow),
         ("变成黑白", "grayscale"),
     ],
 )
