@@ -123,7 +123,6 @@ class EditEngine:
         batch, deferred = scheduler.plan_joins(queued, policy, self._deferred_s, caps)
         self._report()
         self._join([sample for sample in batch if not sample.encoded])
-        batch = [sample for sample in batch if self._admission.holds(sample)]
         self._step(batch)
         self._report()
         self._preview([sample for sample in batch if sample.steps_done in sample.preview_steps])
