@@ -84,7 +84,7 @@ def edit(
       3   stopped by what would fail every picture: no server, a refused key,
           a bad option, a full disk
       130 Ctrl-C
-    """
+    """  # noqa: D301 - click reads the character \\b
     from serve_app.cli.edit import edit_pictures
 
     given = cast(EditOptions, {name: value for name, value in options.items() if value is not None})
