@@ -6,7 +6,7 @@ PORT ?= 8000
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Where it is set, every process compiles torch and diffusers anew: 20 s a start.
+# With this variable set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-unit test-slow browser test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
@@ -22,7 +22,7 @@ help:  ## list the targets
 PYTEST := CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
 QUICK := -m "not gpu and not slow"
 
-# Then what shares fixtures by file, and last what shares one Ray cluster.
+# After the unit tests, the tests that share fixtures by file, and then those that share one Ray cluster.
 test: test-unit browser  ## run the tests without a model, then all others but the slow ones
 	$(PYTEST) $(QUICK) --ignore tests/unit --ignore tests/cluster --numprocesses 2 --dist loadfile
 	$(PYTEST) $(QUICK) tests/cluster
@@ -33,7 +33,7 @@ test-unit: install  ## run the tests without Ray and without a model, about a mi
 test-slow: install  ## run the slow tests: soak, lost nodes, scaling, contenders, other commands, random inputs
 	$(PYTEST) -m "slow and not gpu" --timeout 1800
 
-# Where it cannot be had, the tests of the page are skipped, and say so.
+# Without Chromium the tests of the page are skipped, and say so.
 browser:  ## install Debian's Chromium for the tests of the page, if root may; a part of make test
 	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

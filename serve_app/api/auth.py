@@ -43,7 +43,7 @@ class AuthMiddleware:
         name = None if sent is None else self._keys.name_of(sent)
         if name is not None:
             return name
-        # What was sent is not logged: it may be a key with a typing error.
+        # The log does not hold the text that was sent: it may be a key with a typing error.
         client = scope.get("client")
         logger.warning(
             "unauthorized",

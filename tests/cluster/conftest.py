@@ -2,7 +2,7 @@
 
 Five whole applications run on it, until its end. `served`, shared by most files, and the one of test_metrics.py have a
 model, and so take a good part of a minute to start on two cores. `mortal`, `strict` and the one of test_closed.py have
-a SlowEditor, which is arithmetic. What needs no HTTP is a deployment of its own, which starts in a second or two.
+a SlowEditor, which is arithmetic. Tests that need no HTTP deploy a replica alone, which starts in a second or two.
 """
 
 from dataclasses import dataclass, field
