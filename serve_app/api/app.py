@@ -1,6 +1,7 @@
 """The Starlette application: its routes and their handlers, over any implementation of the Editor protocol."""
 
 import contextvars
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,6 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
-from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -68,15 +68,19 @@ def create_app(
     return app
 
 
-class _NameConvertor(PathConvertor):
-    """Any text, slashes and line breaks included; a model's name with a line break is as unknown as any other."""
+def _model_route(api: "_Api") -> Route:
+    """Return the route of one model. Its name may hold slashes and line breaks: it is as unknown as any other then.
 
+    Ray Serve's proxy (2.60) makes routes of the paths again to label its metrics, so a convertor of our own would cost
+    all routes their labels.
+    """
+    route = Route("/v1/models/{id:path}", api.model)
     # Starlette's own, `.*`, ends before a line break.
-    regex = "(?s:.*)"
+    route.path_regex = re.compile(r"^/v1/models/(?P<id>(?s:.*))\Z")
+    return route
 
 
 def _routes(api: "_Api", settings: AppSettings, needs_key: bool) -> list[Route]:
-    register_url_convertor("name", _NameConvertor())
     around_edits = [
         Middleware(EditLogMiddleware, settings=settings.log),
         Middleware(MemoryLimitMiddleware, limiter=MemoryLimiter(settings.limits)),
@@ -86,7 +90,7 @@ def _routes(api: "_Api", settings: AppSettings, needs_key: bool) -> list[Route]:
         # One route for both methods, so that the `Allow` of a 405 names both.
         Route("/v1/jobs/{id}", api.job, methods=["GET", "DELETE"]),
         Route("/v1/models", api.models),
-        Route("/v1/models/{id:name}", api.model),
+        _model_route(api),
         Route("/health/live", api.live),
         Route("/health/ready", api.ready),
         Route("/health", api.ready),

@@ -79,7 +79,7 @@ def test_under_a_route_prefix_it_says_so(app: Starlette) -> None:
 
 def test_its_paths_and_methods_are_those_of_the_application(app: Starlette) -> None:
     served = {
-        (re.sub(r":name}", "}", route.path), method)
+        (re.sub(r":path}", "}", route.path), method)
         for route in app.routes
         if isinstance(route, Route) and route.include_in_schema
         for method in route.methods or ()
