@@ -66,7 +66,7 @@ class WaitingEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,mis
 
     def _forward_done(self, samples: Sequence[Sample], seconds: float) -> None:
         self._pipeline.waits.took_s += seconds
-        self._metrics.forward(samples, seconds)
+        self._metrics.record_forward(samples, seconds)
 
     def record_replica_metadata(self) -> dict[str, Any]:
         """Return the facts by which `SharingRouter` expands requests; Serve calls this."""
