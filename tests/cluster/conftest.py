@@ -66,9 +66,13 @@ def deploy(
     *,
     replica: Deployment = SLOW_EDITOR,
     ingresses: int = 1,
+    health_check_period_s: float = 10,
 ) -> Served:
     """Run the application under a route prefix of the cluster whose proxy has that port."""
     ingress = compose(replica, settings)._bound_deployment
+    # As the options of a configuration file, which serve.run cannot be given for deployments that are arguments.
+    for each in (ingress, *(part._bound_deployment for part in ingress.init_args if isinstance(part, Application))):
+        each._deployment_config.health_check_period_s = health_check_period_s
     serve.run(Application(ingress.options(num_replicas=ingresses)), name=name, route_prefix=route_prefix)
     return Served(name, Client(f"http://127.0.0.1:{port}{route_prefix.rstrip('/')}"))
 
@@ -89,9 +93,15 @@ def strict(cluster: int) -> Served:
     return deploy(cluster, STRICT, "strict", "/strict")
 
 
+def deploy_mortal(port: int, settings: AppSettings) -> Served:
+    # Serve finds out by a health check that a replica is dead, and starts another one then.
+    ingresses = REPLICAS["EditIngress"]
+    return deploy(port, settings, MORTAL, f"/{MORTAL}", ingresses=ingresses, health_check_period_s=1)
+
+
 @pytest.fixture(scope="session")
 def mortal_application(cluster: int) -> Served:
-    return deploy(cluster, MORTAL_SETTINGS, MORTAL, f"/{MORTAL}", ingresses=REPLICAS["EditIngress"])
+    return deploy_mortal(cluster, MORTAL_SETTINGS)
 
 
 def _is_whole() -> bool:

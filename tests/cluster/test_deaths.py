@@ -20,7 +20,7 @@ from serve_app.request import EditResult
 from serve_app.settings import ModelSettings
 from tests import processes
 from tests.cluster.client import picture_of, pictures_of, png
-from tests.cluster.conftest import MORTAL, MORTAL_SETTINGS, REPLICAS, Served, deploy
+from tests.cluster.conftest import MORTAL, MORTAL_SETTINGS, Served, deploy_mortal
 from tests.cluster.fragile import LOSE_ONCE, POISON, POISON_ONCE, FragileEditor
 from tests.cluster.scrape import Scrape
 from tests.fakes import edit_request
@@ -36,6 +36,12 @@ EDITS: list[dict[str, Any]] = [
     {"pictures": [scene(3)], "prompt": "make it night", "seed": 8, "num_inference_steps": STEPS},
     {"pictures": [scene(4)], "prompt": "draw it as a sketch", "n": 3, "seed": 9, "num_inference_steps": STEPS},
 ]
+
+
+@pytest.fixture(scope="module")
+def references(mortal_application: Served) -> list[requests.Response]:
+    """Return the answers to EDITS, each alone."""
+    return [mortal_application.client.edit(**edit) for edit in EDITS]
 
 
 def kill_the_editor(served: Served) -> None:
@@ -81,8 +87,9 @@ def assert_it_succeeds(served: Served, url: str, reference: requests.Response) -
 
 
 class TestHttp:
-    def test_edits_in_flight_on_a_replica_that_is_killed_are_answered_with_their_own_pictures(self, mortal: Served):
-        references = [mortal.client.edit(**edit) for edit in EDITS]
+    def test_edits_in_flight_on_a_replica_that_is_killed_are_answered_with_their_own_pictures(
+        self, mortal: Served, references: list[requests.Response]
+    ):
         before, retries_before = mortal.stats(), retries()
         with ThreadPoolExecutor(len(EDITS)) as pool:
             answers = [pool.submit(mortal.client.edit, timeout_s=TIMEOUT_S, **edit) for edit in EDITS]
@@ -107,9 +114,8 @@ class TestHttp:
         [item] = response.json()["data"]
         assert_the_same(response, mortal.client.edit(**{**edit, "seed": item["seed"]}))
 
-    def test_a_stream_goes_on_and_has_each_picture_once(self, mortal: Served):
+    def test_a_stream_goes_on_and_has_each_picture_once(self, mortal: Served, references: list[requests.Response]):
         edit = {**EDITS[0], "stream": "true", "partial_images": 2}
-        reference = mortal.client.edit(**EDITS[0])
         events = [json.loads(line[6:]) for line in self._killed_at_the_first_preview(mortal, edit)]
         told = [(e["input_index"], e["variant_index"], e.get("partial_image_index")) for e in events if "b64_json" in e]
         assert sorted(told, key=str) == sorted(
@@ -118,6 +124,7 @@ class TestHttp:
         completed = {
             (e["input_index"], e["variant_index"]): picture_of(e) for e in events if e["type"] == "image_edit.completed"
         }
+        reference = references[0]
         for item, wanted in zip(reference.json()["data"], pictures_of(reference), strict=True):
             assert difference(completed[item["input_index"], item["variant_index"]], wanted) <= 1
         assert events[-1]["type"] == "image_edit.done"
@@ -135,38 +142,41 @@ class TestHttp:
         assert killed
         return lines
 
-    def test_a_job_goes_on(self, mortal: Served):
-        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
+    def test_a_job_goes_on(self, mortal: Served, references: list[requests.Response]):
+        url = start_job(mortal)
         kill_the_editor(mortal)
-        assert_it_succeeds(mortal, url, reference)
+        assert_it_succeeds(mortal, url, references[0])
 
-    def test_a_job_goes_on_where_the_process_that_keeps_it_dies(self, mortal: Served):
-        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
+    def test_a_job_goes_on_where_the_process_that_keeps_it_dies(
+        self, mortal: Served, references: list[requests.Response]
+    ):
+        url = start_job(mortal)
         [pid] = processes.of(mortal.name, "JobKeeper")
         processes.kill(pid)
         assert mortal.client.get("/v1/jobs/unknown").status_code == 404
-        assert_it_succeeds(mortal, url, reference)
+        assert_it_succeeds(mortal, url, references[0])
         # A job that has ended survives as well.
         [pid] = processes.of(mortal.name, "JobKeeper")
         processes.kill(pid)
-        assert_it_succeeds(mortal, url, reference)
+        assert_it_succeeds(mortal, url, references[0])
 
-    def test_a_job_goes_on_where_the_vault_dies(self, mortal: Served):
-        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
+    def test_a_job_goes_on_where_the_vault_dies(self, mortal: Served, references: list[requests.Response]):
+        url = start_job(mortal)
         before = mortal.stats()
         ray.kill(ray.get_actor(f"{MORTAL}-jobs-2", namespace="image-edits"))
-        assert_it_succeeds(mortal, url, reference)
+        assert_it_succeeds(mortal, url, references[0])
         assert mortal.stats().cancelled == before.cancelled
         # A new vault is there, and its jobs survive as well.
         [pid] = processes.of(mortal.name, "JobKeeper")
         processes.kill(pid)
-        assert_it_succeeds(mortal, url, reference)
+        assert_it_succeeds(mortal, url, references[0])
 
-    def test_a_job_goes_on_where_the_application_is_deployed_anew(self, mortal: Served, cluster: int):
-        reference, url = mortal.client.edit(**EDITS[0]), start_job(mortal)
+    def test_a_job_goes_on_where_the_application_is_deployed_anew(
+        self, mortal: Served, references: list[requests.Response], cluster: int
+    ):
+        url = start_job(mortal)
         settings = MORTAL_SETTINGS.model_copy(update={"model": ModelSettings(aliases=("new",))})
-        new = deploy(cluster, settings, MORTAL, f"/{MORTAL}", ingresses=REPLICAS["EditIngress"])
-        assert_it_succeeds(new, url, reference)
+        assert_it_succeeds(deploy_mortal(cluster, settings), url, references[0])
 
 
 # --- an edit that kills, in a pipeline that is arithmetic ---------------------------------------------------------

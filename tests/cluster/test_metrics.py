@@ -25,7 +25,7 @@ from tests.waiting import wait_until
 
 APP, ROUTE = "metrics", "/metrics-app"
 WAIT_S = 60
-TIMEOUT_S = 30.0
+TIMEOUT_S = 20.0
 # Four samples in a forward, two paused, four may wait.
 ENGINE = EngineSettings(batch_tokens=100_000, max_samples=4, max_paused=2, max_waiting=4)
 # So late a deadline that even an edit too large for any memory is begun.
