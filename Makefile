@@ -19,7 +19,8 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 # Without the GPU also where there is one, so that the bounds are those of float32 on a CPU.
-PYTEST := CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+# Threads of torch that wait spin by default: two processes on two cores then take three times as long.
+PYTEST := CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 QUICK := -m "not gpu and not slow"
 
 # After the unit tests, the tests that share fixtures by file, and then those that share one Ray cluster.

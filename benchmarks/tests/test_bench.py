@@ -1,6 +1,7 @@
 """The whole measurement, from traces to the page, against servers that answer at once."""
 
 import base64
+import gc
 import json
 import re
 import threading
@@ -42,6 +43,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+@pytest.fixture(autouse=True)
+def _small_heap() -> Iterator[None]:
+    """Keep the modules that other tests loaded out of the garbage collection before each measurement."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
