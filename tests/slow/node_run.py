@@ -9,6 +9,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.deployments.replica import ImageEditor
+from serve_app.events import Event, Progress, result_of
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, EngineSettings, ModelSettings
 from tests.scenes import difference, scene
@@ -53,13 +56,27 @@ class Run:
     async def alone(self) -> list[EditResult]:
         return [await self._editor.edit(request) for request in edit_requests()]
 
-    async def under_fire(self, lose: Any) -> list[EditResult]:
-        """Run all edits at once, and call `lose` when they are under way."""
-        edits = [asyncio.create_task(self._editor.edit(request)) for request in edit_requests()]
-        # Each replica has some and is stepping: the router distributes them evenly.
-        await asyncio.sleep(4.0)
+    async def under_fire(self, lose: Callable[[], None]) -> list[EditResult]:
+        """Run all edits at once, every second one as a stream, and call `lose` when each stream has told of a step."""
+        started = [asyncio.Event() for _ in range(EDITS // 2)]
+        edits = [
+            asyncio.create_task(self._stream(request, started[k // 2]) if k % 2 else self._editor.edit(request))
+            for k, request in enumerate(edit_requests())
+        ]
+        await asyncio.gather(*(event.wait() for event in started))
         await asyncio.to_thread(lose)
         return list(await asyncio.gather(*edits))
+
+    async def _stream(self, request: EditRequest, started: asyncio.Event) -> EditResult:
+        async with aclosing(self._editor.edit_stream(request)) as events:
+            return await result_of(_announce_step(events, started), request)
+
+
+async def _announce_step(events: AsyncIterator[Event], started: asyncio.Event) -> AsyncIterator[Event]:
+    async for event in events:
+        if isinstance(event, Progress) and event.steps_done > 0:
+            started.set()
+        yield event
 
 
 def main() -> None:
@@ -71,8 +88,8 @@ def main() -> None:
         serve.start(proxy_location="Disabled")
         settings = AppSettings(
             model=ModelSettings(device="cpu", cpu_threads=1),
-            # Given, so that it need not be measured.
-            engine=EngineSettings(batch_tokens=4096),
+            # Enough for all edits at once, so that no edit is done before each has begun.
+            engine=EngineSettings(batch_tokens=65_536),
         )
         application = ImageEditor.options(**OPTIONS).bind(settings)  # type: ignore[attr-defined]
         run = Run(serve.run(application, name="image-edits", route_prefix=None))
