@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import PIL.Image
 
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 from serve_app.request import EditRequest, Pixels
 
 _BOUNDARY = "benchmark-8c1f0e"

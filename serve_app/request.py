@@ -24,7 +24,8 @@ from pydantic import (
 )
 
 from serve_app.errors import InvalidInput
-from serve_app.images import SIZE_PATTERN, Geometry, Size, check_picture_size, convert
+from serve_app.images.geometry import SIZE_PATTERN, Geometry, Size, check_picture_size
+from serve_app.images.pixels import convert
 from serve_app.settings import LimitSettings
 
 MAX_VARIANTS = 10

@@ -14,7 +14,7 @@ import numpy as np
 from serve_app.engine.engine import EditEngine
 from serve_app.engine.scheduler import Condition, Sample
 from serve_app.errors import InvalidInput, NotFinite
-from serve_app.images import Geometry
+from serve_app.images.geometry import Geometry
 from serve_app.request import EditRequest, Pixels
 
 

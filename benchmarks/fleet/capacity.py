@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 
 # Side of a token in pixels, of Qwen-Image-Edit and of the built-in model.
 _TOKEN_SIDE = 16

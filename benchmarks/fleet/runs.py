@@ -9,7 +9,7 @@ from benchmarks.fleet.replica import Edit, Speed
 from benchmarks.fleet.traffic import TOKENS as SIMULATED_TOKENS
 from benchmarks.fleet.traffic import edits
 from serve_app.engine.scheduler import Shape
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 
 KEPT = Path(__file__).parents[2] / "build" / "routing.json"
 REPLICAS = 3

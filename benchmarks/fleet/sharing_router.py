@@ -13,7 +13,7 @@ from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, R
 
 from benchmarks.fleet.sharing import View, Work, ranked
 from serve_app.engine.scheduler import expand
-from serve_app.images import Geometry
+from serve_app.images.geometry import Geometry
 from serve_app.request import EditRequest
 
 # Longer than any edit may take. Nothing else shows that a caller left between choice and sending.

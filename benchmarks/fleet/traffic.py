@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.fleet.replica import Edit, Speed
 from serve_app.engine.scheduler import Shape
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 
 HOUR_S = 3600.0
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.engine.scheduler import Condition, Sample
-from serve_app.images import Geometry
+from serve_app.images.geometry import Geometry
 from serve_app.request import EditRequest, Pixels
 
 GEOMETRY = Geometry(native_area=64 * 64, multiple=16)

@@ -15,7 +15,7 @@ from benchmarks.gpu.floor import TransformerCost, floor_s
 from benchmarks.gpu.model import ModelSize
 from benchmarks.gpu.prompts import BLANK
 from serve_app.engine.scheduler import QueuedRequest, expand
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 from serve_app.models.pipeline import SampleState, StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, Pixels
 

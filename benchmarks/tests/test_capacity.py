@@ -5,7 +5,7 @@ import pytest
 from benchmarks.fleet import capacity
 from benchmarks.fleet.capacity import Rate, Traffic, plan
 from benchmarks.fleet.page import PAGE
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 
 MEGAPIXEL = Size(1024, 1024)
 

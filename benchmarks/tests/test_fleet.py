@@ -12,7 +12,7 @@ from benchmarks.fleet.routers import Ingresses, fewest_requests, least_work, sha
 from benchmarks.fleet.traffic import H100, edits
 from serve_app.deployments.autoscaling import Load
 from serve_app.engine.scheduler import QueuedRequest, Shape
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 
 SQUARE, WIDE = (Shape(Size(*size), Size(*size)) for size in ((64, 64), (128, 64)))
 TOKENS = 100

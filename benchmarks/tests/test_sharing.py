@@ -8,7 +8,7 @@ from benchmarks.fleet.sharing import View, Work, ranked
 from benchmarks.fleet.sharing_router import ReplicaFacts
 from benchmarks.fleet.waiting_model import edit_request, picture
 from serve_app.engine.scheduler import Shape
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 
 SQUARE, WIDE = Shape(Size(64, 64), Size(64, 64)), Shape(Size(128, 32), Size(128, 32))
 TOKENS, STEPS = 64, 10

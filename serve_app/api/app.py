@@ -28,7 +28,7 @@ from serve_app.forms.form import EditForm, parse
 from serve_app.forms.memory import MemoryLimiter, MemoryLimitMiddleware
 from serve_app.idempotency.ledger import Key, Ledger, MemoryLedger
 from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KeyedEdits, read_idempotency_key
-from serve_app.images import PICTURE_THREADS
+from serve_app.images.pixels import PICTURE_THREADS
 from serve_app.jobs.store import Jobs, JobStore
 from serve_app.responses import edits, stream
 from serve_app.responses.errors import ErrorMiddleware, handle_routing_error

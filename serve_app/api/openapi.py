@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from serve_app.decoding.files import READ_FORMATS_TEXT
 from serve_app.errors import (
     DeadlineExceeded,
     EditError,
@@ -30,7 +31,6 @@ from serve_app.errors import (
 )
 from serve_app.forms import fields, json_body, multipart
 from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KEY_PATTERN, MAX_KEY_CHARS, REPLAYED
-from serve_app.images import READ_FORMATS_TEXT
 from serve_app.responses import schemas
 from serve_app.settings import AppSettings, ModelSettings
 

@@ -12,7 +12,7 @@ import click
 from serve_app.api.keys import NAME, NAME_RULE
 from serve_app.client.connection import DEFAULT_SERVER, KEY_ENV, SERVER_ENV
 from serve_app.client.messages import EditOptions
-from serve_app.images import OutputFormat
+from serve_app.images.encoding import OutputFormat
 from serve_app.settings import BUILTIN_TINY, AppSettings, ModelSettings, read_settings
 
 INTERRUPTED = 130

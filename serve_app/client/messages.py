@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from serve_app.errors import EditError, from_body
 from serve_app.events import Progress
-from serve_app.images import OutputFormat, encode
+from serve_app.images.encoding import OutputFormat, encode
 from serve_app.request import Pixels, as_pixels
 
 ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image | Pixels

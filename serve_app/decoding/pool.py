@@ -18,7 +18,8 @@ import numpy as np
 
 from serve_app.decoding import worker
 from serve_app.errors import InvalidInput
-from serve_app.images import Size, check_picture_size, undecodable
+from serve_app.images.geometry import Size, check_picture_size
+from serve_app.images.pixels import undecodable
 from serve_app.request import Pixels
 from serve_app.settings import LimitSettings
 

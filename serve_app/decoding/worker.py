@@ -18,8 +18,9 @@ from typing import Any
 import PIL.AvifImagePlugin
 import PIL.Image
 
+from serve_app.decoding.files import decode, measure
 from serve_app.errors import InvalidInput
-from serve_app.images import Size, decode, measure
+from serve_app.images.geometry import Size
 from serve_app.settings import LimitSettings
 
 READY = b"ready"

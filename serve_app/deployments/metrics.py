@@ -16,7 +16,7 @@ from ray.serve import metrics as serve_metrics
 from serve_app.engine.scheduler import Sample
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import EditError
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 from serve_app.request import EditResult
 
 SAMPLE_PERIOD_S = 1.0

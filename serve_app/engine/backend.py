@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from serve_app.engine.scheduler import Condition, Sample
-from serve_app.images import Geometry
+from serve_app.images.geometry import Geometry
 from serve_app.request import Pixels
 
 

@@ -19,7 +19,7 @@ from serve_app.engine.stages import Stages
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import DeviceLost, EditError
 from serve_app.events import Preview
-from serve_app.images import PICTURE_THREADS
+from serve_app.images.pixels import PICTURE_THREADS
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import EngineSettings
 

@@ -9,7 +9,7 @@ from typing import Any
 from serve_app.engine.scheduler import QueuedRequest, Sample
 from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Listener, Progress
-from serve_app.images import resize
+from serve_app.images.pixels import resize
 from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, arrange
 
 EditFuture = Future[EditResult]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from serve_app.images import Geometry, Size
+from serve_app.images.geometry import Geometry, Size
 from serve_app.request import EditRequest, Pixels
 
 # The knee is the smallest batch whose throughput is at most this much below the best one measured.

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 
 from serve_app.errors import InvalidInput, ModelNotFound
 from serve_app.forms.upload import Values
-from serve_app.images import OutputFormat
+from serve_app.images.encoding import OutputFormat
 from serve_app.request import EditParams, Guidance, invalid_input
 from serve_app.settings import ModelSettings
 

@@ -17,7 +17,7 @@ from serve_app.forms.fields import validate
 from serve_app.forms.fingerprint import Fingerprint
 from serve_app.forms.memory import Reservation
 from serve_app.forms.upload import ReadPicture, Values
-from serve_app.images import OutputFormat
+from serve_app.images.encoding import OutputFormat
 from serve_app.request import EditRequest, check_limits
 from serve_app.settings import AppSettings, LimitSettings
 

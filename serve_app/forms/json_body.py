@@ -17,7 +17,7 @@ from serve_app.errors import InvalidInput
 from serve_app.forms.names import PICTURE_FIELDS, SYNONYMS, check_name, count
 from serve_app.forms.upload import ReadPicture, Values, file_too_large, text_too_large, within_limit
 from serve_app.forms.values import WORDS, from_json
-from serve_app.images import undecodable
+from serve_app.images.pixels import undecodable
 from serve_app.settings import LimitSettings
 
 MEDIA_TYPE = "application/json"

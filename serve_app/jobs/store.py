@@ -19,7 +19,7 @@ from serve_app.editor import Editor
 from serve_app.errors import RETRY_AFTER_S, GenerationError, NotFound, Overloaded, ReplicaStopping
 from serve_app.forms import kept_form
 from serve_app.forms.form import EditForm
-from serve_app.images import PICTURE_THREADS
+from serve_app.images.pixels import PICTURE_THREADS
 from serve_app.jobs import runner
 from serve_app.jobs.job import Job, new_id
 from serve_app.jobs.vault import MemoryVault, Superseded, Vault

@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from serve_app.engine.scheduler import Condition, Sample, Shape
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
-from serve_app.images import Geometry
+from serve_app.images.geometry import Geometry
 from serve_app.models.patches import attend_by_text_length, mark_picture_tokens, skip_absent_frames
 from serve_app.request import Pixels
 

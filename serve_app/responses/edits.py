@@ -11,7 +11,7 @@ import pybase64
 from starlette.responses import Response
 
 from serve_app.forms.form import EditForm
-from serve_app.images import encode
+from serve_app.images.encoding import encode
 from serve_app.request import EditResult, Pixels
 from serve_app.responses.schemas import EditResponse, OutputBody, Usage
 

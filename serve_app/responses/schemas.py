@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, with_config
 # Before Python 3.12, pydantic makes no schema from typing's TypedDict.
 from typing_extensions import TypedDict
 
-from serve_app.images import OutputFormat
+from serve_app.images.encoding import OutputFormat
 
 _closed = with_config(ConfigDict(extra="forbid"))
 

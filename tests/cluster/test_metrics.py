@@ -13,7 +13,7 @@ from serve_app import EditRequest
 from serve_app.deployments.metrics import METRICS
 from serve_app.deployments.replica import ImageEditor
 from serve_app.errors import DeadlineExceeded, OutOfMemory, Overloaded
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 from serve_app.request import Pixels
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.cluster.client import pictures_of, png

@@ -11,7 +11,7 @@ from diffusers import QwenImageEditPipeline
 
 from serve_app.engine.scheduler import Condition, Shape
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
-from serve_app.images import Geometry, Size
+from serve_app.images.geometry import Geometry, Size
 from serve_app.models.pipeline import NATIVE_AREA, StepwiseQwenImageEditPipeline, _translated_errors
 from tests.model.edits import BOUND, MIXED, edit, request, samples_of, step
 from tests.scenes import difference, scene

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.api.app import create_app
 from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
 from serve_app.events import Preview
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 from serve_app.settings import AppSettings, LimitSettings
 from tests.http_server import listening
 from tests.page.conftest import Held

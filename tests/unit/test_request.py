@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from serve_app.errors import InvalidInput
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 from serve_app.request import EditRequest, EditResult, Timings, check_limits
 from serve_app.settings import LimitSettings
 

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from benchmarks.load.generator import PATH
 from serve_app.forms.form import parse
-from serve_app.images import encode
+from serve_app.images.encoding import encode
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
 

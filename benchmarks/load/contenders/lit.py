@@ -14,7 +14,8 @@ from fastapi import Request
 from benchmarks.load.contenders import program
 from benchmarks.load.contenders.stock import Counter, StockEditor
 from benchmarks.load.generator import PATH
-from serve_app import images
+from serve_app.decoding.files import decode
+from serve_app.images.encoding import encode
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
 
@@ -34,7 +35,7 @@ class StockApi(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
         """Return the edit. LitServe passes the parsed form as `request`."""
         form: Any = request
         return EditRequest(
-            images=[images.decode(form["images"].file.read(), 0, self._settings.limits)],
+            images=[decode(form["images"].file.read(), 0, self._settings.limits)],
             prompt=form["prompt"],
             n=int(form["n"]),
             size=form["size"],
@@ -52,7 +53,7 @@ class StockApi(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
         return output
 
     def encode_response(self, output: EditResult, **kwargs: Any) -> dict[str, Any]:
-        files = [images.encode(pixels, "png", 100) for variants in output.pixels for pixels in variants]
+        files = [encode(pixels, "png", 100) for variants in output.pixels for pixels in variants]
         return {"data": [{"b64_json": pybase64.b64encode_as_string(file)} for file in files]}
 
 

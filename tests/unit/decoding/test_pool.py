@@ -12,9 +12,10 @@ import PIL.Image
 import psutil
 import pytest
 
+from serve_app.decoding.files import decode
 from serve_app.decoding.pool import DecoderPool
 from serve_app.errors import InvalidInput
-from serve_app.images import Size, decode
+from serve_app.images.geometry import Size
 from serve_app.settings import LimitSettings
 from tests.pictures import file_of, one_bit_png, photo
 from tests.processes import decoder_processes, is_alive

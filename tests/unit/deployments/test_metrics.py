@@ -3,7 +3,7 @@
 import pytest
 
 from serve_app.deployments.metrics import shape_labels
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from serve_app.engine.scheduler import (
     preview_steps,
     should_defer_joins,
 )
-from serve_app.images import Geometry, Size
+from serve_app.images.geometry import Geometry, Size
 from serve_app.request import EditRequest, arrange
 
 GEOMETRY = Geometry(native_area=256 * 256, multiple=16)

@@ -23,7 +23,7 @@ from serve_app.errors import (
 )
 from serve_app.forms.form import parse
 from serve_app.forms.memory import MemoryLimiter, Reservation
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 from serve_app.settings import AppSettings, LimitSettings
 from tests.pictures import png
 from tests.uploads import MIB, PICTURE, PROMPT, SETTINGS, Part, Upload, body_of, form_of, levels, picture, text

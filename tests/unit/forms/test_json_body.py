@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.errors import EditError, InvalidInput, ModelNotFound, PayloadTooLarge
 from serve_app.forms.form import EditForm
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 from serve_app.settings import AppSettings, LimitSettings
 from tests.pictures import png
 from tests.uploads import MIB, SETTINGS, Upload, form_of, levels, picture, text

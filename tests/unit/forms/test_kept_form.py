@@ -8,7 +8,7 @@ import pytest
 from serve_app.errors import InvalidInput
 from serve_app.forms import kept_form
 from serve_app.forms.form import EditForm
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 from serve_app.request import EditRequest
 from tests.scenes import scene
 

@@ -1,6 +1,5 @@
-"""Untrusted pictures in, picture files out."""
+"""Untrusted picture files in, pixels out."""
 
-import io
 import subprocess
 import sys
 from typing import Any
@@ -9,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from serve_app.decoding.files import decode
 from serve_app.errors import InvalidInput
-from serve_app.images import Geometry, OutputFormat, Size, decode, encode, from_pil
 from serve_app.settings import LimitSettings
 from tests.pictures import file_of, one_bit_png, photo
 
@@ -62,41 +61,9 @@ def test_16_bit_grey_is_scaled_and_not_clipped() -> None:
     assert pixels[0].tolist() == [[0] * 3, [1] * 3, [128] * 3, [255] * 3]
 
 
-def test_transparent_16_bit_grey_is_laid_on_white() -> None:
-    image = PIL.Image.fromarray(np.array([[0, 32768]], np.uint16))
-    image.info["transparency"] = 0
-    assert from_pil(image)[0, :, 0].tolist() == [255, 128]
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (np.array([[0, 65535]], np.int32), [0, 255]),
-        (np.array([[-100, 100]], np.int32), [0, 255]),
-        (np.array([[70000, 70000]], np.int32), [0, 0]),
-        (np.array([[0.0, 0.5, 1.0]], np.float32), [0, 128, 255]),
-        (np.array([[0.0, 128.0, 255.0]], np.float32), [0, 128, 255]),
-        (np.array([[-2.0, 0.0, 2.0]], np.float32), [0, 128, 255]),
-    ],
-)
-def test_deep_grey_uses_the_whole_range(values: Any, expected: list[int]) -> None:
-    assert from_pil(PIL.Image.fromarray(values))[0, :, 1].tolist() == expected
-
-
 def test_nan_is_refused() -> None:
     data = file_of(PIL.Image.fromarray(np.array([[np.nan, 1.0]], np.float32)), "TIFF")
     assert refusal(data, 2) == "Invalid image format at index 2: it holds NaN or infinity"
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa", "La"])
-def test_alpha_is_laid_on_white(mode: str) -> None:
-    clear = PIL.Image.new("LA", (4, 4), (0, 0)) if mode in ("LA", "La") else PIL.Image.new("RGBA", (4, 4), (9, 9, 9, 0))
-    image = PIL.Image.new("PA", (4, 4), (0, 0)) if mode == "PA" else clear.convert(mode)
-    assert (from_pil(image) == 255).all()
-
-
-def test_half_alpha_is_half_white() -> None:
-    assert from_pil(PIL.Image.new("RGBA", (1, 1), (0, 0, 0, 128)))[0, 0].tolist() == [127] * 3
 
 
 @pytest.mark.parametrize(
@@ -109,17 +76,6 @@ def test_half_alpha_is_half_white() -> None:
 )
 def test_a_transparent_colour_is_laid_on_white(image: Any, key: Any) -> None:
     assert (decode(file_of(image, "PNG", transparency=key), 0, LIMITS) == 255).all()
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P", "YCbCr", "LAB", "HSV", "RGBX", "CMYK"])
-def test_every_colour_mode_becomes_rgb(mode: str) -> None:
-    if mode == "LAB":
-        image = PIL.Image.new("LAB", (3, 2), (255, 128, 128))
-    else:
-        image = PIL.Image.new("RGB", (3, 2), "white").convert(mode)
-    pixels = from_pil(image)
-    assert pixels.shape == (2, 3, 3)
-    assert pixels.min() >= 250
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -187,7 +143,7 @@ def test_a_decompression_bomb_is_refused_without_its_memory() -> None:
     code = (
         "import resource, sys, time\n"
         "from serve_app.errors import InvalidInput\n"
-        "from serve_app.images import decode\n"
+        "from serve_app.decoding.files import decode\n"
         "from serve_app.settings import LimitSettings\n"
         "import PIL.Image; PIL.Image.init()\n"
         "data = sys.stdin.buffer.read()\n"
@@ -214,67 +170,3 @@ def test_the_limit_itself_is_allowed() -> None:
     data = file_of(PIL.Image.fromarray(photo()), "PNG")
     assert decode(data, 0, limits).shape == (48, 64, 3)
     assert "64x48" in refusal(data, 0, LimitSettings(max_image_pixels=64 * 48 - 1))
-
-
-def test_a_picture_without_pixels_is_refused() -> None:
-    with pytest.raises(ValueError, match="no pixels"):
-        from_pil(PIL.Image.new("RGB", (0, 5)))
-
-
-@pytest.mark.parametrize("output_format", ["png", "webp"])
-def test_lossless_at_100(output_format: OutputFormat) -> None:
-    data = encode(photo(), output_format, 100)
-    image = PIL.Image.open(io.BytesIO(data))
-    assert image.format == output_format.upper()
-    np.testing.assert_array_equal(np.asarray(image), photo())
-
-
-@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
-def test_less_quality_makes_smaller_files(output_format: OutputFormat) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    sizes = [len(encode(noise, output_format, quality)) for quality in (0, 30, 60, 95, 100)]
-    assert sizes == sorted(set(sizes))
-
-
-def test_jpeg_at_100_keeps_the_colours() -> None:
-    pixels = np.asarray(PIL.Image.open(io.BytesIO(encode(photo(), "jpeg", 100))))
-    assert np.abs(pixels.astype(int) - photo()).max() <= 5
-
-
-def test_read_only_pixels_are_encoded() -> None:
-    pixels = photo()
-    pixels.flags.writeable = False
-    assert encode(pixels, "png", 100).startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize(
-    "text", ["0x0", "0x8", "1024", "1024X768", "-1x5", "1024x768 ", "٣x٣", "9999999x1", "auto", ""]
-)
-def test_texts_that_are_no_size_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="WIDTHxHEIGHT"):
-        Size.parse(text)
-
-
-def test_size_reads_what_it_writes() -> None:
-    assert Size.parse("1024x768") == Size(1024, 768)
-    assert str(Size(1024, 768)) == "1024x768"
-    assert Size(100, 400).aspect_ratio == Size(400, 100).aspect_ratio == 4
-
-
-def test_a_size_has_at_least_one_pixel() -> None:
-    with pytest.raises(ValueError, match="1x1"):
-        Size(0, 5)
-
-
-def test_auto_keeps_the_aspect_ratio_at_the_native_area() -> None:
-    geometry = Geometry(native_area=1024 * 1024, multiple=16)
-    assert geometry.auto(Size(500, 500)) == Size(1024, 1024)
-    wide = geometry.auto(Size(1600, 900))
-    assert wide.width % 32 == wide.height % 32 == 0
-    assert abs(wide.width / wide.height - 16 / 9) < 0.05
-    assert min(geometry.auto(Size(100_000, 1)).height, geometry.auto(Size(1, 100_000)).width) > 0
-
-
-def test_cover_is_the_next_multiple() -> None:
-    assert Geometry(1024, 16).cover(Size(1, 33)) == Size(16, 48)
-    assert Geometry(1024, 16).cover(Size(32, 48)) == Size(32, 48)

@@ -1,0 +1,1 @@
+"""Pictures in memory: sizes, pixels, and their encoding as files. Pillow and numpy only."""

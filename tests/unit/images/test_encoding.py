@@ -1,0 +1,39 @@
+"""Results as picture files."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from serve_app.images.encoding import OutputFormat, encode
+from serve_app.settings import LimitSettings
+from tests.pictures import photo
+
+LIMITS = LimitSettings()
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp"])
+def test_lossless_at_100(output_format: OutputFormat) -> None:
+    data = encode(photo(), output_format, 100)
+    image = PIL.Image.open(io.BytesIO(data))
+    assert image.format == output_format.upper()
+    np.testing.assert_array_equal(np.asarray(image), photo())
+
+
+@pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+def test_less_quality_makes_smaller_files(output_format: OutputFormat) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    sizes = [len(encode(noise, output_format, quality)) for quality in (0, 30, 60, 95, 100)]
+    assert sizes == sorted(set(sizes))
+
+
+def test_jpeg_at_100_keeps_the_colours() -> None:
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(encode(photo(), "jpeg", 100))))
+    assert np.abs(pixels.astype(int) - photo()).max() <= 5
+
+
+def test_read_only_pixels_are_encoded() -> None:
+    pixels = photo()
+    pixels.flags.writeable = False
+    assert encode(pixels, "png", 100).startswith(b"\x89PNG")
