@@ -142,16 +142,20 @@ class LimitSettings(Settings):
         1000.0, gt=0, description="average rate that an upload must keep from its beginning on"
     )
     upload_grace_s: float = Field(10.0, gt=0, description="extra time that an upload may take beyond that rate")
-    # Beyond this bound, Pillow itself refuses a picture with a message of its own (twice its MAX_IMAGE_PIXELS).
     max_image_pixels: int = Field(
-        40_000_000, ge=1, le=178_956_970, description="pixels of one input picture, checked before it is decoded"
+        200_000_000, ge=1, description="pixels of one input picture, checked before it is decoded"
+    )
+    shrink_above_pixels: int = Field(
+        2**22,
+        ge=2**16,
+        description="a picture with more pixels is shrunk to this many while it is decoded; no model reads more",
     )
     decode_timeout_s: float = Field(20.0, gt=0, description="time that decoding one picture may take")
     max_decoder_bytes: int = Field(2 * 2**30, ge=2**26, description="memory that decoding one picture may take")
     max_decoding_pixels: int = Field(
         640_000_000,
         ge=1,
-        description="pixels of the input pictures of all open edits of an ingress replica; further edits wait",
+        description="pixels of the decoded pictures of all open edits of an ingress replica; further edits wait",
     )
     max_aspect_ratio: float = Field(8.0, ge=1, description="long side ÷ short side, of pictures and of `size`")
     max_area_factor: float = Field(4.0, ge=1, description="pixels of `size`, as a multiple of the model's native area")

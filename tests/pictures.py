@@ -4,12 +4,16 @@ import base64
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
 from serve_app.request import Pixels
+
+PHONE = Path(__file__).parent / "phone.heic"
+"""A HEIC of 48 × 64 as phones make them, stored on its side: Display P3's (200, 80, 60), white at the top right."""
 
 
 def png(value: int = 0, width: int = 8, height: int = 6) -> bytes:
@@ -33,13 +37,13 @@ def file_of(image: PIL.Image.Image, file_format: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
 def one_bit_png(width: int, height: int) -> bytes:
     """Return a white PNG of one bit a pixel, made without holding its pixels in memory."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     row, packer = b"\0" + b"\xff" * ((width + 7) // 8), zlib.compressobj(9)
     packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", packed) + png_chunk(b"IEND", b"")

@@ -3,42 +3,80 @@
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
+import pi_heif
+import PIL.AvifImagePlugin
 import PIL.Image
-from numpy.typing import NDArray
+import pillow_jxl.JpegXLImagePlugin
+import puremagic
 
+from serve_app.decoding import jpeg, jpeg_xl, png
 from serve_app.errors import InvalidInput
 from serve_app.images.geometry import Size, check_picture_size
-from serve_app.images.pixels import convert, undecodable
+from serve_app.images.pixels import convert, is_sideways, undecodable
+from serve_app.request import Pixels
 from serve_app.settings import LimitSettings
 
-# Pillow decodes these formats in its own code. Left out on purpose: EPS and WMF run programs or system code, ICO and
-# ICNS contain pictures whose size is unknown until they are decoded.
-_READ_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-READ_FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, JPEG 2000 or PPM"
+# Left out on purpose: EPS and WMF run programs or system code, ICO and ICNS contain pictures whose size is unknown
+# until they are decoded.
+_READ_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL", "JPEG2000", "PPM")
+READ_FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG XL, JPEG 2000 or PPM"
 
-# Decoding passes over the whole picture once per scan. Cameras and encoders write about ten scans; those of an embedded
-# thumbnail count too.
-_JPEG_SCAN = b"\xff\xda"
-_MAX_JPEG_SCANS = 100
+pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
+
+# puremagic's confidence in what it says of a file, from 0 to 1; below it guesses.
+_RECOGNISED = 0.3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedPicture:
+    """A picture in sRGB, height × width × 3. `sent_size`: its size in the file, upright, before it was shrunk."""
+
+    pixels: Pixels
+    sent_size: Size
+
+
+def prepare_process() -> None:
+    """Let decoders start no threads, and leave the bound on pixels to `limits`: for a process that decodes only."""
+    PIL.Image.MAX_IMAGE_PIXELS = None
+    PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    pi_heif.options.DECODE_THREADS = 1
+    pillow_jxl.JpegXLImagePlugin.DECODE_THREADS = 0
 
 
 def measure(data: bytes, index: int, limits: LimitSettings) -> Size:
     """Return the size of an untrusted picture file, from its header. Arguments and errors are those of `decode`."""
+    if (size := jpeg_xl.read_size(data)) is not None:
+        # Pillow's plugin would decode the file to open it.
+        check_picture_size(size, index, limits)
+        return size
     with _opened(data, index, limits) as image:
         return Size(*image.size)
 
 
-def decode(data: bytes, index: int, limits: LimitSettings) -> NDArray[np.uint8]:
-    """Decode the first frame of an untrusted picture file to RGB, height × width × 3.
+def decode(data: bytes, index: int, limits: LimitSettings) -> DecodedPicture:
+    """Decode the first frame of an untrusted picture file.
 
-    Only the header is read before the limits are checked. `index` is the picture's place in the request, for messages.
-    Raises InvalidInput for everything that is wrong with the file. A hostile file may take minutes, or end the process:
-    `decoding.pool` runs this function in processes of their own.
+    A picture of more than `limits.shrink_above_pixels` is made that small while it is decoded. Only the header is read
+    before the limits are checked. `index` is the picture's place in the request, for messages. Raises InvalidInput for
+    everything that is wrong with the file. A hostile file may take minutes, or end the process: `decoding.pool` runs
+    this function in processes of their own.
     """
+    if not jpeg.lacks_end(data):
+        return _decode(data, index, limits)
+    first, *others = (_decode(mended, index, limits) for mended in jpeg.with_ends(data))
+    if not all(np.array_equal(first.pixels, other.pixels) for other in others):
+        raise undecodable(index, "the file is damaged or incomplete")
+    return first
+
+
+def _decode(data: bytes, index: int, limits: LimitSettings) -> DecodedPicture:
     with _opened(data, index, limits) as image:
-        return convert(image, index)
+        width, height = image.size
+        pixels = convert(image, index, limits.shrink_above_pixels)
+        return DecodedPicture(pixels, Size(height, width) if is_sideways(image) else Size(width, height))
 
 
 @contextmanager
@@ -46,20 +84,28 @@ def _opened(data: bytes, index: int, limits: LimitSettings) -> Iterator[PIL.Imag
     if not data:
         raise undecodable(index, "the file is empty")
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=_READ_FORMATS) as image:
+        if (size := jpeg_xl.read_size(data)) is not None:
+            check_picture_size(size, index, limits)
+        file = png.read_png(data)
+        with PIL.Image.open(io.BytesIO(file.data), formats=_READ_FORMATS) as image:
             check_picture_size(Size(*image.size), index, limits)
-            if image.format in ("JPEG", "MPO") and data.count(_JPEG_SCAN) > _MAX_JPEG_SCANS:
-                raise undecodable(index, f"it has more than {_MAX_JPEG_SCANS} scans")
+            if image.format in ("JPEG", "MPO") and jpeg.has_too_many_scans(data):
+                raise undecodable(index, f"it has more than {jpeg.MAX_SCANS} scans")
+            if file.profile is not None:
+                image.info["icc_profile"] = file.profile
             yield image
     except InvalidInput:
         raise
-    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
-        # Pillow has its own limit for the whole process; with the default settings our limit is the lower one.
-        raise InvalidInput(
-            f"Image at index {index} is too large: at most {limits.max_image_pixels} pixels are allowed", param="images"
-        ) from None
     except PIL.UnidentifiedImageError:
-        raise undecodable(index, f"not a {READ_FORMATS_TEXT} file, or its header is damaged") from None
+        raise undecodable(index, f"not a {READ_FORMATS_TEXT} file, {_what_it_is(data)}") from None
     except Exception:
         # If a header is damaged, Pillow's plugins raise SyntaxError, struct.error, ValueError and others.
         raise undecodable(index, "the file is damaged or incomplete") from None
+
+
+def _what_it_is(data: bytes) -> str:
+    try:
+        best = puremagic.magic_string(data)[0]
+    except (puremagic.PureError, IndexError):
+        return "or its header is damaged"
+    return f"but perhaps: {best.name}" if best.confidence >= _RECOGNISED else "or its header is damaged"

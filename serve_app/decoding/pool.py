@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from serve_app.decoding import worker
+from serve_app.decoding.files import DecodedPicture
 from serve_app.errors import InvalidInput
 from serve_app.images.geometry import Size, check_picture_size
-from serve_app.images.pixels import undecodable
-from serve_app.request import Pixels
+from serve_app.images.pixels import shrunk_size, undecodable
 from serve_app.settings import LimitSettings
 
 _START_S = 120.0
@@ -44,24 +44,25 @@ class DecoderPool:
     def measure(self, data: bytes, index: int, limits: LimitSettings) -> Size:
         """Return the size of a picture file, from its header.
 
-        Raises InvalidInput as `images.measure` does, and if measuring takes too long or kills the process.
+        Raises InvalidInput as `files.measure` does, and if measuring takes too long or kills the process.
         """
         response, _ = self._call(data, index, limits, measure=True)
-        return _checked_size(response, index, limits)
+        return _checked_size(response["size"], index, limits)
 
-    def decode(self, data: bytes, index: int, limits: LimitSettings) -> Pixels:
-        """Decode a picture file as `images.decode` does.
+    def decode(self, data: bytes, index: int, limits: LimitSettings) -> DecodedPicture:
+        """Decode a picture file as `files.decode` does.
 
         Raises InvalidInput also if decoding takes too long or kills the process.
         """
         response, descriptors = self._call(data, index, limits, measure=False)
-        size = _checked_size(response, index, limits)
+        sent_size = _checked_size(response["sent_size"], index, limits)
+        size = shrunk_size(Size(*response["size"]), limits.shrink_above_pixels)
         pixels = np.empty((size.height, size.width, 3), np.uint8)
         [descriptor] = descriptors
         with open(descriptor, "rb", buffering=0) as file:
             if os.preadv(file.fileno(), [pixels.data.cast("B")], 0) != pixels.nbytes:
                 raise RuntimeError("a decoder process sent fewer bytes than the picture has")
-        return pixels
+        return DecodedPicture(pixels, sent_size)
 
     def _call(self, data: bytes, index: int, limits: LimitSettings, measure: bool) -> tuple[dict[str, Any], list[int]]:
         process = self._take()
@@ -77,6 +78,8 @@ class DecoderPool:
             process.kill()
             raise
         self._idle.append(process)
+        if "refusal" in response[0]:
+            raise InvalidInput(response[0]["refusal"], param="images")
         return response
 
     def _take(self) -> "_DecoderProcess":
@@ -153,9 +156,7 @@ class _DecoderProcess:
         self._process.wait()
 
 
-def _checked_size(response: dict[str, Any], index: int, limits: LimitSettings) -> Size:
-    if "refusal" in response:
-        raise InvalidInput(response["refusal"], param="images")
-    size = Size(*response["size"])
+def _checked_size(sides: list[int], index: int, limits: LimitSettings) -> Size:
+    size = Size(*sides)
     check_picture_size(size, index, limits)
     return size

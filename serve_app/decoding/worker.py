@@ -2,8 +2,8 @@
 
 `decoding.pool` starts the program with the descriptor of a SOCK_SEQPACKET socket as its only argument. A request is
 JSON with `limits`, `index` and `measure`; a file descriptor of the picture file comes with it. A response is JSON with
-either `refusal`, a message for the caller, or `size`, width and height. Unless the request has `measure`, a file
-descriptor of the RGB bytes comes with the size.
+either `refusal`, a message for the caller, or `size`, width and height. Unless the request has `measure`, it also has
+`sent_size`, and a file descriptor of the RGB bytes comes with it.
 """
 
 import json
@@ -15,12 +15,10 @@ import socket
 import sys
 from typing import Any
 
-import PIL.AvifImagePlugin
 import PIL.Image
 
-from serve_app.decoding.files import decode, measure
+from serve_app.decoding.files import decode, measure, prepare_process
 from serve_app.errors import InvalidInput
-from serve_app.images.geometry import Size
 from serve_app.settings import LimitSettings
 
 READY = b"ready"
@@ -34,8 +32,8 @@ def main(channel: socket.socket) -> None:
     """Answer requests until the server closes the channel, or ends and so closes it."""
     # Ctrl-C in the server's terminal also reaches this process, while the server still finishes running edits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The stacks of more threads would need memory, and the pool already decodes several pictures at once.
-    PIL.AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    # The stacks of threads would need memory, and the pool already decodes several pictures at once.
+    prepare_process()
     PIL.Image.init()
     own_bytes = _address_space_bytes()
     channel.send(READY)
@@ -63,16 +61,14 @@ def _limit_resources(limits: LimitSettings, own_bytes: int) -> None:
 def _respond(data: bytes, index: int, limits: LimitSettings, only_size: bool) -> tuple[dict[str, Any], list[int]]:
     try:
         if only_size:
-            return _size(measure(data, index, limits)), []
-        pixels = decode(data, index, limits)
+            size = measure(data, index, limits)
+            return {"size": [size.width, size.height]}, []
+        picture = decode(data, index, limits)
     except InvalidInput as error:
         return {"refusal": error.message}, []
-    height, width, _ = pixels.shape
-    return _size(Size(width, height)), [memory_file(pixels.data.cast("B"))]
-
-
-def _size(size: Size) -> dict[str, Any]:
-    return {"size": [size.width, size.height]}
+    height, width, _ = picture.pixels.shape
+    sent = [picture.sent_size.width, picture.sent_size.height]
+    return {"size": [width, height], "sent_size": sent}, [memory_file(picture.pixels.data.cast("B"))]
 
 
 def memory_file(data: bytes | memoryview) -> int:

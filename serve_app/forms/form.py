@@ -18,6 +18,7 @@ from serve_app.forms.fingerprint import Fingerprint
 from serve_app.forms.memory import Reservation
 from serve_app.forms.upload import ReadPicture, Values
 from serve_app.images.encoding import OutputFormat
+from serve_app.images.pixels import shrunk_size
 from serve_app.request import EditRequest, check_limits
 from serve_app.settings import AppSettings, LimitSettings
 
@@ -66,11 +67,12 @@ async def parse(
         reads = pictures if fingerprint is None else fingerprint.pictures
         sizes = await _each(DECODERS.measure, reads, limits, executor)
         if reservation is not None:
-            await _reserve(reservation, sum(size.pixels for size in sizes), limits)
-        images = await _each(DECODERS.decode, reads, limits, executor)
+            pixels = sum(shrunk_size(size, limits.shrink_above_pixels).pixels for size in sizes)
+            await _reserve(reservation, pixels, limits)
+        pictures_read = await _each(DECODERS.decode, reads, limits, executor)
     if reservation is not None:
         reservation.release_bytes()
-    edit = EditRequest(images=images, caller=caller, **given.params())
+    edit = EditRequest(images=[picture.pixels for picture in pictures_read], caller=caller, **given.params())
     check_limits(edit, limits)
     digest = None if fingerprint is None else fingerprint.hexdigest()
     return EditForm(edit, given.output_format, given.output_compression, given.user, given.stream, digest)
@@ -103,6 +105,9 @@ async def _reserve(reservation: Reservation, pixels: int, limits: LimitSettings)
 def _opened(
     request: Request, limits: LimitSettings, executor: Executor | None
 ) -> AbstractAsyncContextManager[tuple[Values, list[ReadPicture]]]:
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise UnsupportedMediaType(f"A body with Content-Encoding: {encoding[:80]} is not read; send it uncompressed")
     media_type = parse_options_header(request.headers.get("content-type"))[0].decode("latin-1")
     if media_type == multipart.MEDIA_TYPE:
         return multipart.opened(request, limits)

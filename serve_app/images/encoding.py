@@ -6,6 +6,9 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngInfo
+
+from serve_app.images.colour import srgb_profile
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
@@ -18,19 +21,26 @@ def encode(pixels: NDArray[np.uint8], output_format: OutputFormat, compression: 
     """Encode `pixels`, height × width × 3, as a picture file.
 
     `compression` is the quality of jpeg and webp, from 0 to 100. png ignores it and is always lossless; webp is
-    lossless at 100.
+    lossless at 100. Every file says that its colours are sRGB.
     """
     image = PIL.Image.fromarray(pixels)
     file = io.BytesIO()
     if output_format == "png":
         # Run-length matching only: on the noise of generated pictures the fastest setting, and as small as level 1.
-        image.save(file, "PNG", compress_level=1, compress_type=3)
+        image.save(file, "PNG", compress_level=1, compress_type=3, pnginfo=_srgb_chunk())
     elif output_format == "jpeg":
         subsampling = 0 if compression >= _JPEG_FULL_COLOUR_QUALITY else 2
-        image.save(file, "JPEG", quality=compression, subsampling=subsampling)
+        image.save(file, "JPEG", quality=compression, subsampling=subsampling, icc_profile=srgb_profile())
     elif compression == 100:
         # Lossy WebP halves the colour resolution at every quality, so quality 100 would still lose detail.
-        image.save(file, "WEBP", lossless=True, quality=0, method=0)
+        image.save(file, "WEBP", lossless=True, quality=0, method=0, icc_profile=srgb_profile())
     else:
-        image.save(file, "WEBP", quality=compression, method=2)
+        image.save(file, "WEBP", quality=compression, method=2, icc_profile=srgb_profile())
     return file.getvalue()
+
+
+def _srgb_chunk() -> PngInfo:
+    """Return PNG's mark of sRGB, with the rendering intent for photographs."""
+    chunks = PngInfo()
+    chunks.add(b"sRGB", b"\0")
+    return chunks

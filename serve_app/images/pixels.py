@@ -1,11 +1,14 @@
 """Pictures as pixels: PIL pictures to RGB arrays, and arrays of other sizes."""
 
+import math
+
 import numpy as np
 import PIL.ExifTags
 import PIL.Image
 from numpy.typing import NDArray
 
 from serve_app.errors import InvalidInput
+from serve_app.images.colour import to_srgb
 from serve_app.images.geometry import Size
 
 _UPRIGHT = {
@@ -18,6 +21,8 @@ _UPRIGHT = {
     8: PIL.Image.Transpose.ROTATE_90,
 }
 
+_SIDEWAYS = (5, 6, 7, 8)
+
 PICTURE_THREADS = 4
 """Threads of one process that prepare, decode or encode pictures.
 
@@ -25,10 +30,10 @@ Pillow, zlib and torch release the GIL; more threads would only compete with the
 """
 
 
-def convert(image: PIL.Image.Image, index: int) -> NDArray[np.uint8]:
+def convert(image: PIL.Image.Image, index: int, max_pixels: int | None = None) -> NDArray[np.uint8]:
     """Convert as `from_pil`, but raise InvalidInput, with the picture's `index`, for every failure."""
     try:
-        return from_pil(image)
+        return from_pil(image, max_pixels)
     except MemoryError:
         raise undecodable(index, "there is not enough memory to decode it") from None
     except _Unusable as error:
@@ -38,28 +43,65 @@ def convert(image: PIL.Image.Image, index: int) -> NDArray[np.uint8]:
         raise undecodable(index, "the file is damaged or incomplete") from None
 
 
-def from_pil(image: PIL.Image.Image) -> NDArray[np.uint8]:
-    """Convert any PIL picture to RGB: a writable, C-contiguous uint8 array of height × width × 3.
+def from_pil(image: PIL.Image.Image, max_pixels: int | None = None) -> NDArray[np.uint8]:
+    """Convert any PIL picture to sRGB: a writable, C-contiguous uint8 array of height × width × 3.
 
-    EXIF orientation is applied, and transparent pixels are blended with white. Grey with more than 8 bits is scaled,
-    since Pillow's own `convert` would clip it: 16-bit and 32-bit integers from 0..65535, floats from 0..1, or from
-    0..255 if a value exceeds 1. If values lie outside of these ranges, the picture's own minimum and maximum are used.
+    EXIF orientation is applied, colours are converted to sRGB by the picture's profile, and transparent pixels are
+    blended with white. Grey with more than 8 bits is scaled, since Pillow's own `convert` would clip it: 16-bit and
+    32-bit integers from 0..65535, floats from 0..1, or from 0..255 if a value exceeds 1. If values lie outside of these
+    ranges, the picture's own minimum and maximum are used.
 
-    Raises ValueError for a picture without pixels or with NaN or infinity, and whatever Pillow raises for a damaged
-    file.
+    A picture of more than `max_pixels` is shrunk to that many, with its aspect ratio; `image` itself may shrink, too.
+
+    Raises ValueError for a picture without pixels, with NaN or infinity, or of a kind that Pillow misreads, and
+    whatever Pillow raises for a damaged file.
     """
-    image.load()
     if 0 in image.size:
         raise _Unusable("it has no pixels")
-    upright = _upright(image)
-    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
-        return np.repeat(_grey_to_8_bit(upright)[:, :, np.newaxis], 3, axis=2)
+    _check_planes(image)
+    if max_pixels is not None:
+        smaller = shrunk_size(Size(*image.size), max_pixels)
+        # A JPEG file is then decoded at an eighth, a quarter or half of its size.
+        image.draft(None, (smaller.width, smaller.height))
+    image.load()
+    # What Pillow knows of files, and not of pictures made of them.
+    orientation, is_negative = _orientation(image), _is_negative(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _grey_to_8_bit(image, is_negative)
+    if max_pixels is not None:
+        image = _shrink(image, max_pixels)
+    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
     if upright.mode == "La":  # Pillow converts premultiplied grey to LA only
         upright = upright.convert("LA")
+    upright = to_srgb(upright)
     if upright.has_transparency_data:
         white = PIL.Image.new("RGBA", upright.size, "white")
         upright = PIL.Image.alpha_composite(white, upright.convert("RGBA"))
     return np.array(upright.convert("RGB"))
+
+
+def is_sideways(image: PIL.Image.Image) -> bool:
+    """Return whether `from_pil` exchanges width and height of this loaded picture, for its EXIF orientation."""
+    return _orientation(image) in _SIDEWAYS
+
+
+def shrunk_size(size: Size, max_pixels: int) -> Size:
+    """Return `size`, or the size of the same aspect ratio that has `max_pixels` at most, up to rounding down."""
+    if size.pixels <= max_pixels:
+        return size
+    scale = math.sqrt(max_pixels / size.pixels)
+    return Size(max(1, int(size.width * scale)), max(1, int(size.height * scale)))
+
+
+def _shrink(image: PIL.Image.Image, max_pixels: int) -> PIL.Image.Image:
+    size = Size(*image.size)
+    smaller = shrunk_size(size, max_pixels)
+    if smaller == size:
+        return image
+    if image.mode in ("1", "P", "PA") or "transparency" in image.info:
+        # Neither the numbers of a palette nor a colour that means transparent can be mixed with their neighbours.
+        image = image.convert("RGBA" if image.has_transparency_data else "L" if image.mode == "1" else "RGB")
+    return image.resize((smaller.width, smaller.height), PIL.Image.Resampling.LANCZOS, reducing_gap=3.0)
 
 
 class _Unusable(ValueError):
@@ -71,21 +113,38 @@ def undecodable(index: int, reason: str) -> InvalidInput:
     return InvalidInput(f"Invalid image format at index {index}: {reason}", param="images")
 
 
-def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+def _orientation(image: PIL.Image.Image) -> int | None:
     try:
         orientation = image.getexif().get(PIL.ExifTags.Base.Orientation)
     except Exception:
         # Picture viewers show a photo with damaged EXIF as it is stored, and so does this server.
-        return image
-    transpose = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if transpose is None else image.transpose(transpose)
+        return None
+    return orientation if isinstance(orientation, int) else None
 
 
-def _grey_to_8_bit(image: PIL.Image.Image) -> NDArray[np.uint8]:
+_TIFF_PHOTOMETRIC, _TIFF_PLANES, _TIFF_BITS = 262, 284, 258
+
+
+def _check_planes(image: PIL.Image.Image) -> None:
+    """Raise ValueError for a TIFF file whose 16-bit colours lie in a plane each, which Pillow 13 mixes up."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and tags.get(_TIFF_PLANES) == 2 and max(tags.get(_TIFF_BITS, (1,))) > 8:
+        raise _Unusable("a TIFF file with more than 8 bits must have its colours together, not a plane for each")
+
+
+def _is_negative(image: PIL.Image.Image) -> bool:
+    """Return whether 0 is white (MinIsWhite) in a TIFF file, which Pillow 13 knows for up to 8 bits only."""
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and tags.get(_TIFF_PHOTOMETRIC) == 0
+
+
+def _grey_to_8_bit(image: PIL.Image.Image, is_negative: bool) -> PIL.Image.Image:
     values = np.asarray(image)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise _Unusable("it holds NaN or infinity")
     black, white = _range(float(values.min()), float(values.max()), values.dtype.kind == "f")
+    if is_negative:
+        black, white = white, black
     grey = values.astype(np.float32)
     grey -= black
     grey *= 255.0 / (white - black)
@@ -93,7 +152,9 @@ def _grey_to_8_bit(image: PIL.Image.Image) -> NDArray[np.uint8]:
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         result[values == transparent] = 255
-    return result
+    converted = PIL.Image.fromarray(result)
+    converted.info = {name: value for name, value in image.info.items() if name != "transparency"}
+    return converted
 
 
 def _range(low: float, high: float, is_float: bool) -> tuple[float, float]:

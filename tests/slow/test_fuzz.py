@@ -29,10 +29,11 @@ from serve_app.api.app import create_app
 from serve_app.decoding.pool import DecoderPool
 from serve_app.errors import EditError, InvalidInput
 from serve_app.forms.names import FIELDS
+from serve_app.images.colour import srgb_profile
 from serve_app.settings import AppSettings, CorsSettings, LimitSettings
 from tests.editors import Inverter
 from tests.fuzzing import ROUNDS, SEED, fuzz, tried
-from tests.pictures import file_of, photo, png
+from tests.pictures import PHONE, file_of, photo, png
 from tests.processes import decoder_processes
 from tests.uploads import PICTURE, PROMPT, Upload, body_of
 
@@ -216,6 +217,7 @@ MODES = {
     "BMP": ["1", "L", "P", "RGB", "RGBA"],
     "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "LAB", "I;16", "I", "F"],
     "AVIF": ["RGB", "RGBA"],
+    "JXL": ["RGB", "RGBA", "L", "LA"],
     "JPEG2000": ["L", "LA", "RGB", "RGBA", "I;16"],
     "PPM": ["1", "L", "RGB", "I"],
 }
@@ -226,7 +228,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"subsampling": 0, "restart_marker_rows": 1},
         {"exif": PIL.Image.Exif().tobytes()},
     ],
-    "PNG": [{}, {"compress_level": 0}, {"icc_profile": bytes(300)}],
+    "PNG": [{}, {"compress_level": 0}, {"icc_profile": bytes(300)}, {"icc_profile": srgb_profile()}],
     "WEBP": [{}, {"lossless": True}],
     "GIF": [{}, {"interlace": 0}],
     "TIFF": [{"compression": name} for name in ("raw", "tiff_lzw", "packbits", "tiff_adobe_deflate", "zstd", "lzma")],
@@ -251,6 +253,7 @@ def seeds() -> Iterator[bytes]:
     for compression in ("group3", "group4"):
         yield file_of(in_mode("1"), "TIFF", compression=compression)
     yield file_of(COLOURS, "TIFF", compression="jpeg")
+    yield PHONE.read_bytes()
     for file_format in ("GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"):
         yield file_of(COLOURS, file_format, save_all=True, append_images=[COLOURS.rotate(90 * k) for k in range(3)])
     yield b"P3 2 1 255 1 2 3 4 5 6\n"
@@ -296,9 +299,9 @@ def decoders() -> Iterator[DecoderPool]:
 
 def test_there_is_a_seed_of_every_format(decoders: DecoderPool) -> None:
     formats = {str(PIL.Image.open(io.BytesIO(data)).format) for data in seeds()}
-    assert formats == {*MODES, "MPO"}
+    assert formats == {*MODES, "MPO", "HEIF"}
     for data in seeds():
-        assert decoders.decode(data, 0, SMALL).size > 0
+        assert decoders.decode(data, 0, SMALL).pixels.size > 0
 
 
 def test_any_picture_is_decoded_or_refused_within_its_memory(decoders: DecoderPool) -> None:
@@ -310,7 +313,7 @@ def test_any_picture_is_decoded_or_refused_within_its_memory(decoders: DecoderPo
     for number in range(8000 * ROUNDS):
         data = mutated(files, draw)
         try:
-            assert 0 < decoders.decode(data, 0, SMALL).size <= 3 * SMALL.max_image_pixels
+            assert 0 < decoders.decode(data, 0, SMALL).pixels.size <= 3 * SMALL.max_image_pixels
             tried["pictures decoded"] += 1
         except InvalidInput as error:
             tried["pictures refused"] += 1

@@ -35,7 +35,7 @@ class StockApi(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
         """Return the edit. LitServe passes the parsed form as `request`."""
         form: Any = request
         return EditRequest(
-            images=[decode(form["images"].file.read(), 0, self._settings.limits)],
+            images=[decode(form["images"].file.read(), 0, self._settings.limits).pixels],
             prompt=form["prompt"],
             n=int(form["n"]),
             size=form["size"],

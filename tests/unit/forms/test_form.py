@@ -305,6 +305,13 @@ def test_only_multipart_and_json_are_read(content_type: str) -> None:
     assert upload.taken_bytes == 0
 
 
+def test_a_packed_body_is_refused() -> None:
+    upload = Upload([b"\x1f\x8b"], "application/json", headers=[(b"content-encoding", b"gzip")])
+    with pytest.raises(UnsupportedMediaType, match="Content-Encoding: gzip is not read; send it uncompressed"):
+        upload.parse()
+    assert upload.taken_bytes == 0
+
+
 @pytest.mark.parametrize("content_type", ["multipart/form-data", "multipart/form-data; boundary="])
 def test_a_missing_boundary_is_said(content_type: str) -> None:
     with pytest.raises(InvalidInput, match="no boundary"):

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from serve_app.images.colour import srgb_profile
 from serve_app.images.encoding import OutputFormat, encode
 from serve_app.settings import LimitSettings
 from tests.pictures import photo
@@ -37,3 +38,11 @@ def test_read_only_pixels_are_encoded() -> None:
     pixels = photo()
     pixels.flags.writeable = False
     assert encode(pixels, "png", 100).startswith(b"\x89PNG")
+
+
+def test_every_file_says_that_it_is_srgb() -> None:
+    for output_format in ("jpeg", "webp"):
+        for compression in (50, 100):
+            image = PIL.Image.open(io.BytesIO(encode(photo(), output_format, compression)))
+            assert image.info["icc_profile"] == srgb_profile()
+    assert PIL.Image.open(io.BytesIO(encode(photo(), "png", 100))).info["srgb"] == 0
