@@ -63,9 +63,8 @@ def _is_intact(chunk: memoryview, length: int | None = None) -> bool:
 def _unpack_profile(content: bytes) -> bytes | None:
     """Return the profile of an iCCP chunk: a name, a zero, a zero for zlib, and the packed profile."""
     _, _, packed = content.partition(b"\0")
-    unpacker = zlib.decompressobj()
     try:
-        profile = unpacker.decompress(packed[1:], MAX_PROFILE_BYTES)
+        # A longer one is cut, and so ignored later.
+        return zlib.decompressobj().decompress(packed[1:], MAX_PROFILE_BYTES)
     except zlib.error:
         return None
-    return profile if unpacker.eof else None

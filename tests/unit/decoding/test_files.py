@@ -248,13 +248,28 @@ def test_a_heic_of_a_phone_is_upright_and_in_srgb() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
-@pytest.mark.parametrize(("width", "height"), [(64, 48), (333, 217), (96, 32), (1200, 160)])
+@pytest.mark.parametrize(("width", "height"), [(64, 48), (333, 217), (96, 32), (1200, 160), (160, 1200)])
 def test_jpeg_xl_is_read(mode: str, width: int, height: int) -> None:
     image = PIL.Image.fromarray(photo(width, height)).convert(mode)
     for in_container in (True, False):
         data = file_of(image, "JXL", lossless=True, use_container=in_container)
         np.testing.assert_array_equal(decode(data, 0, LIMITS).pixels, np.asarray(image.convert("RGB")))
         assert measure(data, 0, LIMITS) == Size(width, height)
+
+
+def test_the_size_of_a_jpeg_xl_is_in_its_first_bytes() -> None:
+    stream = file_of(PIL.Image.fromarray(photo(333, 217)), "JXL", lossless=True, use_container=False)
+    container = bytes.fromhex("0000000c4a584c200d0a870a00000014667479706a786c20000000006a786c20")
+
+    def box(kind: bytes, content: bytes) -> bytes:
+        return (8 + len(content)).to_bytes(4, "big") + kind + content
+
+    # A codestream in parts, behind a box of something else.
+    parts = [bytes(4) + stream[:50], (2**31 + 1).to_bytes(4, "big") + stream[50:]]
+    data = container + box(b"Exif", bytes(30)) + b"".join(box(b"jxlp", part) for part in parts)
+    np.testing.assert_array_equal(decode(data, 0, LIMITS).pixels, photo(333, 217))
+    for beginning in (stream[:20], data[:120], data[:32] + (1).to_bytes(4, "big") + b"jxlc" + bytes(8) + stream[:20]):
+        assert measure(beginning, 0, LIMITS) == Size(333, 217)
 
 
 def test_a_jpeg_xl_of_too_many_pixels_is_refused_by_its_header() -> None:

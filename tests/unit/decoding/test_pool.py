@@ -83,6 +83,13 @@ def test_what_takes_too_long_is_refused_and_its_process_ends(decoders: DecoderPo
     assert decoders.decode(PNG, 0, LIMITS).pixels.shape == (48, 64, 3)
 
 
+def test_a_large_jpeg_is_never_in_memory_as_a_whole(decoders: DecoderPool) -> None:
+    # 144 MB as a whole.
+    data = file_of(PIL.Image.new("RGB", (6000, 6000)), "JPEG")
+    picture = decoders.decode(data, 0, LimitSettings(max_decoder_bytes=128 * 2**20))
+    assert picture.sent_size == Size(6000, 6000)
+
+
 def test_what_takes_too_much_memory_is_refused(decoders: DecoderPool) -> None:
     small = LimitSettings(max_decoder_bytes=2**26)
     assert refusal(decoders, LARGE, 1, small).endswith("there is not enough memory to decode it")

@@ -110,6 +110,19 @@ def test_pixels_stay_to_the_bit(profile: bytes | None) -> None:
     np.testing.assert_array_equal(converted(profile), CUBE)
 
 
+def test_a_profile_that_is_nearly_srgb_moves_nothing() -> None:
+    # As rounded by a maker of profiles: 1 of 255 here and there, which would only add noise.
+    nearly = make_profile(((0.3127, 0.3290), (0.6402, 0.3300), (0.3000, 0.6003), (0.1500, 0.0600)), srgb_light)
+    np.testing.assert_array_equal(converted(nearly), CUBE)
+
+
+def test_the_darkest_colour_of_a_profile_is_black() -> None:
+    paper = make_profile(((0.3127, 0.3290), (0.64, 0.33), (0.30, 0.60), (0.15, 0.06)), lambda v: 0.03 + 0.97 * v**2.2)
+    black, white = converted(paper, np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8))[0]
+    assert black.tolist() == [0, 0, 0]
+    assert white.tolist() == [255, 255, 255]
+
+
 def test_alpha_is_no_colour() -> None:
     image = PIL.Image.fromarray(np.dstack([CUBE, np.arange(4096).reshape(64, 64).astype(np.uint8)]))
     image.info["icc_profile"] = profile_of_code_points(12, 13)
