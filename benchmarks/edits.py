@@ -32,7 +32,10 @@ class Effort:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One kind of edit. `weight`: its share of mixed traffic. `side`: of the output in pixels, None for `auto`."""
+    """One kind of edit. `weight`: its share of mixed traffic. `side`: of the output in pixels, None for `auto`.
+
+    The reference keeps the native area (`fit=free`), as in the stock pipeline of the other contenders.
+    """
 
     name: str
     picture_seed: int
@@ -54,6 +57,7 @@ class Edit:
             prompt=self.prompt,
             n=self.n,
             size=Size(self.side, self.side) if self.side else None,
+            fit="free" if self.side else "cover",
             num_inference_steps=self.steps,
             seed=self.seed,
         )
@@ -65,6 +69,7 @@ class Edit:
             "prompt": self.prompt,
             "n": self.n,
             "size": size,
+            "fit": "free" if self.side else "cover",
             "num_inference_steps": self.steps,
             "seed": self.seed,
         }

@@ -18,13 +18,22 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from serve_app.errors import InvalidInput
-from serve_app.images.geometry import SIZE_PATTERN, Geometry, Size, check_picture_size
+from serve_app.images.geometry import (
+    SIZE_PATTERN,
+    Fit,
+    Geometry,
+    Size,
+    WantedSize,
+    check_picture_size,
+    is_shrunk,
+)
 from serve_app.images.pixels import convert
 from serve_app.settings import LimitSettings
 
@@ -50,13 +59,13 @@ _CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 _TEXT_SCHEMA = {"type": "string", "maxLength": MAX_PROMPT_CHARS, "not": {"pattern": _CONTROL_TOKEN.pattern}}
 _PROMPT_SCHEMA = {**_TEXT_SCHEMA, "minLength": 1, "pattern": r"\S"}
 _PROMPTS_SCHEMA = {"anyOf": [_PROMPT_SCHEMA, {"type": "array", "items": _PROMPT_SCHEMA, "minItems": 1}]}
-_SIZE_SCHEMA = {"type": "string", "pattern": f"^(auto|{SIZE_PATTERN.pattern})$"}
+_SIZE_SCHEMA = {"type": "string", "pattern": f"^(auto|original|{SIZE_PATTERN.pattern})$"}
 
 
 def _as_size(value: Any) -> Any:
-    if isinstance(value, str):
-        return None if value == "auto" else Size.parse(value)
-    return value
+    if not isinstance(value, str) or value == "original":
+        return value
+    return None if value == "auto" else Size.parse(value)
 
 
 def _as_tuple(value: Any) -> Any:
@@ -83,10 +92,16 @@ class EditParams(BaseModel):
         " ", max_length=MAX_PROMPT_CHARS, description="text that guidance steers away from"
     )
     n: int = Field(1, ge=1, le=MAX_VARIANTS, description="variants of each picture")
-    size: Annotated[Size | None, BeforeValidator(_as_size), WithJsonSchema(_SIZE_SCHEMA)] = Field(
+    size: Annotated[WantedSize, BeforeValidator(_as_size), WithJsonSchema(_SIZE_SCHEMA)] = Field(
         None,
-        description="`auto`: the picture's aspect ratio at the model's native area; `WxH`: exactly these pixels",
+        description="`auto`: the picture's aspect ratio at the model's native area; `original`: the same, resized to "
+        "the picture's own pixels; `WxH`: exactly these pixels",
         json_schema_extra={"default": "auto"},
+    )
+    fit: Fit = Field(
+        "cover",
+        description="if `size` is `WxH` with another aspect ratio: `cover` crops the picture around its centre; `free` "
+        "lets the model recompose it",
     )
     num_inference_steps: int | None = Field(
         None,
@@ -106,6 +121,13 @@ class EditParams(BaseModel):
         examples=[7],
     )
     partial_images: int = Field(0, ge=0, le=MAX_PREVIEWS, description="previews of each output; only with `stream`")
+
+    @field_validator("fit")
+    @classmethod
+    def _check_fit(cls, fit: Fit, info: ValidationInfo) -> Fit:
+        if fit == "free" and info.data.get("size") in (None, "original"):
+            raise ValueError("free needs a size of WIDTHxHEIGHT: any other size has the picture's own aspect ratio")
+        return fit
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
@@ -132,6 +154,8 @@ class EditRequest(EditParams):
     """
 
     images: tuple[Pixels, ...]
+    original_sizes: tuple[Annotated[Size, BeforeValidator(_as_size)], ...] | None = None
+    """The size of each picture before it was shrunk, from which `size` counts. None: the images are as they were."""
     caller: str | None = Field(None, min_length=1, max_length=256)
     """The caller whose samples `engine.max_caller_samples` counts; over HTTP, the name of the key. None: no limit."""
 
@@ -150,6 +174,19 @@ class EditRequest(EditParams):
             raise ValueError(f"images must be a list of pictures, not {type(value).__name__}")
         return tuple(as_pixels(image, index) for index, image in enumerate(value))
 
+    @field_validator("original_sizes")
+    @classmethod
+    def _check_original_sizes(cls, sizes: tuple[Size, ...] | None, info: ValidationInfo) -> tuple[Size, ...] | None:
+        images = info.data.get("images", ())
+        if sizes is None or not images:
+            return sizes
+        if len(sizes) != len(images):
+            raise ValueError(f"{len(sizes)} sizes for {len(images)} images")
+        for index, (original, image) in enumerate(zip(sizes, images, strict=True)):
+            if not is_shrunk(size_of(image), original):
+                raise ValueError(f"the image at index {index} has {size_of(image)}, which is not {original} shrunk")
+        return sizes
+
     @model_validator(mode="after")
     def _check_prompts(self) -> "EditRequest":
         if isinstance(self.prompt, tuple) and len(self.prompt) != len(self.images):
@@ -165,6 +202,11 @@ class EditRequest(EditParams):
         return (self.prompt,) * len(self.images) if isinstance(self.prompt, str) else self.prompt
 
     @property
+    def sizes(self) -> tuple[Size, ...]:
+        """The size of each picture before it was shrunk."""
+        return self.original_sizes or tuple(map(size_of, self.images))
+
+    @property
     def outputs(self) -> int:
         return len(self.images) * self.n
 
@@ -176,6 +218,10 @@ class EditRequest(EditParams):
     def output_seed(self, image_index: int, variant_index: int) -> int:
         """Return the seed of one output: the request's seed plus the output's place in output order."""
         return self.seed + image_index * self.n + variant_index
+
+
+def size_of(pixels: Pixels) -> Size:
+    return Size(pixels.shape[1], pixels.shape[0])
 
 
 def as_pixels(image: Any, index: int) -> Pixels:
@@ -214,9 +260,9 @@ def check_limits(request: EditRequest, limits: LimitSettings) -> None:
         raise InvalidInput(
             f"images × n must be at most {limits.max_outputs}, not {len(request.images)} × {request.n}", param="n"
         )
-    for index, pixels in enumerate(request.images):
-        check_picture_size(Size(pixels.shape[1], pixels.shape[0]), index, limits)
-    if request.size is not None and request.size.aspect_ratio > limits.max_aspect_ratio:
+    for index, size in enumerate(request.sizes):
+        check_picture_size(size, index, limits)
+    if isinstance(request.size, Size) and request.size.aspect_ratio > limits.max_aspect_ratio:
         raise InvalidInput(
             f"size: {request.size} has an aspect ratio above {limits.max_aspect_ratio:g}:1", param="size"
         )
@@ -225,7 +271,7 @@ def check_limits(request: EditRequest, limits: LimitSettings) -> None:
 def check_output_size(request: EditRequest, geometry: Geometry, limits: LimitSettings) -> None:
     """Raise InvalidInput if `size` has more than `max_area_factor` times the model's native pixels."""
     most = round(limits.max_area_factor * geometry.native_area)
-    if request.size is not None and request.size.pixels > most:
+    if isinstance(request.size, Size) and request.size.pixels > most:
         raise InvalidInput(f"size: {request.size} has more than {most} pixels, this model's maximum", param="size")
 
 

@@ -106,6 +106,6 @@ class Replica:
 
 def samples_of(entry: QueuedRequest, edit: Edit) -> list[Sample]:
     return [
-        Sample(entry, 0, variant, edit.shape, edit.tokens, seed=0, steps=edit.steps, guidance=4.0)
+        Sample(entry, 0, variant, edit.shape, edit.tokens, edit.shape.output, seed=0, steps=edit.steps, guidance=4.0)
         for variant in range(edit.samples)
     ]

@@ -103,7 +103,7 @@ class Bench:
 
     @property
     def reduced(self) -> Case:
-        """Half the side of the output, the reference at the native area: a request with `size`."""
+        """Half the side of the output, the reference at the native area: a request with `size` and `fit=free`."""
         return Case(self.size.native_side // 2, self.size.native_side)
 
     @property
@@ -155,6 +155,7 @@ def edit_request(
         prompt=list(prompts),
         negative_prompt=negative,
         size=Size(case.output_side, case.output_side),
+        fit="free",
         guidance_scale=GUIDANCE if guided else 1.0,
         num_inference_steps=steps,
         seed=seed,

@@ -13,6 +13,7 @@ from serve_app.api.keys import NAME, NAME_RULE
 from serve_app.client.connection import DEFAULT_SERVER, KEY_ENV, SERVER_ENV
 from serve_app.client.messages import EditOptions
 from serve_app.images.encoding import OutputFormat
+from serve_app.images.geometry import Fit
 from serve_app.settings import BUILTIN_TINY, AppSettings, ModelSettings, read_settings
 
 INTERRUPTED = 130
@@ -50,7 +51,8 @@ def main() -> None:
 @click.option("--overwrite", is_flag=True, help="Edit again what is done, and replace existing outputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each picture.")
 @click.option("-n", type=_POSITIVE, default=1, help="Variants of each picture.")
-@click.option("--size", help="Size of the outputs: auto, or WIDTHxHEIGHT in pixels.")
+@click.option("--size", help="Size of the outputs: auto, original, or WIDTHxHEIGHT in pixels.")
+@click.option("--fit", type=click.Choice(get_args(Fit)), help="If --size has another aspect ratio: crop, or recompose.")
 @click.option("--steps", type=int, help="Denoising steps.")
 @click.option("--guidance", type=float, help="Classifier-free guidance; 1 turns it off.")
 @click.option("--seed", type=int, help="Seed of every picture's first variant; each further variant has the next one.")

@@ -18,6 +18,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from serve_app.errors import EditError, from_body
 from serve_app.events import Progress
 from serve_app.images.encoding import OutputFormat, encode
+from serve_app.images.geometry import Fit
 from serve_app.request import Pixels, as_pixels
 
 ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image | Pixels
@@ -35,6 +36,7 @@ class EditOptions(TypedDict, total=False):
 
     n: int
     size: str
+    fit: Fit
     steps: int
     guidance: float
     seed: int

@@ -45,7 +45,7 @@ class ActiveRequest:
     encodings: dict[int, Any] = field(default_factory=dict)
     """The backend's encodings by picture, shared by the picture's variants."""
     pixels: dict[tuple[int, int], Pixels] = field(default_factory=dict)
-    """Finished outputs by (image, variant), at exactly the requested size."""
+    """Finished outputs by (image, variant), at the size of the result."""
     progress: Progress | None = None
     """The last progress that the listener received."""
     steps: int = field(init=False)
@@ -82,8 +82,7 @@ class ActiveRequest:
 
         Several threads may call this at once.
         """
-        place, size = (sample.image_index, sample.variant_index), self.request.size
-        pixels = resize(picture, size) if size else picture
+        place, pixels = (sample.image_index, sample.variant_index), resize(picture, sample.result)
         self.notify(Completed(*place, sample.seed, pixels))
         self.pixels[place] = pixels
         # Two threads may both find the request complete; `_resolve` sets the result once.

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from serve_app.images.geometry import Geometry, Size
+from serve_app.images.geometry import Box, Framing, Geometry, Size
 from serve_app.request import EditRequest, Pixels
 
 # The knee is the smallest batch whose throughput is at most this much below the best one measured.
@@ -33,24 +33,33 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """The inputs that the variants of one picture share, and that are encoded once for all of them."""
+    """The inputs that the variants of one picture share, and that are encoded once for all of them.
+
+    `reference`, `text_reference`, `crop`: as in Framing.
+    """
 
     picture: Pixels
     prompt: str
     negative_prompt: str | None
     """None if guidance is off."""
     reference: Size
+    text_reference: Size
+    crop: Box
 
 
 @dataclass(slots=True, eq=False)
 class Sample:
-    """One output picture in the making. `tokens`: image tokens of one step, of both rows if guidance is on."""
+    """One output picture in the making.
+
+    `tokens`: image tokens of one step, of both rows if guidance is on. `result`: the size that the caller gets.
+    """
 
     request: "QueuedRequest"
     image_index: int
     variant_index: int
     shape: Shape
     tokens: int
+    result: Size
     seed: int
     steps: int
     guidance: float
@@ -134,10 +143,10 @@ def expand(
     steps = request.num_inference_steps or default_steps
     guidance = request.guidance_scale or default_guidance
     negative = request.negative_prompt if guidance > 1 else None
-    queued = QueuedRequest(sequence, arrived_s, deadline_s, _conditions(request, geometry, negative), alone=alone)
-    for index, condition in enumerate(queued.conditions):
-        output = geometry.cover(request.size) if request.size else condition.reference
-        shape = Shape(output, condition.reference)
+    framings = [geometry.frame(picture, request.size, request.fit) for picture in request.sizes]
+    queued = QueuedRequest(sequence, arrived_s, deadline_s, _conditions(request, framings, negative), alone=alone)
+    for index, framing in enumerate(framings):
+        shape = Shape(framing.output, framing.reference)
         rows = 1 if negative is None else 2
         queued.samples += [
             Sample(
@@ -146,6 +155,7 @@ def expand(
                 variant_index=variant,
                 shape=shape,
                 tokens=rows * shape.tokens(geometry.multiple),
+                result=framing.result,
                 seed=request.output_seed(index, variant),
                 steps=steps,
                 guidance=guidance,
@@ -164,10 +174,10 @@ def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
     return tuple(sorted({steps * k // (previews + 1) for k in range(1, previews + 1)} - {0}))
 
 
-def _conditions(request: EditRequest, geometry: Geometry, negative: str | None) -> tuple[Condition, ...]:
+def _conditions(request: EditRequest, framings: Sequence[Framing], negative: str | None) -> tuple[Condition, ...]:
     return tuple(
-        Condition(picture, prompt, negative, geometry.auto(Size(picture.shape[1], picture.shape[0])))
-        for picture, prompt in zip(request.images, request.prompts, strict=True)
+        Condition(picture, prompt, negative, framing.reference, framing.text_reference, framing.crop)
+        for picture, prompt, framing in zip(request.images, request.prompts, framings, strict=True)
     )
 
 

@@ -1,13 +1,25 @@
-"""Sizes: of pictures, and those that a model can make."""
+"""Sizes: of pictures, those that a model can make, and the part of a picture that an output shows."""
 
 import math
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from serve_app.errors import InvalidInput
 from serve_app.settings import LimitSettings
 
 SIZE_PATTERN = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
+
+Fit = Literal["cover", "free"]
+"""What a size of another aspect ratio than the picture's means: crop the picture, or let the model recompose it."""
+
+Box = tuple[float, float, float, float]
+"""A part of a picture: left, top, right and bottom, as shares of its width and height."""
+
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
+# Two roundings, each by less than a pixel: of a decoder that shrinks by 2, 4 or 8, and of a resize after it.
+_ROUNDING_PIXELS = 2
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -26,7 +38,9 @@ class Size:
         """Return the size that `WxH` names. Raises ValueError for any other text, and for zero."""
         match = SIZE_PATTERN.fullmatch(text)
         if match is None:
-            raise ValueError(f"must be `auto` or WIDTHxHEIGHT in pixels, such as 1024x768, not {text[:40]!r}")
+            raise ValueError(
+                f"must be `auto`, `original` or WIDTHxHEIGHT in pixels, such as 1024x768, not {text[:40]!r}"
+            )
         return cls(int(match[1]), int(match[2]))
 
     @property
@@ -40,6 +54,25 @@ class Size:
 
     def __str__(self) -> str:
         return f"{self.width}x{self.height}"
+
+
+WantedSize = Size | Literal["original"] | None
+"""The `size` of a request; None: `auto`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """What the model reads of one picture and what it makes, in pixels.
+
+    `crop`: the part of the picture that the model reads, at the size `reference`. `text_reference`: the size at which
+    the text encoder reads it. `output`: the size of what the model makes. `result`: the size of what the caller gets.
+    """
+
+    crop: Box
+    reference: Size
+    text_reference: Size
+    output: Size
+    result: Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +97,40 @@ class Geometry:
         """Return the smallest size that the model can make and that is at least `size` on both sides."""
         grid = self.multiple
         return Size(math.ceil(size.width / grid) * grid, math.ceil(size.height / grid) * grid)
+
+    def frame(self, picture: Size, size: WantedSize, fit: Fit) -> Framing:
+        """Return the framing of a picture for the `size` and `fit` of a request.
+
+        Reference and output have one grid, so that the model keeps what it does not edit in its place; only `free`
+        gives them two, as diffusers does. A size that is no multiple is made at `cover` of it and then resized. The
+        reference is stretched by as much before, so the result is not.
+        """
+        auto = self.auto(picture)
+        if not isinstance(size, Size):
+            return Framing(WHOLE, auto, auto, auto, picture if size == "original" else auto)
+        output = self.cover(size)
+        if fit == "free":
+            return Framing(WHOLE, auto, auto, output, size)
+        # The tokens of a larger picture for the text encoder could exceed the transformer's positions for texts.
+        text_reference = min(output, self.auto(size), key=lambda each: each.pixels)
+        return Framing(center_crop(picture, size), output, text_reference, output, size)
+
+
+def center_crop(picture: Size, aspect: Size) -> Box:
+    """Return the largest part in the middle of a picture that has the aspect ratio of `aspect`."""
+    # Of whole numbers, so that equal aspect ratios give WHOLE.
+    across, down = picture.width * aspect.height, picture.height * aspect.width
+    if across > down:
+        return (1 - down / across) / 2, 0.0, (1 + down / across) / 2, 1.0
+    return 0.0, (1 - across / down) / 2, 1.0, (1 + across / down) / 2
+
+
+def is_shrunk(copy: Size, original: Size) -> bool:
+    """Whether `copy` is at most `original` on both sides and has, but for rounding, its aspect ratio."""
+    fits = copy.width <= original.width and copy.height <= original.height
+    narrow, low = copy.width - _ROUNDING_PIXELS, copy.height - _ROUNDING_PIXELS
+    wide, tall = copy.width + _ROUNDING_PIXELS, copy.height + _ROUNDING_PIXELS
+    return fits and narrow * original.height <= tall * original.width and low * original.width <= wide * original.height
 
 
 def check_picture_size(size: Size, index: int, limits: LimitSettings) -> None:

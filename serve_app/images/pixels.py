@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from serve_app.errors import InvalidInput
 from serve_app.images.colour import to_srgb
-from serve_app.images.geometry import Size
+from serve_app.images.geometry import WHOLE, Box, Size
 
 _UPRIGHT = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -165,8 +165,18 @@ def _range(low: float, high: float, is_float: bool) -> tuple[float, float]:
     return low, high if high > low else low + 1
 
 
-def resize(pixels: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
-    """Resize a picture to exactly `size` (Lanczos). A picture that has this size is returned as it is."""
-    if pixels.shape[:2] == (size.height, size.width):
+def resize(pixels: NDArray[np.uint8], size: Size, crop: Box = WHOLE) -> NDArray[np.uint8]:
+    """Resize the part `crop` of a picture to exactly `size` (Lanczos). A whole picture of that size stays as it is.
+
+    The edges of the part may lie between pixels: whole pixels of a small picture would be off by several of the result.
+    """
+    height, width = pixels.shape[:2]
+    if crop == WHOLE and (height, width) == (size.height, size.width):
         return pixels
-    return np.asarray(PIL.Image.fromarray(pixels).resize((size.width, size.height), PIL.Image.Resampling.LANCZOS))
+    left, top, right, bottom = crop
+    resized = PIL.Image.fromarray(pixels).resize(
+        (size.width, size.height),
+        PIL.Image.Resampling.LANCZOS,
+        box=(left * width, top * height, right * width, bottom * height),
+    )
+    return np.asarray(resized)

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from serve_app.engine.scheduler import Condition, Sample, Shape
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
 from serve_app.images.geometry import Geometry
+from serve_app.images.pixels import resize
 from serve_app.models.patches import attend_by_text_length, mark_picture_tokens, skip_absent_frames
 from serve_app.request import Pixels
 
@@ -109,8 +110,8 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
     def check(self, condition: Condition) -> None:
         """Raise InvalidInput for a text with more tokens than the model has positions. Fast, and safe on any thread."""
-        reference, merge = condition.reference, self._patcher.merge_size
-        patches = self._patcher.get_number_of_image_patches(reference.height, reference.width, {})
+        reference, seen, merge = condition.reference, condition.text_reference, self._patcher.merge_size
+        patches = self._patcher.get_number_of_image_patches(seen.height, seen.width, {})
         longest_side = max(reference.width, reference.height) // self.geometry.multiple
         positions = self.transformer.pos_embed.pos_freqs.shape[0] - longest_side - patches // merge**2
         for param in ("prompt", "negative_prompt"):
@@ -126,10 +127,12 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         return self.processor.image_processor
 
     def prepare(self, condition: Condition) -> Prepared:
-        """Resize the picture, cut it into patches, and tokenize the texts: on the CPU, 0.1 s for a large picture."""
+        """Crop and resize the picture, cut it into patches, and tokenize the texts: on the CPU, in up to 0.1 s."""
         size = condition.reference
-        picture = self.image_processor.resize(PIL.Image.fromarray(condition.picture), size.height, size.width)
-        cut = self._patcher(images=[picture], return_tensors="pt")
+        picture = resize(condition.picture, size, condition.crop)
+        is_one = condition.text_reference == size
+        seen = picture if is_one else resize(condition.picture, condition.text_reference, condition.crop)
+        cut = self._patcher(images=[PIL.Image.fromarray(seen)], return_tensors="pt")
         grid = cut["image_grid_thw"]
         patches = int(grid.prod()) // self._patcher.merge_size**2
         texts = (
@@ -139,7 +142,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             texts=tuple(torch.tensor(self._tokenize(text, patches)) for text in texts),
             patches=cut["pixel_values"],
             grid=grid,
-            pixels=self.image_processor.preprocess([picture], size.height, size.width),
+            pixels=self.image_processor.preprocess([PIL.Image.fromarray(picture)], size.height, size.width),
         )
 
     def _tokenize(self, text: str, patches: int) -> list[int]:

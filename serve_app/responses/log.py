@@ -16,8 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.errors import EditError
 from serve_app.forms.form import EditForm
+from serve_app.images.geometry import Size
 from serve_app.request import BatchStats, Timings
-from serve_app.responses.edits import size_text
 from serve_app.settings import LogSettings
 
 # nginx's status for a closed connection: it goes into the log only, since no client is left to read it.
@@ -77,8 +77,9 @@ class LogEntry:
         fields: dict[str, Any] = {
             "user": form.user,
             "mode": "job" if self.is_job else "stream" if form.stream else "plain",
-            "inputs": [size_text(image) for image in request.images],
+            "inputs": [str(size) for size in request.sizes],
             "size": str(request.size or "auto"),
+            "fit": request.fit if isinstance(request.size, Size) else None,
             "n": request.n,
             "num_inference_steps": request.num_inference_steps,
             "guidance_scale": request.guidance_scale,

@@ -61,7 +61,7 @@ def timings(app: Served) -> dict[str, float]:
     assert app.client.edit([scene(1)], prompt="x", n=0).status_code == 400
     assert app.client.edit([scene(1)], prompt="字" * 2000).status_code == 400
     with pytest.raises(OutOfMemory):
-        edit(app, size=Size(20_000_000, 20_000_000))
+        edit(app, size=Size(20_000_000, 20_000_000), fit="free")
     return seconds
 
 
@@ -91,11 +91,11 @@ def test_every_figure_of_known_traffic(app: Served, timings: dict[str, float]):
         assert scrape.ours("outputs_total", "model") == {"random-model": 4 + 1 + 2}
         assert scrape.ours("forwards_total", "area", "aspect") == {square: 3, landscape: 5, small: 2}
         assert scrape.ours("sample_steps_total", "area", "aspect") == {square: 4 * 3, landscape: 5, small: 2 * 2}
-        # Two rows, since there is guidance; of tokens of the output and of the reference, which is 352 × 192 for 2:1.
+        # Two rows, since there is guidance; of tokens of the output and as many of the reference: 352 × 192 for 2:1.
         assert scrape.ours("forward_tokens_total", "area", "aspect") == {
             square: 4 * 3 * 2 * (256 + 256),
             landscape: 5 * 2 * (22 * 12 + 22 * 12),
-            small: 2 * 2 * 2 * (4 * 8 + 256),
+            small: 2 * 2 * 2 * (4 * 8 + 4 * 8),
         }
         assert_histogram(scrape, "forward_samples", {1.0: 5, 2.0: 2, 4.0: 3})
         stages = {"queue", "encode", "denoise", "decode", "serialize"}

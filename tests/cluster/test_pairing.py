@@ -117,7 +117,9 @@ def test_each_picture_may_have_its_own_prompt(served: Served):
     assert difference(both[0], both[1]) >= 10 * BOUND
 
 
-@pytest.mark.parametrize(("size", "shape"), [("auto", (224, 320)), ("100x50", (50, 100)), ("128x96", (96, 128))])
+@pytest.mark.parametrize(
+    ("size", "shape"), [("auto", (224, 320)), ("original", WIDE[::-1]), ("100x50", (50, 100)), ("128x96", (96, 128))]
+)
 def test_the_size_is_the_pictures_own_aspect_ratio_or_exactly_what_was_asked_for(served: Served, size, shape):
     response = served.client.edit([scene(1, *WIDE)], prompt="x", size=size, num_inference_steps=1)
     [picture] = pictures_of(response)

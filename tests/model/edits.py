@@ -14,7 +14,11 @@ BOUND = 1
 
 MIXED: list[dict[str, Any]] = [
     {"images": [scene(1)], "prompt": "make the sky blue"},
-    {"images": [scene(2)], "prompt": "enhance colors, and while at it remove the people in the background", "seed": 8},
+    {
+        "images": [scene(2, 300, 100)],
+        "prompt": "enhance colors, and while at it remove the people in the background",
+        "seed": 8,
+    },
     {"images": [scene(3)], "prompt": "artistic style transformation", "guidance_scale": 8.0, "num_inference_steps": 9},
     {"images": [scene(4)], "prompt": "变成黑白", "guidance_scale": 1.0, "num_inference_steps": 3},
     {"images": [scene(5)], "prompt": "x", "negative_prompt": "blurry, ugly, low quality", "seed": 1},

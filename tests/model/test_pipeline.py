@@ -8,17 +8,22 @@ import PIL.Image
 import pytest
 import torch
 from diffusers import QwenImageEditPipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 from serve_app.engine.scheduler import Condition, Shape
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
-from serve_app.images.geometry import Geometry, Size
+from serve_app.images.geometry import WHOLE, Geometry, Size
 from serve_app.models.pipeline import NATIVE_AREA, StepwiseQwenImageEditPipeline, _translated_errors
 from tests.model.edits import BOUND, MIXED, edit, request, samples_of, step
 from tests.scenes import difference, scene
 
+# Of one aspect ratio: with `free`, the shape depends on the picture.
+FREE = [{**fields, "images": [scene(k)], "fit": "free"} for k, fields in enumerate(MIXED)]
 
-def test_merged_edits_equal_lone_ones_and_any_mix_up_would_show(random_model):
-    requests = [request(**fields) for fields in MIXED]
+
+@pytest.mark.parametrize("mixed", [MIXED, FREE], ids=["cover", "free"])
+def test_merged_edits_equal_lone_ones_and_any_mix_up_would_show(random_model, mixed):
+    requests = [request(**fields) for fields in mixed]
     merged = edit(random_model, requests)
     alone = [edit(random_model, [r])[0] for r in requests]
     for index, (one, other) in enumerate(zip(merged, alone, strict=True)):
@@ -64,24 +69,34 @@ def test_variants_share_the_encoding_and_differ(random_model):
     assert difference(pictures[0], pictures[1]) >= 10 * BOUND
 
 
-@pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_a_lone_edit_equals_the_stock_pipeline(guidance):
+@pytest.mark.parametrize(
+    ("guidance", "size", "fit", "native_area"),
+    [
+        (1.0, "96x64", "free", NATIVE_AREA),
+        (4.0, "96x128", "free", 64 * 64),
+        (4.0, None, "cover", 64 * 64),
+        (4.0, "96x64", "cover", 96 * 64),
+    ],
+)
+def test_a_lone_edit_equals_the_stock_pipeline(guidance, size, fit, native_area, monkeypatch):
     from tests.random_model import build_random_model
 
     ours = build_random_model()
+    ours.register_to_config(native_area=native_area)
     # The stock call has the native area of the published model as a literal.
-    ours.register_to_config(native_area=NATIVE_AREA)
+    calculate = pipeline_qwenimage_edit.calculate_dimensions
+    monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda _, ratio: calculate(native_area, ratio))
     stock = QwenImageEditPipeline(**ours.components)
     stock.prompt_template_encode_start_idx = ours.prompt_template_encode_start_idx
     stock.set_progress_bar_config(disable=True)
-    picture = scene(1, 90, 60)
+    picture, wanted = scene(1, 90, 60), size and Size.parse(size)
     expected = stock(
         image=PIL.Image.fromarray(picture),
         prompt="make the sky blue",
         negative_prompt="ugly" if guidance > 1 else None,
         true_cfg_scale=guidance,
-        width=96,
-        height=64,
+        width=wanted and wanted.width,
+        height=wanted and wanted.height,
         num_inference_steps=2,
         generator=torch.Generator().manual_seed(7),
     ).images[0]
@@ -94,6 +109,8 @@ def test_a_lone_edit_equals_the_stock_pipeline(guidance):
                 negative_prompt="ugly",
                 guidance_scale=guidance,
                 num_inference_steps=2,
+                size=size,
+                fit=fit,
             )
         ],
     )
@@ -101,7 +118,8 @@ def test_a_lone_edit_equals_the_stock_pipeline(guidance):
 
 
 def test_pictures_of_different_sizes_are_encoded_in_one_call_as_alone(random_model):
-    requests = [request(images=[scene(k, *size)]) for k, size in enumerate([(256, 256), (300, 200), (100, 100)])]
+    sizes = [(256, 256), (300, 200), (100, 100)]
+    requests = [request(images=[scene(k, *size)], size=None) for k, size in enumerate(sizes)]
     together = [sample.state.encoding for sample in samples_of(random_model, requests)]
     for encoding, r in zip(together, requests, strict=True):
         alone = samples_of(random_model, [r])[0].state.encoding
@@ -153,7 +171,7 @@ def test_a_sample_that_is_not_a_number_is_reported_and_does_not_touch_its_neighb
 
 class TestCheck:
     def condition(self, prompt="x", negative_prompt=" ") -> Condition:
-        return Condition(scene(1), prompt, negative_prompt, Size(256, 256))
+        return Condition(scene(1), prompt, negative_prompt, Size(256, 256), Size(256, 256), WHOLE)
 
     def test_a_text_longer_than_the_positions_is_refused_by_name(self, random_model):
         random_model.check(self.condition("字" * 1000))
@@ -256,7 +274,7 @@ def test_what_ran_out_of_memory_is_let_go_while_its_error_is_kept():
 
 def test_the_text_encoder_has_a_pictures_tokens_on_their_grid(random_model):
     """Return the positions that transformers' own processor and model compute."""
-    condition = samples_of(random_model, [request()])[0].request.conditions[0]
+    condition = samples_of(random_model, [request(size=None)])[0].request.conditions[0]
     [encoding] = random_model.encode([random_model.prepare(condition)])
     size = condition.reference
     picture = random_model.image_processor.resize(PIL.Image.fromarray(condition.picture), size.height, size.width)

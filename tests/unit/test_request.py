@@ -91,6 +91,12 @@ def test_what_is_no_picture_is_named_by_its_index(image: Any) -> None:
         ("guidance_scale", 0.9),
         ("size", "0x0"),
         ("size", "big"),
+        ("fit", "contain"),
+        ("original_sizes", ()),
+        ("original_sizes", ("auto",)),
+        ("original_sizes", (Size(6, 4), Size(6, 4))),
+        ("original_sizes", (Size(6, 40),)),
+        ("original_sizes", (Size(3, 2),)),
         ("prompt", ""),
         ("prompt", "x" * 4001),
         ("prompt", ["a", "b"]),
@@ -108,6 +114,25 @@ def test_bad_values_are_named(name: str, value: Any) -> None:
     assert error.param == name
     assert "\n" not in error.message
     assert "pydantic" not in error.message
+
+
+def test_fit_is_refused_where_it_would_have_no_effect() -> None:
+    for size in (None, "auto", "original"):
+        error = refusal(size=size, fit="free")
+        assert error.param == "fit"
+        assert "needs a size of WIDTHxHEIGHT" in error.message
+        # The default says what these sizes do.
+        assert EditRequest(images=[PICTURE], prompt="x", size=size, fit="cover").fit == "cover"
+    assert EditRequest(images=[PICTURE], prompt="x", size="96x96", fit="free").fit == "free"
+
+
+def test_the_sizes_of_pictures_are_those_before_they_were_shrunk() -> None:
+    assert EditRequest(images=[PICTURE], prompt="x").sizes == (Size(6, 4),)
+    shrunk = EditRequest(images=[PICTURE, PICTURE], prompt="x", original_sizes=["600x401", Size(6, 4)])
+    assert shrunk.sizes == (Size(600, 401), Size(6, 4))
+    with pytest.raises(InvalidInput, match="600x401") as caught:
+        check_limits(shrunk, LimitSettings(max_image_pixels=600 * 400))
+    assert caught.value.param == "images"
 
 
 def test_limits_hold_for_handles_too() -> None:

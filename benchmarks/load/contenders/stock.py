@@ -13,6 +13,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 from benchmarks.load.measures import Counts
 from serve_app.engine.scheduler import Condition, QueuedRequest, Sample, expand
+from serve_app.images.pixels import resize
 from serve_app.models import loading
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, EditResult, Pixels, Timings, arrange
@@ -85,8 +86,7 @@ class StockEditor:
 
     def _resize(self, condition: Condition) -> PIL.Image.Image:
         """Resize a picture, as the pipeline does with a lone one but not with those of a list."""
-        size, picture = condition.reference, PIL.Image.fromarray(condition.picture)
-        return cast(PIL.Image.Image, self._pipeline.image_processor.resize(picture, size.height, size.width))
+        return PIL.Image.fromarray(resize(condition.picture, condition.reference, condition.crop))
 
 
 def negative_prompt(sample: Sample) -> str | None:

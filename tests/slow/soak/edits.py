@@ -49,7 +49,7 @@ def _edit(key: int, rng: random.Random) -> Edit:
         "guidance_scale": rng.choice(("1", "2.5")),
     }
     if rng.random() < 0.3:
-        fields["size"] = rng.choice(("64x64", "80x48", "50x70"))
+        fields["size"] = rng.choice(("64x64", "80x48", "50x70", "original"))
     files = tuple(_file(scene(10 * key + k, *size), rng.choice(_FORMATS)) for k, size in enumerate(sizes))
     return Edit(key, files, fields)
 

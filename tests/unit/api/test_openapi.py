@@ -153,7 +153,7 @@ def test_all_defaults_together_are_as_if_left_out(app: Starlette, editor: Invert
     check_answer(response, EDITS, "post")
     send(app, {"stream": False, "output_format": "png"})
     said, left_out = editor.requests
-    for name in ("negative_prompt", "n", "size", "partial_images"):
+    for name in ("negative_prompt", "n", "size", "fit", "partial_images"):
         assert getattr(said, name) == getattr(left_out, name)
 
 
@@ -187,7 +187,8 @@ CHOICES = {name: field["enum"] for name, field in SCHEMAS["EditForm"]["propertie
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_is_one_of_those_documented(app: Starlette, name: str) -> None:
     for value in CHOICES[name]:
-        assert send(app, {name: value}).status_code == 200
+        # `fit=free` needs a size in pixels.
+        assert send(app, {"size": "64x64", name: value}).status_code == 200
     assert send(app, {name: "other"}).status_code in (400, 404)
 
 

@@ -159,10 +159,13 @@ def test_one_broken_picture_does_not_stop_the_others(server: str) -> None:
 
 
 def test_every_option_reaches_the_server(server: str, editor: Watched) -> None:
-    options = "--size 64x48 --steps 5 --guidance 2.5 --seed 9 --format jpeg --quality 10 --model builtin:tiny -n 3"
+    options = (
+        "--size 64x48 --fit free --steps 5 --guidance 2.5 --seed 9 --format jpeg --quality 10 --model builtin:tiny -n 3"
+    )
     run("edit", "photo10.png", "x", *options.split(), "--negative-prompt", "blur", "--server", server, "-o", "o")
     (request,) = editor.requests
     assert (request.n, str(request.size), request.num_inference_steps, request.guidance_scale) == (3, "64x48", 5, 2.5)
+    assert request.fit == "free"
     assert (request.seed, request.negative_prompt, request.prompt) == (9, "blur", "x")
     assert written("o") == ["photo10-1.jpg", "photo10-2.jpg", "photo10-3.jpg"]
     with PIL.Image.open("o/photo10-1.jpg") as picture:

@@ -122,13 +122,14 @@ def test_rows_are_pictures_and_columns_are_variants(ask: Ask, server: str, tmp_p
 @both
 def test_every_option_arrives(ask: Ask, server: str, editor: Inverter) -> None:
     options = {
-        "n": 3, "size": "64x48", "steps": 5, "guidance": 2.5, "seed": 9, "negative_prompt": "blur",
+        "n": 3, "size": "64x48", "fit": "free", "steps": 5, "guidance": 2.5, "seed": 9, "negative_prompt": "blur",
         "output_format": "jpeg", "output_compression": 80, "model": "lab/edit", "user": "ann",
     }  # fmt: skip
     ((first, *_),) = ask(server, "edit", png(1), "invert", **options)
     assert (first.output_format, first.image.format) == ("jpeg", "JPEG")
     (request,) = editor.requests
     assert (request.n, str(request.size), request.num_inference_steps, request.guidance_scale) == (3, "64x48", 5, 2.5)
+    assert request.fit == "free"
     assert (request.seed, request.negative_prompt, request.prompt) == (9, "blur", "invert")
     with pytest.raises(InvalidInput, match="did you mean size") as caught:
         ask(server, "edit", png(1), "invert", sise="64x48")

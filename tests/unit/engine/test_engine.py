@@ -416,10 +416,10 @@ class TestBounds:
         pipeline = ArithmeticPipeline()
         pipeline.gate.clear()
         with engine(pipeline, max_caller_samples=4) as running:
-            # 4 samples of 150 steps of 2 rows of 512 × 512 pixels beside the reference of 64 × 64.
+            # 4 samples of 150 steps of 2 rows of 512 × 512 pixels beside a reference of the same size.
             submit(running, edit_request(1, n=4, caller="ann", num_inference_steps=150, size="512x512"))
             submit(running, edit_request(2, n=9, num_inference_steps=150, size="512x512"))
-            tokens = (512 * 512 + 64 * 64) // 16**2
+            tokens = 2 * 512 * 512 // 16**2
             (refused,) = running.submit([edit_request(3, caller="ann")])
             assert isinstance(refused, TooManySamples)
             assert refused.retry_after_s == math.ceil(4 * 150 * 2 * tokens * 1e-5)

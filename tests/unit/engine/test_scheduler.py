@@ -18,7 +18,7 @@ from serve_app.engine.scheduler import (
     preview_steps,
     should_defer_joins,
 )
-from serve_app.images.geometry import Geometry, Size
+from serve_app.images.geometry import WHOLE, Geometry, Size
 from serve_app.request import EditRequest, arrange
 
 GEOMETRY = Geometry(native_area=256 * 256, multiple=16)
@@ -38,7 +38,7 @@ POLICY = Policy(
 
 
 def queued(
-    sequence=0, *, arrived_s=0.0, steps=10, images=(SQUARE,), n=1, guidance=1.0, seed=0, size=None, alone=False
+    sequence=0, *, arrived_s=0.0, steps=10, images=(SQUARE,), n=1, guidance=1.0, seed=0, alone=False, **fields
 ) -> QueuedRequest:
     request = EditRequest(
         images=list(images),
@@ -47,7 +47,7 @@ def queued(
         seed=seed,
         num_inference_steps=steps,
         guidance_scale=guidance,
-        size=size,
+        **fields,
     )
     return expand(
         request,
@@ -83,11 +83,24 @@ class TestExpand:
 
     def test_auto_size_follows_each_picture_and_an_exact_size_is_covered(self):
         square, wide = queued(images=[SQUARE, WIDE]).samples
-        assert square.shape.output == Size(256, 256)
-        assert wide.shape.output == wide.shape.reference == Size(352, 192)
+        assert square.shape.output == square.result == Size(256, 256)
+        assert wide.shape.output == wide.shape.reference == wide.result == Size(352, 192)
         exact = queued(size="100x50").samples[0]
-        assert exact.shape.output == Size(112, 64)
-        assert exact.shape.reference == Size(256, 256)
+        assert exact.shape.output == exact.shape.reference == Size(112, 64)
+        assert exact.result == Size(100, 50)
+
+    def test_the_reference_of_an_exact_size_is_cropped_or_free(self):
+        covered, free = (queued(images=[WIDE], size="96x96", fit=fit) for fit in ("cover", "free"))
+        assert (covered.conditions[0].crop, covered.conditions[0].reference) == ((0.25, 0, 0.75, 1), Size(96, 96))
+        assert (free.conditions[0].crop, free.conditions[0].reference) == (WHOLE, Size(352, 192))
+        assert [entry.samples[0].tokens for entry in (covered, free)] == [2 * 36, 36 + 352 * 192 // 16**2]
+
+    def test_sizes_count_from_the_pictures_before_they_were_shrunk(self):
+        [original] = queued(images=[WIDE], original_sizes=[Size(4001, 2001)], size="original").samples
+        assert original.result == Size(4001, 2001)
+        assert original.shape.output == original.shape.reference == Size(352, 192)
+        [auto] = queued(images=[np.zeros((9, 25, 3), np.uint8)], original_sizes=[Size(1000, 360)]).samples
+        assert auto.shape.output == GEOMETRY.auto(Size(1000, 360))
 
     def test_what_a_request_leaves_open_is_the_models_default(self):
         request = EditRequest(images=[SQUARE], prompt="x")

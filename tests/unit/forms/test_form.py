@@ -90,7 +90,16 @@ def test_defaults_are_those_of_the_contract() -> None:
     )
     assert (form.output_format, form.output_compression, form.user) == ("png", 100, None)
     assert form_of(PROMPT, PICTURE).request.seed != edit.seed
+    assert edit.fit == "cover"
     assert form_of(PROMPT, PICTURE, text("size", "auto")).request.size is None
+
+
+def test_the_size_of_the_original_and_the_fit_arrive() -> None:
+    assert form_of(PROMPT, PICTURE, text("size", "original")).request.size == "original"
+    edit = form_of(PROMPT, PICTURE, text("fit", "free"), text("size", "96x96")).request
+    assert (edit.fit, edit.size) == ("free", Size(96, 96))
+    error = refusal(PROMPT, PICTURE, text("fit", "free"))
+    assert (error.param, "needs a size of WIDTHxHEIGHT" in error.message) == ("fit", True)
 
 
 def test_a_batch_keeps_its_order() -> None:
@@ -196,6 +205,7 @@ def test_two_different_guidances_are_refused() -> None:
         ("size", "0x0", "WIDTHxHEIGHT"),
         ("size", "", "WIDTHxHEIGHT"),
         ("size", "9000x100", "aspect ratio above 8:1"),
+        ("fit", "contain", "cover or free, not 'contain'"),
         ("seed", "-1", "if omitted: a random seed"),
         ("seed", str(2**53), "seed"),
         ("num_inference_steps", "0", "num_inference_steps"),

@@ -18,6 +18,8 @@ REQUEST = EditRequest(
     negative_prompt="blurry",
     n=3,
     size=Size(64, 32),
+    fit="free",
+    original_sizes=[Size(128, 64), Size(512, 512)],
     num_inference_steps=5,
     guidance_scale=2.5,
     seed=2**53 - 4,
@@ -46,9 +48,10 @@ def test_a_random_seed_is_kept() -> None:
 
 def test_a_field_that_an_older_version_did_not_know_has_its_default() -> None:
     request, rest = pickle.loads(kept_form.dump(FORM))
-    del request["partial_images"], rest["fingerprint"]
+    del request["partial_images"], request["fit"], request["original_sizes"], rest["fingerprint"]
     found = kept_form.load(pickle.dumps((request, rest)))
     assert (found.request.partial_images, found.fingerprint) == (0, None)
+    assert (found.request.fit, found.request.original_sizes) == ("cover", None)
 
 
 def test_a_field_of_another_version_is_refused() -> None:

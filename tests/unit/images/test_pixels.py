@@ -1,13 +1,16 @@
-"""PIL pictures to RGB arrays."""
+"""PIL pictures to RGB arrays, and arrays of other sizes."""
 
 from typing import Any
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 
-from serve_app.images.pixels import from_pil
+from serve_app.images.geometry import Size, center_crop
+from serve_app.images.pixels import from_pil, resize
 from serve_app.settings import LimitSettings
+from tests.scenes import difference, scene
 
 LIMITS = LimitSettings()
 
@@ -58,3 +61,21 @@ def test_every_colour_mode_becomes_rgb(mode: str) -> None:
 def test_a_picture_without_pixels_is_refused() -> None:
     with pytest.raises(ValueError, match="no pixels"):
         from_pil(PIL.Image.new("RGB", (0, 5)))
+
+
+@pytest.mark.parametrize("picture", [Size(90, 60), Size(60, 90), Size(7, 7), Size(331, 217)], ids=str)
+@pytest.mark.parametrize("size", [Size(96, 96), Size(100, 75), Size(40, 160), Size(300, 50)], ids=str)
+def test_a_crop_around_the_middle_is_that_of_pillow(picture: Size, size: Size) -> None:
+    pixels = scene(1, picture.width, picture.height)
+    wanted = PIL.ImageOps.fit(PIL.Image.fromarray(pixels), (size.width, size.height), PIL.Image.Resampling.LANCZOS)
+    assert difference(resize(pixels, size, center_crop(picture, size)), np.asarray(wanted)) <= 1
+
+
+def test_a_picture_that_has_its_size_is_not_copied() -> None:
+    pixels = scene(1, 40, 30)
+    assert resize(pixels, Size(40, 30)) is pixels
+    assert resize(pixels, Size(40, 30), (0.1, 0.0, 0.9, 1.0)) is not pixels
+
+
+def test_a_part_of_less_than_a_pixel_can_be_enlarged() -> None:
+    assert resize(scene(1, 8, 1), Size(16, 128), center_crop(Size(8, 1), Size(16, 128))).shape == (128, 16, 3)

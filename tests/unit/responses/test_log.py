@@ -54,6 +54,7 @@ def test_an_edit_leaves_one_line_with_its_figures(app: Starlette, caplog: pytest
         "mode": "plain",
         "inputs": ["8x6", "4x5"],
         "size": "16x32",
+        "fit": "cover",
         "n": 3,
         "num_inference_steps": 12,
         "seed": 7,
