@@ -50,6 +50,8 @@ T = TypeVar("T")
 Pixels = NDArray[np.uint8]
 """A picture: uint8, height × width × 3, RGB."""
 
+_PIXEL_BYTES = 3
+
 # Tokenizers read these as control tokens: `<|image_pad|>` in a prompt would assign the pictures of a batch to the wrong
 # rows.
 _CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
@@ -212,8 +214,8 @@ class EditRequest(EditParams):
 
     @property
     def picture_bytes(self) -> int:
-        """Bytes of the decoded pictures in memory."""
-        return sum(image.nbytes for image in self.images)
+        """Bytes of the decoded pictures in memory, and of the outputs that are as large as the pictures were."""
+        return sum(image.nbytes for image in self.images) + _PIXEL_BYTES * original_pixels(self, self.sizes)
 
     def output_seed(self, image_index: int, variant_index: int) -> int:
         """Return the seed of one output: the request's seed plus the output's place in output order."""
@@ -265,6 +267,25 @@ def check_limits(request: EditRequest, limits: LimitSettings) -> None:
     if isinstance(request.size, Size) and request.size.aspect_ratio > limits.max_aspect_ratio:
         raise InvalidInput(
             f"size: {request.size} has an aspect ratio above {limits.max_aspect_ratio:g}:1", param="size"
+        )
+    check_original_size(request, request.sizes, limits)
+
+
+def original_pixels(params: EditParams, pictures: Sequence[Size]) -> int:
+    """Return the pixels of all outputs and previews if they are as large as `pictures`, else 0."""
+    if params.size != "original":
+        return 0
+    return sum(size.pixels for size in pictures) * params.n * (1 + params.partial_images)
+
+
+def check_original_size(params: EditParams, pictures: Sequence[Size], limits: LimitSettings) -> None:
+    """Raise InvalidInput if outputs as large as `pictures` have more than `max_original_pixels` together."""
+    pixels = original_pixels(params, pictures)
+    if pixels > limits.max_original_pixels:
+        raise InvalidInput(
+            f"size: at `original` the outputs and previews of this request have {pixels} pixels together, more than "
+            f"{limits.max_original_pixels}; send fewer pictures at a time, or another size",
+            param="size",
         )
 
 

@@ -155,10 +155,14 @@ class LimitSettings(Settings):
     max_decoding_pixels: int = Field(
         640_000_000,
         ge=1,
-        description="pixels of the decoded pictures of all open edits of an ingress replica; further edits wait",
+        description="pixels of the decoded pictures of all open edits of an ingress replica, and of their outputs at "
+        "`size=original`; further edits wait",
     )
     max_aspect_ratio: float = Field(8.0, ge=1, description="long side ÷ short side, of pictures and of `size`")
     max_area_factor: float = Field(4.0, ge=1, description="pixels of `size`, as a multiple of the model's native area")
+    max_original_pixels: int = Field(
+        300_000_000, ge=1, description="pixels of all outputs and previews of one request at `size=original`"
+    )
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request, including the time that it waits")
     idempotency_ttl_s: float = Field(
         600.0, gt=0, description="time for which an answer is kept for retries with its `Idempotency-Key`"

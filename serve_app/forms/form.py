@@ -13,13 +13,14 @@ from starlette.requests import Request
 from serve_app.decoding.pool import DECODERS
 from serve_app.errors import DeadlineExceeded, InvalidInput, UnsupportedMediaType
 from serve_app.forms import json_body, multipart
-from serve_app.forms.fields import validate
+from serve_app.forms.fields import EditFields, validate
 from serve_app.forms.fingerprint import Fingerprint
 from serve_app.forms.memory import Reservation
 from serve_app.forms.upload import ReadPicture, Values
-from serve_app.images.encoding import OutputFormat
+from serve_app.images.encoding import OutputFormat, check_encodable
+from serve_app.images.geometry import Size
 from serve_app.images.pixels import shrunk_size
-from serve_app.request import EditRequest, check_limits
+from serve_app.request import EditRequest, check_limits, check_original_size, original_pixels
 from serve_app.settings import AppSettings, LimitSettings
 
 T = TypeVar("T")
@@ -66,16 +67,30 @@ async def parse(
         fingerprint = Fingerprint(values, pictures) if fingerprinted else None
         reads = pictures if fingerprint is None else fingerprint.pictures
         sizes = await _each(DECODERS.measure, reads, limits, executor)
+        _check_results(given, sizes, limits)
         if reservation is not None:
             pixels = sum(shrunk_size(size, limits.shrink_above_pixels).pixels for size in sizes)
-            await _reserve(reservation, pixels, limits)
-        pictures_read = await _each(DECODERS.decode, reads, limits, executor)
+            await _reserve(reservation, pixels + original_pixels(given, sizes), limits)
+        decoded = await _each(DECODERS.decode, reads, limits, executor)
     if reservation is not None:
         reservation.release_bytes()
-    edit = EditRequest(images=[picture.pixels for picture in pictures_read], caller=caller, **given.params())
+    edit = EditRequest(
+        images=[picture.pixels for picture in decoded],
+        original_sizes=[picture.sent_size for picture in decoded],
+        caller=caller,
+        **given.params(),
+    )
     check_limits(edit, limits)
     digest = None if fingerprint is None else fingerprint.hexdigest()
     return EditForm(edit, given.output_format, given.output_compression, given.user, given.stream, digest)
+
+
+def _check_results(given: EditFields, pictures: list[Size], limits: LimitSettings) -> None:
+    """Raise InvalidInput for a `size` whose outputs are too large, before any picture is decoded."""
+    check_original_size(given, pictures, limits)
+    if given.size is not None:
+        for result in pictures if given.size == "original" else [given.size]:
+            check_encodable(result, given.output_format)
 
 
 async def _each(

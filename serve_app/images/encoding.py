@@ -8,13 +8,27 @@ import PIL.Image
 from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
+from serve_app.errors import InvalidInput
 from serve_app.images.colour import srgb_profile
+from serve_app.images.geometry import Size
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 # From this quality on, JPEG keeps colour at full resolution: at quality 100 a value is off by 0.5 on average instead of
 # 2.5.
 _JPEG_FULL_COLOUR_QUALITY = 90
+
+# The longest side that a file can have, in pixels.
+_MAX_SIDES: dict[OutputFormat, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
+
+
+def check_encodable(size: Size, output_format: OutputFormat) -> None:
+    """Raise InvalidInput for a size that a file of this format cannot have."""
+    most = _MAX_SIDES[output_format]
+    if max(size.width, size.height) > most:
+        raise InvalidInput(
+            f"size: {output_format} has at most {most} pixels a side, not {size}; ask for png", param="size"
+        )
 
 
 def encode(pixels: NDArray[np.uint8], output_format: OutputFormat, compression: int) -> bytes:

@@ -135,6 +135,20 @@ def test_the_sizes_of_pictures_are_those_before_they_were_shrunk() -> None:
     assert caught.value.param == "images"
 
 
+def test_outputs_of_the_original_size_are_bounded_together() -> None:
+    fields: dict[str, Any] = {"images": [PICTURE], "prompt": "x", "original_sizes": [Size(600, 400)], "n": 3}
+    limits = LimitSettings(max_original_pixels=3 * 600 * 400)
+    kept = EditRequest(**fields, size="original")
+    check_limits(kept, limits)
+    assert kept.picture_bytes == 3 * (6 * 4 + 3 * 600 * 400)
+    assert EditRequest(**fields).picture_bytes == 3 * 6 * 4
+    check_limits(EditRequest(**{**fields, "n": 9}), limits)
+    for more in ({"n": 4}, {"partial_images": 1}):
+        with pytest.raises(InvalidInput, match="more than 720000") as caught:
+            check_limits(EditRequest(**{**fields, **more}, size="original"), limits)
+        assert caught.value.param == "size"
+
+
 def test_limits_hold_for_handles_too() -> None:
     request = EditRequest(images=[PICTURE] * 3, prompt="x", n=2, size="800x100")
     check_limits(request, LimitSettings())

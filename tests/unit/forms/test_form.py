@@ -25,7 +25,7 @@ from serve_app.forms.form import parse
 from serve_app.forms.memory import MemoryLimiter, Reservation
 from serve_app.images.geometry import Size
 from serve_app.settings import AppSettings, LimitSettings
-from tests.pictures import png
+from tests.pictures import one_bit_png, png
 from tests.uploads import MIB, PICTURE, PROMPT, SETTINGS, Part, Upload, body_of, form_of, levels, picture, text
 
 
@@ -100,6 +100,35 @@ def test_the_size_of_the_original_and_the_fit_arrive() -> None:
     assert (edit.fit, edit.size) == ("free", Size(96, 96))
     error = refusal(PROMPT, PICTURE, text("fit", "free"))
     assert (error.param, "needs a size of WIDTHxHEIGHT" in error.message) == ("fit", True)
+
+
+def test_outputs_that_would_be_too_large_are_refused_before_any_picture_is_decoded() -> None:
+    broken = ("images", ("a.jpg", half_a_jpeg()))
+    settings = AppSettings(limits=LimitSettings(max_original_pixels=2 * 64 * 64))
+    original = text("size", "original")
+    assert "damaged" in refusal(PROMPT, broken, original, text("n", "2"), settings=settings).message
+    error = refusal(PROMPT, broken, original, text("n", "3"), settings=settings)
+    assert (error.param, "more than 8192" in error.message) == ("size", True)
+    wide = (PROMPT, ("images", ("a.png", one_bit_png(17_000, 3000))), original)
+    unbound = AppSettings(limits=LimitSettings(max_image_pixels=10**8))
+    error = refusal(*wide, text("output_format", "webp"), settings=unbound)
+    assert (error.param, "17000x3000" in error.message) == ("size", True)
+
+
+def test_outputs_of_the_original_size_are_reserved_beside_the_pictures() -> None:
+    async def others_wait(*parts: Part) -> bool:
+        """Whether one more pixel has to wait while the edit is open."""
+        limiter = MemoryLimiter(LimitSettings(max_decoding_pixels=4 * 64))
+        body, content_type = body_of([PROMPT, PICTURE, *parts])
+        upload = Upload([body], content_type)
+        await parse(Request(upload.scope, upload.receive), SETTINGS, reservation=Reservation(limiter))
+        other = asyncio.create_task(limiter.reserve_pixels(1))
+        await asyncio.sleep(0)
+        return not other.done()
+
+    assert not asyncio.run(others_wait(text("n", "3")))
+    assert not asyncio.run(others_wait(text("n", "2"), text("size", "original")))
+    assert asyncio.run(others_wait(text("n", "3"), text("size", "original")))
 
 
 def test_a_batch_keeps_its_order() -> None:

@@ -6,8 +6,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from serve_app.errors import InvalidInput
 from serve_app.images.colour import srgb_profile
-from serve_app.images.encoding import OutputFormat, encode
+from serve_app.images.encoding import OutputFormat, check_encodable, encode
+from serve_app.images.geometry import Size
 from serve_app.settings import LimitSettings
 from tests.pictures import photo
 
@@ -46,3 +48,16 @@ def test_every_file_says_that_it_is_srgb() -> None:
             image = PIL.Image.open(io.BytesIO(encode(photo(), output_format, compression)))
             assert image.info["icc_profile"] == srgb_profile()
     assert PIL.Image.open(io.BytesIO(encode(photo(), "png", 100))).info["srgb"] == 0
+
+
+@pytest.mark.parametrize(("output_format", "most"), [("webp", 16_383), ("jpeg", 65_500)])
+def test_a_side_longer_than_the_format_can_have_is_refused(output_format: OutputFormat, most: int) -> None:
+    for width, height in ((most, 1), (1, most)):
+        check_encodable(Size(width, height), output_format)
+        assert encode(np.zeros((height, width, 3), np.uint8), output_format, 50)
+    with pytest.raises(InvalidInput, match=f"at most {most} pixels a side") as caught:
+        check_encodable(Size(1, most + 1), output_format)
+    assert caught.value.param == "size"
+    with pytest.raises((OSError, ValueError)):
+        encode(np.zeros((most + 1, 1, 3), np.uint8), output_format, 50)
+    check_encodable(Size(1, most + 1), "png")
