@@ -21,10 +21,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Preview:
-    """Preview k of one output, 0-based: the picture that the model predicts at this step.
-
-    `pixels` have the size that the model makes: the request's `size`, rounded up to the model's multiple.
-    """
+    """Preview k of one output, 0-based: the picture that the model predicts at this step, at the size of the output."""
 
     image_index: int
     variant_index: int

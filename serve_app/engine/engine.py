@@ -1,7 +1,7 @@
 """The engine: one thread that owns the GPU and loops join → encode → step → decode, for all requests at once.
 
 Admission keeps the requests, the scheduler chooses the samples that step next, and the stages call the backend. Picture
-threads prepare inputs and resize results, so that no step waits for this work.
+threads prepare inputs, and resize results and previews, so that no step waits for this work.
 """
 
 import logging
@@ -18,7 +18,6 @@ from serve_app.engine.scheduler import Sample
 from serve_app.engine.stages import Stages
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import DeviceLost, EditError
-from serve_app.events import Preview
 from serve_app.images.pixels import PICTURE_THREADS
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import EngineSettings
@@ -196,14 +195,13 @@ class EditEngine:
         self._on_forward(samples, seconds)
 
     def _preview(self, samples: Sequence[Sample]) -> None:
-        """Send listeners the previews of their requests."""
+        """Decode previews, and send them to the listeners of their requests on picture threads."""
         start_s = self._clock()
         wanted = [sample for sample in samples if self._admission.holds(sample) and self._is_watched(sample)]
         for some, pictures in self._stages.preview(wanted):
             for sample, picture in zip(some, pictures, strict=True):
-                index = sample.preview_steps.index(sample.steps_done)
-                preview = Preview(sample.image_index, sample.variant_index, index, picture)
-                self._admission.request_of(sample).notify(preview)
+                request, index = self._admission.request_of(sample), sample.preview_steps.index(sample.steps_done)
+                request.deliver(self._pool, sample, _send_preview, request, sample, index, picture)
         for request in self._admission.requests_of(wanted):
             request.decode_s += self._clock() - start_s
 
@@ -225,11 +223,19 @@ class EditEngine:
             request.decoded_s = now_s
             if not request.queued.samples:
                 self._admission.finish(request)
-        for each in finished:
-            self._pool.submit(_deliver, *each)
+        for request, sample, picture in finished:
+            request.deliver(self._pool, sample, _keep, request, sample, picture)
 
 
-def _deliver(request: ActiveRequest, sample: Sample, picture: Pixels) -> None:
+def _send_preview(request: ActiveRequest, sample: Sample, preview_index: int, picture: Pixels) -> None:
+    """Send a preview to its request's listener. A failure ends no request. Runs on a picture thread."""
+    try:
+        request.send_preview(sample, preview_index, picture)
+    except Exception as error:
+        logger.warning("Preview %d of an output failed: %r", preview_index, error)
+
+
+def _keep(request: ActiveRequest, sample: Sample, picture: Pixels) -> None:
     """Deliver a picture to its request. Runs on a picture thread."""
     try:
         request.keep(sample, picture)

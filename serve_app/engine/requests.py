@@ -1,14 +1,15 @@
 """A request inside the engine: its future, its run options, and its intermediate results."""
 
 import math
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, InvalidStateError, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from serve_app.engine.scheduler import QueuedRequest, Sample
 from serve_app.errors import EditError
-from serve_app.events import Completed, Event, Listener, Progress
+from serve_app.events import Completed, Event, Listener, Preview, Progress
 from serve_app.images.pixels import resize
 from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, arrange
 
@@ -46,6 +47,8 @@ class ActiveRequest:
     """The backend's encodings by picture, shared by the picture's variants."""
     pixels: dict[tuple[int, int], Pixels] = field(default_factory=dict)
     """Finished outputs by (image, variant), at the size of the result."""
+    deliveries: dict[tuple[int, int], Future[None]] = field(default_factory=dict)
+    """The newest delivery of each output, by (image, variant)."""
     progress: Progress | None = None
     """The last progress that the listener received."""
     steps: int = field(init=False)
@@ -76,6 +79,16 @@ class ActiveRequest:
         """Count one forward of `samples` samples; `is_shared`: some of them belong to other requests."""
         batch = self.batch
         self.batch = BatchStats(batch.forwards + 1, batch.samples + samples, batch.shared_forwards + is_shared)
+
+    def deliver(self, executor: Executor, sample: Sample, call: Callable[..., None], *args: Any) -> None:
+        """Run `call` on a thread of `executor`, once the sample's earlier deliveries have ended."""
+        place = (sample.image_index, sample.variant_index)
+        self.deliveries[place] = executor.submit(_run_after, self.deliveries.get(place), call, *args)
+
+    def send_preview(self, sample: Sample, preview_index: int, picture: Pixels) -> None:
+        """Send the listener a preview at the size of the result."""
+        pixels = resize(picture, sample.result)
+        self.notify(Preview(sample.image_index, sample.variant_index, preview_index, pixels))
 
     def keep(self, sample: Sample, picture: Pixels) -> None:
         """Store a finished sample's picture, notify the listener, and resolve the future with the last picture.
@@ -115,3 +128,10 @@ class ActiveRequest:
         """Resolve the future with an error, unless it is done already."""
         with suppress(InvalidStateError):
             self.future.set_exception(error)
+
+
+def _run_after(earlier: Future[None] | None, call: Callable[..., None], *args: Any) -> None:
+    # Executors start calls in order, so the earlier one has begun on another thread, and waits for none that has not.
+    if earlier is not None:
+        wait([earlier])
+    call(*args)

@@ -146,13 +146,14 @@ class TestHttp:
         raise AssertionError("the stream broke off")
 
     def test_every_output_arrives_with_its_previews(self, served: Served):
-        fields: dict[str, Any] = {"n": 2, "seed": 3, "num_inference_steps": 4}
+        fields: dict[str, Any] = {"n": 2, "seed": 3, "num_inference_steps": 4, "size": "100x75"}
         events = list(self.events(self.post(served, partial_images=2, **fields)))
         assert (events[0]["type"], events[-1]["type"]) == ("image_edit.progress", "image_edit.done")
         previews = [event for event in events if event["type"] == "image_edit.partial_image"]
         assert sorted((e["input_index"], e["variant_index"], e["partial_image_index"]) for e in previews) == [
             (i, j, k) for i in range(2) for j in range(2) for k in range(2)
         ]
+        assert {event["size"] for event in previews} == {"100x75"}
         whole = served.client.edit([scene(1), scene(2)], prompt="make the sky blue", **fields).json()["data"]
         completed = [event for event in events if event["type"] == "image_edit.completed"]
         assert len(completed) == 4

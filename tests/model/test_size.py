@@ -9,6 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from serve_app.engine.engine import EditEngine
+from serve_app.engine.requests import RunOptions
+from serve_app.events import Event, Preview
 from serve_app.images.geometry import Size
 from serve_app.models import loading
 from serve_app.request import EditRequest, Pixels
@@ -136,3 +138,12 @@ def test_auto_shows_all_of_the_picture(running: EditEngine) -> None:
 def test_any_accepted_size_is_made(running: EditEngine, size: str) -> None:
     result = edit(running, unchanged(PHOTOS[300, 200][0].pixels, size=size, num_inference_steps=1))
     assert f"{result.shape[1]}x{result.shape[0]}" == size
+
+
+def test_a_preview_lies_on_its_output(running: EditEngine) -> None:
+    events: list[Event] = []
+    request = unchanged(PHOTOS[333, 217][0].pixels, size="original", partial_images=1)
+    [output] = map(outcome, running.submit([request], [RunOptions(events.append)]))
+    assert isinstance(output, np.ndarray)
+    [preview] = [event.pixels for event in events if isinstance(event, Preview)]
+    assert_unchanged(preview, output)

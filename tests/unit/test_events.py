@@ -12,6 +12,7 @@ from serve_app.engine.requests import EditFuture, RunOptions
 from serve_app.engine.scheduler import preview_steps
 from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Preview, Progress
+from serve_app.images.geometry import Size
 from serve_app.request import EditRequest
 from tests.engines import TIMEOUT_S, alone, assert_same, engine, start, submit, wait_until_prepared
 from tests.fakes import ArithmeticPipeline, State, edit_request, picture
@@ -50,12 +51,43 @@ def test_a_listener_gets_every_step_every_preview_and_every_output_before_the_re
     assert preview_steps(6, 2) == (2, 4)
     for (*_, k), preview in previews.items():
         assert preview.pixels[0, 0, 0] == preview_steps(6, 2)[k]
+        assert preview.pixels.shape == (40, 50, 3)
     completed = {(event.image_index, event.variant_index): event for event in of(Completed, events)}
     assert sorted(completed) == places
     for (i, j), event in completed.items():
         assert event.seed == result.seeds[i][j]
         np.testing.assert_array_equal(event.pixels, result.pixels[i][j])
         assert event.pixels.shape == (40, 50, 3)
+
+
+def test_previews_and_outputs_have_the_size_that_the_picture_had():
+    request = edit_request(
+        1, images=[picture(1, 41, 30)], original_sizes=[Size(333, 243)], size="original", partial_images=1
+    )
+    with engine(ArithmeticPipeline()) as running:
+        [(future, events)] = listen(running, request)
+        [[output]] = future.result(TIMEOUT_S).pixels
+    [preview] = of(Preview, events)
+    assert output.shape == preview.pixels.shape == (243, 333, 3)
+
+
+def test_a_preview_comes_before_its_output_though_it_takes_longer():
+    other_is_out = threading.Event()
+    events: list[Event] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Preview) and event.variant_index == 0:
+            assert other_is_out.wait(TIMEOUT_S)
+        events.append(event)
+        if isinstance(event, Completed) and event.variant_index == 1:
+            other_is_out.set()
+
+    with engine(ArithmeticPipeline()) as running:
+        [future] = running.submit([edit_request(1, n=2, size="50x40", partial_images=1)], [RunOptions(hear)])
+        assert not isinstance(future, EditError)
+        future.result(TIMEOUT_S)
+    pictures = [event for event in events if isinstance(event, (Preview, Completed)) and event.variant_index == 0]
+    assert list(map(type, pictures)) == [Preview, Completed]
 
 
 def test_the_place_in_the_queue_is_reported_while_a_request_waits():
