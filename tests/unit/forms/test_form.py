@@ -25,7 +25,7 @@ from serve_app.forms.form import parse
 from serve_app.forms.memory import MemoryLimiter, Reservation
 from serve_app.images.geometry import Size
 from serve_app.settings import AppSettings, LimitSettings
-from tests.pictures import one_bit_png, png
+from tests.pictures import file_of, one_bit_png, photo, png
 from tests.uploads import MIB, PICTURE, PROMPT, SETTINGS, Part, Upload, body_of, form_of, levels, picture, text
 
 
@@ -538,3 +538,13 @@ def test_a_request_waits_until_there_is_room_for_its_pixels() -> None:
         assert len(form.request.images) == 2
 
     asyncio.run(steps())
+
+
+def test_a_large_picture_travels_small_and_keeps_its_size() -> None:
+    settings = AppSettings(limits=LimitSettings(shrink_above_pixels=2**16))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    lying = file_of(PIL.Image.fromarray(photo(1200, 900)), "JPEG", exif=exif)
+    request = form_of(PROMPT, ("images", ("a.jpg", lying)), PICTURE, settings=settings).request
+    assert request.original_sizes == (Size(900, 1200), Size(8, 8))
+    assert [pixels.shape for pixels in request.images] == [(295, 221, 3), (8, 8, 3)]
