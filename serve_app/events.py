@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass, field
 
-from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, arrange
+from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, TokenCounts, arrange
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +31,22 @@ class Preview:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Completed:
-    """One output, variant j of picture i, sent as soon as it is done."""
+    """One output, variant j of picture i, sent as soon as it is done. `tokens`: of this output alone."""
 
     image_index: int
     variant_index: int
     seed: int
     pixels: Pixels
+    tokens: TokenCounts = field(default_factory=TokenCounts)
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The last event: every output has been completed."""
+    """The last event: every output has been completed. `tokens`: of the whole request."""
 
     timings: Timings
     batch: BatchStats = field(default_factory=BatchStats)
+    tokens: TokenCounts = field(default_factory=TokenCounts)
 
 
 Event = Progress | Preview | Completed | Done
@@ -71,4 +73,5 @@ async def result_of(events: AsyncIterable[Event], request: EditRequest) -> EditR
         seeds=tuple(tuple(output.seed for output in variants) for variants in arranged),
         timings=done.timings,
         batch=done.batch,
+        tokens=done.tokens,
     )

@@ -335,6 +335,31 @@ class BatchStats:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens of a request, or of one of its outputs alone.
+
+    `text`: of the prompts as the caller wrote them, without the model's template around them. `reference`: of the input
+    pictures, as the latent tokens that the transformer reads. `output`: of the output pictures, likewise.
+    """
+
+    text: int = 0
+    reference: int = 0
+    output: int = 0
+
+    @classmethod
+    def total(cls, pictures: Sequence["TokenCounts"], variants: int) -> "TokenCounts":
+        """Return the tokens of a request, from those of one output of each picture.
+
+        Every prompt and every reference counts once, since it is encoded once, and every output counts.
+        """
+        return cls(
+            text=sum(each.text for each in pictures),
+            reference=sum(each.reference for each in pictures),
+            output=variants * sum(each.output for each in pictures),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class EditResult:
     """The outputs of a request: `pixels[i][j]` and `seeds[i][j]` belong to variant j of picture i."""
 
@@ -342,6 +367,7 @@ class EditResult:
     seeds: tuple[tuple[int, ...], ...]
     timings: Timings
     batch: BatchStats = field(default_factory=BatchStats)
+    tokens: TokenCounts = field(default_factory=TokenCounts)
 
     @property
     def images(self) -> list[list[PIL.Image.Image]]:

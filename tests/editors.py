@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from serve_app.events import Completed, Done, Event, Preview, Progress
-from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings
+from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, TokenCounts
 
 TIMINGS = Timings(0.001, 0.002, 0.003, 0.004)
 BATCH = BatchStats(forwards=4, samples=10, shared_forwards=3)
@@ -29,7 +29,8 @@ class Inverter:
         pixels = tuple(
             tuple(self._edit(image, seed) for seed in row) for image, row in zip(request.images, seeds, strict=True)
         )
-        return EditResult(pixels, tuple(map(tuple, seeds)), TIMINGS, BATCH)
+        tokens = TokenCounts.total([self._tokens(request, i) for i in range(len(request.images))], request.n)
+        return EditResult(pixels, tuple(map(tuple, seeds)), TIMINGS, BATCH, tokens)
 
     async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
         """Yield the last output first, so that no caller can rely on the order."""
@@ -39,9 +40,14 @@ class Inverter:
         for i, j in reversed(places):
             for k in range(request.partial_images):
                 yield Preview(i, j, k, result.pixels[i][j] // (request.partial_images + 1 - k))
-            yield Completed(i, j, result.seeds[i][j], result.pixels[i][j])
+            yield Completed(i, j, result.seeds[i][j], result.pixels[i][j], self._tokens(request, i))
         yield Progress(len(places), len(places), place=0)
-        yield Done(result.timings, result.batch)
+        yield Done(result.timings, result.batch, result.tokens)
+
+    def _tokens(self, request: EditRequest, image_index: int) -> TokenCounts:
+        """Return a token for each word of the prompt, for each row of the picture, and for each column of an output."""
+        height, width, _ = request.images[image_index].shape
+        return TokenCounts(len(request.prompts[image_index].split()), height, width)
 
     def _edit(self, image: Pixels, seed: int) -> Pixels:
         result = 255 - image

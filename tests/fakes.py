@@ -72,6 +72,9 @@ class ArithmeticPipeline:
         self.on_prepare(condition)
         return condition
 
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
     def encode(self, conditions: Sequence[Condition]) -> list[Condition]:
         self.on_encode(conditions)
         self.encoded += conditions

@@ -46,6 +46,9 @@ class WaitingPipeline:
     def prepare(self, condition: Condition) -> Condition:
         return condition
 
+    def count_tokens(self, text: str) -> int:
+        return 0
+
     def encode(self, prepared: Sequence[Condition]) -> Sequence[Condition]:
         return prepared
 

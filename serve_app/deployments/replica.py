@@ -83,7 +83,7 @@ class ImageEditor:
                     yield event
                 result = future.result()
                 self._metrics.record_result(result)
-                yield Done(result.timings, result.batch)
+                yield Done(result.timings, result.batch, result.tokens)
             finally:
                 future.cancel()
 

@@ -11,7 +11,7 @@ from typing import Any
 from serve_app.engine import scheduler
 from serve_app.engine.model import ServedModel
 from serve_app.engine.requests import ActiveRequest, EditFuture, RunOptions
-from serve_app.engine.scheduler import Policy, QueuedRequest, Sample
+from serve_app.engine.scheduler import Condition, Policy, QueuedRequest, Sample
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import (
     RETRY_AFTER_S,
@@ -22,7 +22,7 @@ from serve_app.errors import (
     ReplicaStopping,
     TooManySamples,
 )
-from serve_app.request import EditRequest
+from serve_app.request import EditRequest, TokenCounts
 from serve_app.settings import EngineSettings
 
 logger = logging.getLogger("ray.serve")
@@ -152,15 +152,25 @@ class Admission:
         """Prepare the pictures of a request, so that it can join. Runs on a picture thread."""
         prepared: list[Any] = []
         try:
-            for condition in active.queued.conditions:
+            for index, condition in enumerate(active.queued.conditions):
                 if active.future.done():
                     break
                 prepared.append(self._model.backend.prepare(condition))
+                active.tokens.append(self._count_tokens(condition, active.queued.samples[index * active.request.n]))
         except Exception as error:
             self.fail(active, error)
         with self._lock:
             active.prepared = prepared
             self._lock.notify_all()
+
+    def _count_tokens(self, condition: Condition, sample: Sample) -> TokenCounts:
+        backend, shape = self._model.backend, sample.shape
+        multiple = backend.geometry.multiple
+        return TokenCounts(
+            text=backend.count_tokens(condition.prompt),
+            reference=shape.reference_tokens(multiple),
+            output=shape.output_tokens(multiple),
+        )
 
     # ---- waiting for work ----
 

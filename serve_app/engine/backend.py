@@ -25,6 +25,9 @@ class Backend(Protocol):
     def prepare(self, condition: Condition, /) -> Any:
         """Return the input of `encode`: all work that needs no device. Called on several threads at once."""
 
+    def count_tokens(self, text: str, /) -> int:
+        """Return the tokens of a caller's text, without those of a template. Called on several threads at once."""
+
     def encode(self, prepared: Sequence[Any], /) -> Sequence[Any]: ...
 
     def start(self, encoding: Any, sample: Sample, /) -> Any: ...

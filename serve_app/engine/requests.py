@@ -11,7 +11,7 @@ from serve_app.engine.scheduler import QueuedRequest, Sample
 from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Listener, Preview, Progress
 from serve_app.images.pixels import resize
-from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, arrange
+from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, TokenCounts, arrange
 
 EditFuture = Future[EditResult]
 """Future of a request. The engine never marks a future as running, so that its caller can cancel it at any time.
@@ -43,6 +43,8 @@ class ActiveRequest:
     future: EditFuture = field(default_factory=Future)
     prepared: list[Any] | None = None
     """The backend's prepared inputs by picture. None until all are prepared; no sample may join before."""
+    tokens: list[TokenCounts] = field(default_factory=list)
+    """The tokens of one output of each picture, known once all pictures are prepared."""
     encodings: dict[int, Any] = field(default_factory=dict)
     """The backend's encodings by picture, shared by the picture's variants."""
     pixels: dict[tuple[int, int], Pixels] = field(default_factory=dict)
@@ -96,7 +98,7 @@ class ActiveRequest:
         Several threads may call this at once.
         """
         place, pixels = (sample.image_index, sample.variant_index), resize(picture, sample.result)
-        self.notify(Completed(*place, sample.seed, pixels))
+        self.notify(Completed(*place, sample.seed, pixels, self.tokens[sample.image_index]))
         self.pixels[place] = pixels
         # Two threads may both find the request complete; `_resolve` sets the result once.
         if len(self.pixels) == self.request.outputs:
@@ -110,6 +112,7 @@ class ActiveRequest:
             seeds=arrange(seeds, images, variants),
             timings=self._timings(),
             batch=self.batch,
+            tokens=TokenCounts.total(self.tokens, variants),
         )
         # The caller may have cancelled since the engine last checked, or another thread may have resolved the future.
         with suppress(InvalidStateError):

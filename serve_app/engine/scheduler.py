@@ -28,7 +28,13 @@ class Shape:
 
     def tokens(self, multiple: int) -> int:
         """Return the image tokens of one transformer row; `multiple` is the side of a token in pixels."""
-        return (self.output.pixels + self.reference.pixels) // multiple**2
+        return self.output_tokens(multiple) + self.reference_tokens(multiple)
+
+    def output_tokens(self, multiple: int) -> int:
+        return self.output.pixels // multiple**2
+
+    def reference_tokens(self, multiple: int) -> int:
+        return self.reference.pixels // multiple**2
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from serve_app.errors import RETRY_AFTER_S, NotReady, Overloaded, TooManySamples
 from serve_app.events import Completed, Done, Event, Progress
 from serve_app.forms.form import EditForm
 from serve_app.jobs.job import Job
+from serve_app.request import TokenCounts
 from serve_app.responses import edits
 from serve_app.responses.schemas import OutputBody
 
@@ -65,15 +66,17 @@ async def finish_edit(job: Job, form: EditForm, edit: AcceptedEdit, pool: Execut
     """
     start, serialize_s = time.perf_counter(), 0.0
     outputs: dict[tuple[int, int], OutputBody] = {}
+    tokens = TokenCounts()
     async with aclosing(edit):
         async for event in edit:
             _record_progress(job, event)
             if isinstance(event, Completed):
                 serialize_s += await _encode_output(event, form, outputs, pool)
             if isinstance(event, Done):
+                tokens = event.tokens
                 job.entry.record_result(event.timings, event.batch, serialize_s)
     ordered = [outputs[index] for index in sorted(outputs)]
-    return orjson.dumps(edits.build_body(form, ordered, time.perf_counter() - start))
+    return orjson.dumps(edits.build_body(form, ordered, time.perf_counter() - start, tokens))
 
 
 async def _encode_output(

@@ -154,6 +154,11 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             ]
         return ids
 
+    def count_tokens(self, text: str) -> int:
+        """Return the tokens of `text` alone: in the template, special tokens around it keep it apart."""
+        with self._tokenizer_lock:
+            return len(self.tokenizer(text)["input_ids"])
+
     @torch.no_grad()
     def encode(self, prepared: Sequence[Prepared]) -> list[Encoding]:
         """Encode texts and pictures of any sizes, with one call of the VAE for each reference size."""

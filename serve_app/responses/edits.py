@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from serve_app.forms.form import EditForm
 from serve_app.images.encoding import encode
-from serve_app.request import EditResult, Pixels
+from serve_app.request import EditResult, Pixels, TokenCounts
 from serve_app.responses.schemas import EditResponse, OutputBody, Usage
 
 
@@ -29,7 +29,8 @@ async def build_response(
         *(loop.run_in_executor(executor, build_output, *output, form) for output in _in_order(result))
     )
     end = time.perf_counter()
-    content = await loop.run_in_executor(executor, orjson.dumps, build_body(form, outputs, end - started))
+    body = build_body(form, outputs, end - started, result.tokens)
+    content = await loop.run_in_executor(executor, orjson.dumps, body)
     timings = {**asdict(result.timings), "serialize_s": end - start}
     headers = {"Server-Timing": _server_timing(timings)}
     return Response(content, headers=headers, media_type="application/json"), end - start
@@ -49,13 +50,13 @@ def _server_timing(timings: dict[str, float]) -> str:
 # --- shared with streams and jobs ---------------------------------------------------------------------------------
 
 
-def build_body(form: EditForm, outputs: list[OutputBody], seconds: float) -> EditResponse:
+def build_body(form: EditForm, outputs: list[OutputBody], seconds: float, tokens: TokenCounts) -> EditResponse:
     """Return the body of a finished edit; `outputs` are in the order of the contract."""
     return {
         "created": int(time.time()),
         "data": outputs,
         "output_format": form.output_format,
-        "usage": build_usage(seconds, len(form.request.images), len(outputs)),
+        "usage": build_usage(seconds, len(form.request.images), len(outputs), tokens),
     }
 
 
@@ -79,5 +80,15 @@ def size_text(pixels: Pixels) -> str:
     return f"{pixels.shape[1]}x{pixels.shape[0]}"
 
 
-def build_usage(seconds: float, inputs: int, outputs: int) -> Usage:
-    return {"processing_time_seconds": round(seconds, 3), "input_images": inputs, "generated_images": outputs}
+def build_usage(seconds: float, inputs: int, outputs: int, tokens: TokenCounts) -> Usage:
+    """Return the usage with our own names and, beside them, those that OpenAI's clients read."""
+    input_tokens = tokens.text + tokens.reference
+    return {
+        "processing_time_seconds": round(seconds, 3),
+        "input_images": inputs,
+        "generated_images": outputs,
+        "input_tokens": input_tokens,
+        "output_tokens": tokens.output,
+        "total_tokens": input_tokens + tokens.output,
+        "input_tokens_details": {"text_tokens": tokens.text, "image_tokens": tokens.reference},
+    }

@@ -36,10 +36,22 @@ Place = Annotated[int, _field("place in the queue: 1 is next, 0 is running", 0, 
 
 
 @_closed
+class InputTokens(TypedDict):
+    text_tokens: Annotated[int, _field("tokens of the prompts", 5, ge=0)]
+    image_tokens: Annotated[int, _field("latent tokens of the images that are edited", 64, ge=0)]
+
+
+@_closed
 class Usage(TypedDict):
+    """The work of an edit. In a request, the prompt and the picture of an image count once, however many variants."""
+
     processing_time_seconds: Seconds
     input_images: Annotated[int, _field("images that were edited", 1, ge=1)]
     generated_images: Annotated[int, _field("outputs that were generated", 1, ge=1)]
+    input_tokens: Annotated[int, _field("sum of input_tokens_details", 69, ge=0)]
+    output_tokens: Annotated[int, _field("latent tokens of the outputs", 64, ge=0)]
+    total_tokens: Annotated[int, _field("input_tokens + output_tokens", 133, ge=0)]
+    input_tokens_details: InputTokens
 
 
 @_closed

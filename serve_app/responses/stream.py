@@ -11,6 +11,7 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.forms.form import EditForm
+from serve_app.request import TokenCounts
 from serve_app.responses.edits import build_output, build_usage
 from serve_app.responses.errors import error_body, to_public_error
 from serve_app.responses.log import LogEntry
@@ -89,13 +90,13 @@ class _Stream:
         if isinstance(event, Preview):
             preview_index = event.preview_index
             return _encode({"type": "image_edit.partial_image", "partial_image_index": preview_index, **picture})
-        return _encode({"type": "image_edit.completed", "usage": self._usage(1, 1), **picture})
+        return _encode({"type": "image_edit.completed", "usage": self._usage(1, 1, event.tokens), **picture})
 
     def _done_frame(self, event: Done) -> bytes:
         self._on_serialized(self._serialize_s)
         self._entry.record_result(event.timings, event.batch, self._serialize_s)
         request = self._form.request
-        usage = self._usage(len(request.images), request.outputs)
+        usage = self._usage(len(request.images), request.outputs, event.tokens)
         timings: StageSeconds = {
             "queue_s": event.timings.queue_s,
             "encode_s": event.timings.encode_s,
@@ -105,8 +106,8 @@ class _Stream:
         }
         return _encode({"type": "image_edit.done", "usage": usage, "timings": timings})
 
-    def _usage(self, inputs: int, outputs: int) -> Usage:
-        return build_usage(time.perf_counter() - self._start, inputs, outputs)
+    def _usage(self, inputs: int, outputs: int, tokens: TokenCounts) -> Usage:
+        return build_usage(time.perf_counter() - self._start, inputs, outputs, tokens)
 
 
 def _encode(event: StreamEvent) -> bytes:

@@ -311,6 +311,16 @@ def test_the_autoencoder_keeps_nothing_of_a_pass_that_ran_out_of_memory(half: st
     assert model.preview([sample.state])[0].shape == (64, 96, 3)
 
 
+def test_the_tokens_that_a_caller_is_told_are_those_that_the_model_reads(random_model):
+    for text in ("x", " make the sky blue\n", "天空变蓝 ☁"):
+        with_text, without = (random_model._tokenize(each, patches=1) for each in (text, ""))
+        assert random_model.count_tokens(text) == len(with_text) - len(without)
+    [sample] = samples_of(random_model, [request(size="90x60")])
+    state, multiple = sample.state, random_model.geometry.multiple
+    assert state.encoding.reference.shape[0] == sample.shape.reference_tokens(multiple)
+    assert state.latents.shape[0] == sample.shape.output_tokens(multiple) == 6 * 4
+
+
 def test_shapes_count_tokens_of_result_and_reference():
     assert Shape(Size(1024, 1024), Size(1024, 1024)).tokens(16) == 8192
 

@@ -41,6 +41,9 @@ class Poisoned:
     def prepare(self, condition: Condition) -> Any:
         return self._real.prepare(condition)
 
+    def count_tokens(self, text: str) -> int:
+        return self._real.count_tokens(text)
+
     def encode(self, prepared: Sequence[Any]) -> list[Any]:
         return self._real.encode(prepared)
 

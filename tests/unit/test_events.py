@@ -1,7 +1,9 @@
 """The events of a request: complete for its listener, without effect on others."""
 
+import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -11,9 +13,9 @@ from serve_app.engine.engine import EditEngine
 from serve_app.engine.requests import EditFuture, RunOptions
 from serve_app.engine.scheduler import preview_steps
 from serve_app.errors import EditError
-from serve_app.events import Completed, Event, Preview, Progress
+from serve_app.events import Completed, Done, Event, Preview, Progress, result_of
 from serve_app.images.geometry import Size
-from serve_app.request import EditRequest
+from serve_app.request import EditRequest, TokenCounts
 from tests.engines import TIMEOUT_S, alone, assert_same, engine, start, submit, wait_until_prepared
 from tests.fakes import ArithmeticPipeline, State, edit_request, picture
 
@@ -88,6 +90,37 @@ def test_a_preview_comes_before_its_output_though_it_takes_longer():
         future.result(TIMEOUT_S)
     pictures = [event for event in events if isinstance(event, (Preview, Completed)) and event.variant_index == 0]
     assert list(map(type, pictures)) == [Preview, Completed]
+
+
+def test_tokens_are_those_of_the_prompts_the_references_and_the_outputs():
+    request = edit_request(1, images=[picture(1), picture(2, 96, 48)], prompt=["a b c", "d"], n=2)
+    with engine(ArithmeticPipeline()) as running:
+        [(future, events)] = listen(running, request)
+        tokens = future.result(TIMEOUT_S).tokens
+    completed = {event.image_index: event.tokens for event in of(Completed, events)}
+    # A token has 16 × 16 pixels: the pictures are edited at 64 × 64 and at 96 × 32. The fake tokenizer counts words.
+    assert completed == {0: TokenCounts(3, 16, 16), 1: TokenCounts(1, 12, 12)}
+    # Each prompt and each picture is encoded once, and counts once.
+    assert tokens == TokenCounts(text=4, reference=28, output=56)
+    with engine(ArithmeticPipeline()) as running:
+        [future] = submit(running, edit_request(1, size="50x40"))
+        # The next size that the model can make is 64 × 48.
+        assert future.result(TIMEOUT_S).tokens.output == 12
+
+
+def test_the_events_of_a_stream_add_up_to_the_result():
+    request = edit_request(1, images=[picture(1), picture(2)], n=2)
+    with engine(ArithmeticPipeline()) as running:
+        [(future, events)] = listen(running, request)
+        result = future.result(TIMEOUT_S)
+
+    async def stream() -> AsyncIterator[Event]:
+        for event in [*events, Done(result.timings, result.batch, result.tokens)]:
+            yield event
+
+    summed = asyncio.run(result_of(stream(), request))
+    assert_same(summed, result)
+    assert replace(summed, pixels=()) == replace(result, pixels=())
 
 
 def test_the_place_in_the_queue_is_reported_while_a_request_waits():

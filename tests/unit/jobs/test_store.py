@@ -38,6 +38,8 @@ def test_a_job_has_its_place_its_steps_and_its_result() -> None:
         # The editor yields the last output first; the answer has them in the order of the contract.
         assert list(ended["result"]) == list(now)
         assert ended["result"]["data"] == now["data"]
+        for usage in (ended["result"]["usage"], now["usage"]):
+            assert (usage["input_tokens"], usage["output_tokens"], usage["total_tokens"]) == (14, 32, 46)
         assert [pixels_of(item)[3, 4, 0] for item in now["data"]] == [245, 245, 235, 235]
         assert (await caller.get(job["id"])).json()["result"] == ended["result"]
 

@@ -73,17 +73,25 @@ def test_events_have_every_field_of_openais_types(app: Starlette) -> None:
             assert required <= set(event)
             assert event["output_format"] == "webp"
             assert level(event) > 0
-            # Their `usage` counts tokens, ours seconds and pictures, as in the answer that is no stream.
-            kind.model_validate({**event, "usage": TOKENS} if "usage" in event else event)
+            kind.model_validate(event)
     assert [e["partial_image_index"] for e in events if e["type"] == "image_edit.partial_image"] == [0, 1]
 
 
-TOKENS = {
-    "input_tokens": 0,
-    "output_tokens": 0,
-    "total_tokens": 0,
-    "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
-}
+def tokens_of(event: dict[str, Any]) -> tuple[int, int, int]:
+    usage = event["usage"]
+    details = usage["input_tokens_details"]
+    assert usage["input_tokens"] == details["text_tokens"] + details["image_tokens"]
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+    return details["text_tokens"], details["image_tokens"], usage["output_tokens"]
+
+
+def test_an_output_has_its_own_tokens_and_the_last_event_those_of_the_request(app: Starlette) -> None:
+    *events, done = events_of(edit(app, (1, 2), stream="true", n="3", prompt=["a b c", "d"]))
+    completed = {event["input_index"]: tokens_of(event) for event in events if event["type"] == "image_edit.completed"}
+    # The editor counts words, and rows and columns of pictures of 8 × 6.
+    assert completed == {0: (3, 6, 8), 1: (1, 6, 8)}
+    # Each prompt and each picture counts once, and each of the six outputs.
+    assert tokens_of(done) == (4, 12, 48)
 
 
 def test_the_last_event_has_the_time_of_each_stage(editor: Inverter) -> None:
