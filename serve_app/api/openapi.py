@@ -292,7 +292,8 @@ def _edit_form(settings: AppSettings) -> Schema:
     }
     texts = _texts(settings)
     texts["prompt"]["description"] += ". `prompt[]` is the same field"
-    return {**_body({"images": pictures, **texts}), "required": ["images", "prompt"]}
+    about = "A field that is left empty, other than the prompt, is a field left out."
+    return {**_body({"images": pictures, **texts}), "required": ["images", "prompt"], "description": about}
 
 
 def _edit_json(settings: AppSettings) -> Schema:
@@ -304,6 +305,8 @@ def _edit_json(settings: AppSettings) -> Schema:
         "images": {**_json_pictures(limits.max_images), "description": _BATCH},
         "image": {**_json_pictures(1), "description": "OpenAI's name for one picture"},
     }
+    # Clients send it where no model is configured.
+    nullable["model"]["anyOf"].append({"type": "string", "enum": [""]})
     body = _body({**pictures, **nullable, "mask": mask})
     return {**body, "required": ["prompt"], "oneOf": [_given("images"), _given("image")]}
 

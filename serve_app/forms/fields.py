@@ -42,12 +42,15 @@ class EditFields(EditParams):
     moderation: Literal["auto"] | None = Field(None, description="this server does not moderate")
     quality: Literal["auto"] | None = Field(None, description="set num_inference_steps instead")
     response_format: Literal["b64_json"] | None = Field(
-        None, description="this server keeps no files that a url could point to"
+        None, description="send b64_json or leave it out: this server keeps no files that a url could point to"
     )
 
     @field_validator("model")
     @classmethod
-    def _check_model(cls, name: str, info: ValidationInfo) -> str:
+    def _check_model(cls, name: str, info: ValidationInfo) -> str | None:
+        if not name:
+            # Open WebUI sends this if no model is configured.
+            return None
         served = info.context
         assert isinstance(served, ModelSettings)
         if name not in served.all_names:

@@ -29,14 +29,26 @@ async def opened(request: Request, limits: LimitSettings) -> AsyncIterator[tuple
     try:
         items = await _read(request, limits)
         files += (value for _, value in items if not isinstance(value, str))
-        for name, value in items:
-            if isinstance(value, str):
-                values.setdefault(SYNONYMS.get(name, name), []).append(from_text(name, value))
+        for name, text in _given([(name, value) for name, value in items if isinstance(value, str)]):
+            values.setdefault(SYNONYMS.get(name, name), []).append(from_text(name, text))
         # A browser sends a file without a name and without bytes for a file input that was left empty.
-        yield values, [partial(_contents, file) for file in files if file.filename or file.size]
+        pictures = [value for name, value in items if isinstance(value, UploadFile) and name in PICTURE_FIELDS]
+        yield values, [partial(_contents, file) for file in pictures if file.filename or file.size]
     finally:
         for file in files:
             file.file.close()  # not UploadFile.close(): an await here would not run once the request is cancelled
+
+
+def _given(texts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the texts without those of fields that were left empty, as forms of browsers and PHP send them.
+
+    A prompt is required, so an empty one stays and is refused.
+    """
+    empty = {name for name, text in texts if not text and SYNONYMS.get(name, name) != "prompt"}
+    # go-openai writes these three fields into every form, and Go has no number that is empty.
+    if empty & {"size", "response_format"}:
+        empty |= {name for name, text in texts if (name, text) == ("n", "0")}
+    return [(name, text) for name, text in texts if name not in empty]
 
 
 def _contents(file: UploadFile) -> bytes:
@@ -80,10 +92,12 @@ class _Parser(MultiPartParser):
         super().on_headers_finished()
         part = self._current_part
         name, is_file = part.field_name, part.file is not None
-        check_name(name)
+        if name != "mask":
+            # An empty mask is none, so its name is checked at its first byte.
+            check_name(name)
         if name in PICTURE_FIELDS and not is_file:
             raise InvalidInput(f"{name} must be a file, not text; with curl: -F '{name}=@photo.png'", param=name)
-        if name not in PICTURE_FIELDS and is_file:
+        if name not in (*PICTURE_FIELDS, "mask") and is_file:
             raise InvalidInput(f"{name} must be text, not a file", param=name)
         count(name, self._seen, self._limits)
         self._part_bytes = 0
@@ -91,6 +105,8 @@ class _Parser(MultiPartParser):
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._part_bytes += end - start
         part = self._current_part
+        if self._part_bytes and part.field_name == "mask":
+            check_name(part.field_name)
         if part.file is None and self._part_bytes > self._limits.max_field_bytes:
             raise text_too_large(part.field_name, self._limits)
         if part.file is not None and self._part_bytes > self._limits.max_file_bytes:

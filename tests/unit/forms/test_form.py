@@ -21,6 +21,7 @@ from serve_app.errors import (
     UnsupportedMediaType,
     UploadTooSlow,
 )
+from serve_app.forms.fields import EditFields
 from serve_app.forms.form import parse
 from serve_app.forms.memory import MemoryLimiter, Reservation
 from serve_app.images.geometry import Size
@@ -46,7 +47,7 @@ def refusal(*parts: Part, kind: type[EditError] = InvalidInput, settings: AppSet
 def test_every_field_arrives_however_the_body_is_cut(chunk_bytes: int) -> None:
     fields = {
         "prompt": "天空变蓝 ☁",
-        "negative_prompt": "",
+        "negative_prompt": "blurry",
         "n": "2",
         "size": "640x480",
         "num_inference_steps": "30",
@@ -67,7 +68,7 @@ def test_every_field_arrives_however_the_body_is_cut(chunk_bytes: int) -> None:
     }
     form = form_of(*(text(*item) for item in fields.items()), picture(value=3), chunk_bytes=chunk_bytes)
     edit = form.request
-    assert (edit.prompt, edit.negative_prompt, edit.n, edit.size) == ("天空变蓝 ☁", "", 2, Size(640, 480))
+    assert (edit.prompt, edit.negative_prompt, edit.n, edit.size) == ("天空变蓝 ☁", "blurry", 2, Size(640, 480))
     assert (edit.num_inference_steps, edit.guidance_scale, edit.seed) == (30, 2.5, 7)
     assert (form.output_format, form.output_compression, form.user) == ("jpeg", 80, "annb")
     assert levels(form) == [3]
@@ -129,6 +130,20 @@ def test_outputs_of_the_original_size_are_reserved_beside_the_pictures() -> None
     assert not asyncio.run(others_wait(text("n", "3")))
     assert not asyncio.run(others_wait(text("n", "2"), text("size", "original")))
     assert asyncio.run(others_wait(text("n", "3"), text("size", "original")))
+
+
+OPTIONAL = sorted(set(EditFields.model_fields) - {"prompt"})
+
+
+@pytest.mark.parametrize("names", [OPTIONAL, *([name] for name in OPTIONAL)], ids=lambda names: "+".join(names)[:20])
+def test_a_field_left_empty_is_a_field_left_out(names: list[str]) -> None:
+    empty = form_of(PROMPT, PICTURE, *(text(name, "") for name in names))
+    left_out = form_of(PROMPT, PICTURE)
+    # Its seed is random.
+    but = {"images", "seed"}
+    assert empty.request.model_dump(exclude=but) == left_out.request.model_dump(exclude=but)
+    for name in ("output_format", "output_compression", "user", "stream"):
+        assert getattr(empty, name) == getattr(left_out, name)
 
 
 def test_a_batch_keeps_its_order() -> None:
@@ -193,7 +208,7 @@ def test_pictures_times_variants_is_bounded() -> None:
 
 @pytest.mark.parametrize("name", ["n", "num_inference_steps", "seed", "output_compression", "partial_images"])
 @pytest.mark.parametrize(
-    "value", ["", "abc", "1.5", "1e1", "٣", "1_0", " 5 ", "+5", "inf", "nan", "0x1", "5\n", "9" * 5000]
+    "value", [" ", "abc", "1.5", "1e1", "٣", "1_0", " 5 ", "+5", "inf", "nan", "0x1", "5\n", "9" * 5000]
 )
 def test_whole_numbers_are_ascii_digits(name: str, value: str) -> None:
     error = refusal(PROMPT, PICTURE, text("output_format", "jpeg"), text(name, value))
@@ -203,7 +218,7 @@ def test_whole_numbers_are_ascii_digits(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["guidance_scale", "true_cfg_scale"])
-@pytest.mark.parametrize("value", ["", "abc", ".", "1e1", "٣", "1_0", " 5 ", "inf", "nan", "-inf", "4,0", "0x1p3"])
+@pytest.mark.parametrize("value", [" ", "abc", ".", "1e1", "٣", "1_0", " 5 ", "inf", "nan", "-inf", "4,0", "0x1p3"])
 def test_decimals_are_plain(name: str, value: str) -> None:
     assert refusal(PROMPT, PICTURE, text(name, value)).param == name
 
@@ -232,7 +247,7 @@ def test_two_different_guidances_are_refused() -> None:
         ("n", "11", "from 1 to 10, not 11"),
         ("n", "-1", "n"),
         ("size", "0x0", "WIDTHxHEIGHT"),
-        ("size", "", "WIDTHxHEIGHT"),
+        ("size", " ", "WIDTHxHEIGHT"),
         ("size", "9000x100", "aspect ratio above 8:1"),
         ("fit", "contain", "cover or free, not 'contain'"),
         ("seed", "-1", "if omitted: a random seed"),
@@ -244,14 +259,14 @@ def test_two_different_guidances_are_refused() -> None:
         ("negative_prompt", "x" * 4001, "4000 characters"),
         ("output_format", "gif", "png, jpeg or webp"),
         ("output_format", "PNG", "png, jpeg or webp"),
-        ("output_format", "", "png, jpeg or webp"),
+        ("output_format", " ", "png, jpeg or webp"),
         ("output_compression", "101", "from 0 to 100"),
         ("output_compression", "80", "png is lossless"),
-        ("response_format", "url", "keeps no files"),
-        ("response_format", "", "b64_json"),
+        ("response_format", "url", "send b64_json or leave it out"),
+        ("response_format", " ", "b64_json"),
         ("stream", "maybe", "true or false"),
         ("stream", "fal\u017fe", "true or false"),
-        ("stream", "", "true or false"),
+        ("stream", " ", "true or false"),
         ("partial_images", "2", "send stream=true"),
         ("user", "x" * 257, "256 characters"),
         ("quality", "high", "num_inference_steps"),
@@ -270,8 +285,37 @@ def test_values_that_cannot_be_honoured_are_refused_by_name(name: str, value: st
     assert hint in error.message
 
 
-def test_a_mask_file_is_refused() -> None:
+def test_a_mask_is_refused_at_its_first_byte() -> None:
     assert refusal(PROMPT, PICTURE, picture("mask")).param == "mask"
+    body, content_type = body_of([("mask", ("mask.png", b"x" * MIB, "image/png")), PROMPT, PICTURE])
+    upload = Upload([body[i : i + 500] for i in range(0, len(body), 500)], content_type)
+    with pytest.raises(InvalidInput, match="inpaint"):
+        upload.parse()
+    assert upload.taken_bytes <= 1000
+
+
+@pytest.mark.parametrize("mask", ['; filename=""', '; filename="mask.png"', ""])
+def test_a_mask_left_empty_is_no_mask(mask: str) -> None:
+    body, content_type = body_of([PROMPT, picture(value=7)])
+    boundary = content_type.partition("boundary=")[2]
+    empty = f'--{boundary}\r\nContent-Disposition: form-data; name="mask"{mask}\r\n\r\n\r\n'.encode()
+    form = Upload([empty + body], content_type).parse()
+    assert levels(form) == [7]
+
+
+@pytest.mark.parametrize("values", [("0", "", ""), ("0", "640x480", ""), ("0", "", "b64_json")])
+def test_zero_variants_are_one_where_go_openai_writes_what_was_left_out(values: tuple[str, str, str]) -> None:
+    fields = zip(("n", "size", "response_format"), values, strict=True)
+    form = form_of(picture("image"), PROMPT, *(text(*field) for field in fields))
+    assert (form.request.n, form.request.size) == (1, Size(640, 480) if values[1] else None)
+
+
+def test_zero_variants_are_an_error_anywhere_else() -> None:
+    said = [text("size", "640x480"), text("response_format", "b64_json")]
+    for others in ([], said, [text("quality", "")]):
+        error = refusal(PROMPT, PICTURE, text("n", "0"), *others)
+        assert (error.message[:27], error.param) == ("n: must be from 1 to 10, no", "n")
+    assert refusal(PROMPT, PICTURE, text("n", "00"), text("size", "")).param == "n"
 
 
 def test_an_unknown_name_is_cut_short() -> None:
@@ -311,6 +355,12 @@ def test_prompts_come_once_or_once_for_each_picture() -> None:
     assert refusal(*[PROMPT] * 17, PICTURE).param == "prompt"
 
 
+def test_an_empty_prompt_among_others_is_not_left_out() -> None:
+    # Otherwise the other prompt would hold for both pictures.
+    error = refusal(text("prompt", "a"), text("prompt", ""), picture(value=1), picture(value=2))
+    assert (error.message, error.param) == ("prompt: must not be empty", "prompt")
+
+
 @pytest.mark.parametrize("prompt", ["", "  \n", "x" * 4001, "a <|image_pad|> b"])
 def test_a_prompt_must_say_something(prompt: str) -> None:
     assert refusal(text("prompt", prompt), PICTURE).param == "prompt"
@@ -329,7 +379,8 @@ def test_another_model_is_not_found() -> None:
     error = refusal(PROMPT, PICTURE, text("model", "dall-e-2"), kind=ModelNotFound)
     assert error.param == "model"
     assert "Qwen-Image-Edit" in error.message
-    assert form_of(PROMPT, PICTURE, text("model", "Qwen-Image-Edit")).request.n == 1
+    for name in ("Qwen-Image-Edit", ""):
+        assert form_of(PROMPT, PICTURE, text("model", name)).request.n == 1
 
 
 def test_bad_fields_are_refused_before_pictures_are_decoded() -> None:

@@ -240,6 +240,16 @@ def test_prompts_come_once_or_once_for_each_picture() -> None:
     assert "2 texts for 3 images" in refusal(images=three, prompt=["a", "b"]).message
 
 
+def test_an_empty_model_is_no_model_named() -> None:
+    assert form(model="").request.n == 1
+
+
+@pytest.mark.parametrize("name", ["n", "size", "seed", "quality", "response_format", "mask"])
+def test_an_empty_text_leaves_no_field_out_where_null_does(name: str) -> None:
+    fields: dict[str, Any] = {name: ""}
+    assert refusal(**fields).param == name
+
+
 def test_another_model_is_not_found() -> None:
     assert refusal(ModelNotFound, model="dall-e-2").param == "model"
 
