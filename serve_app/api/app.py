@@ -132,6 +132,12 @@ class _Api:
         form = entry.form = await parse(
             request, self._settings, self._decoding, reservation, caller, fingerprinted=key is not None
         )
+        response = await self._respond_to(request, form, key, entry)
+        if form.ignored:
+            response.headers[edits.IGNORED] = ", ".join(form.ignored)
+        return response
+
+    async def _respond_to(self, request: Request, form: EditForm, key: Key | None, entry: LogEntry) -> Response:
         if key is not None:
             return await self._respond_once(key, request, form, entry)
         if entry.is_job:

@@ -11,7 +11,7 @@ from serve_app.settings import CorsSettings
 
 _METHODS = ("GET", "POST", "DELETE")
 # Response headers that a page can read only if they are named here.
-_EXPOSED = ("x-request-id", "Retry-After", "Server-Timing", "Idempotency-Replayed")
+_EXPOSED = ("x-request-id", "Retry-After", "Server-Timing", "Idempotency-Replayed", "x-edit-ignored")
 
 
 def cors_middleware(cors: CorsSettings) -> list[Middleware]:

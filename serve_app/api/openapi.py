@@ -32,6 +32,7 @@ from serve_app.errors import (
 from serve_app.forms import fields, json_body, multipart
 from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KEY_PATTERN, MAX_KEY_CHARS, REPLAYED
 from serve_app.responses import schemas
+from serve_app.responses.edits import IGNORED
 from serve_app.settings import AppSettings, ModelSettings
 
 Schema = dict[str, Any]
@@ -104,6 +105,7 @@ def _edit(settings: AppSettings) -> Schema:
                 "schema": {"type": "string"},
             },
             REPLAYED: _REPLAYED,
+            IGNORED: _IGNORED,
         },
         "content": {
             "application/json": {"schema": _ref(schemas.EditResponse)},
@@ -116,6 +118,7 @@ def _edit(settings: AppSettings) -> Schema:
         "headers": {
             "Location": {"description": "the address of the job", "required": True, "schema": {"type": "string"}},
             REPLAYED: _REPLAYED,
+            IGNORED: _IGNORED,
         },
         "content": {"application/json": {"schema": _ref(schemas.JobBody)}},
         "links": {
@@ -204,6 +207,10 @@ _REQUEST_ID = {
 _REPLAYED = {
     "description": f"`true` if this is the answer to an earlier request with the same {IDEMPOTENCY_KEY}",
     "schema": {"type": "string", "enum": ["true"]},
+}
+_IGNORED = {
+    "description": "the names of fields that were accepted without effect, with commas between them; absent if all had",
+    "schema": {"type": "string", "pattern": f"^({'|'.join(fields.HINTS)})(, ({'|'.join(fields.HINTS)}))*$"},
 }
 _JOB_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 

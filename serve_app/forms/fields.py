@@ -13,6 +13,8 @@ from serve_app.request import EditParams, Guidance, invalid_input
 from serve_app.settings import ModelSettings
 
 MAX_COMPRESSION = 100
+HINTS = ("input_fidelity", "moderation", "quality")
+"""Fields with which OpenAI's models can be told how to work. They cannot make a result wrong, so they are accepted."""
 
 
 class EditFields(EditParams):
@@ -36,11 +38,15 @@ class EditFields(EditParams):
     model: str | None = None
     user: str | None = Field(None, max_length=256, description="goes into the log", examples=["ann"])
 
-    # OpenAI's fields that change nothing here, with the values that already hold. The description is the reason.
+    # OpenAI's fields, of which the last two are only accepted with what already holds. The description is the reason.
+    input_fidelity: Literal["low", "high"] | None = Field(
+        None, description="has no effect: the model has no such setting"
+    )
+    moderation: Literal["auto", "low"] | None = Field(None, description="has no effect: this server does not moderate")
+    quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="has no effect: set num_inference_steps instead"
+    )
     background: Literal["auto", "opaque"] | None = Field(None, description="results are opaque")
-    input_fidelity: Literal["low"] | None = Field(None, description="the model has no such setting")
-    moderation: Literal["auto"] | None = Field(None, description="this server does not moderate")
-    quality: Literal["auto"] | None = Field(None, description="set num_inference_steps instead")
     response_format: Literal["b64_json"] | None = Field(
         None, description="send b64_json or leave it out: this server keeps no files that a url could point to"
     )
@@ -74,6 +80,11 @@ class EditFields(EditParams):
             message = "guidance_scale and true_cfg_scale are one setting: send only one"
             raise InvalidInput(message, param="true_cfg_scale")
         return self
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """The hints that asked for something and have no effect. `auto` leaves the choice to the server."""
+        return tuple(name for name in HINTS if getattr(self, name) not in (None, "auto"))
 
     def params(self) -> dict[str, Any]:
         """Return the given values for the fields of EditParams; the request has its own defaults for the others."""

@@ -31,6 +31,7 @@ class EditForm:
     """One HTTP request: the edit, and the format of its response.
 
     `fingerprint`: digest of all that was sent, which distinguishes a retry from another edit; None if not requested.
+    `ignored`: names of the fields that were accepted without effect.
     """
 
     request: EditRequest
@@ -39,6 +40,7 @@ class EditForm:
     user: str | None
     stream: bool
     fingerprint: str | None = None
+    ignored: tuple[str, ...] = ()
 
 
 async def parse(
@@ -82,7 +84,9 @@ async def parse(
     )
     check_limits(edit, limits)
     digest = None if fingerprint is None else fingerprint.hexdigest()
-    return EditForm(edit, given.output_format, given.output_compression, given.user, given.stream, digest)
+    return EditForm(
+        edit, given.output_format, given.output_compression, given.user, given.stream, digest, given.ignored
+    )
 
 
 def _check_results(given: EditFields, pictures: list[Size], limits: LimitSettings) -> None:

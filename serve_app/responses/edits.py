@@ -15,6 +15,9 @@ from serve_app.images.encoding import encode
 from serve_app.request import EditResult, Pixels, TokenCounts
 from serve_app.responses.schemas import EditResponse, OutputBody, Usage
 
+IGNORED = "x-edit-ignored"
+"""The header that names the fields which were accepted without effect, so that nothing is ignored silently."""
+
 
 async def build_response(
     result: EditResult, form: EditForm, executor: Executor, started: float

@@ -56,6 +56,16 @@ def test_the_answer_has_the_shape_of_the_contract(app: Starlette) -> None:
     assert body["data"][0]["size"] == "8x6"
 
 
+@pytest.mark.parametrize(("query", "stream"), [("", "false"), ("", "true"), ("?async=true", "false")])
+def test_every_kind_of_answer_names_what_had_no_effect(app: Starlette, query: str, stream: str) -> None:
+    hints = {"quality": "high", "moderation": "low", "background": "auto"}
+    for fields, named in ((hints, "moderation, quality"), ({"quality": "auto"}, None)):
+        files, data = {"image": ("a.png", png(10))}, {"prompt": "invert", "stream": stream, **fields}
+        response = call(app, "POST", f"/v1/images/edits{query}", files=files, data=data)
+        assert response.status_code == (202 if query else 200)
+        assert response.headers.get("x-edit-ignored") == named
+
+
 def test_data_is_in_order_down_to_the_pixels(app: Starlette) -> None:
     values, n, seed = (10, 120, 250), 2, 40
     data = edit(app, values, n=str(n), seed=str(seed)).json()["data"]

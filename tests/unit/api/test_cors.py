@@ -49,7 +49,7 @@ def test_a_page_of_a_named_origin_may_ask_and_read() -> None:
     response = edit(app, headers={"origin": LAB})
     assert response.status_code == 200
     assert response.headers["access-control-allow-origin"] == LAB
-    exposed = "x-request-id, Retry-After, Server-Timing, Idempotency-Replayed"
+    exposed = "x-request-id, Retry-After, Server-Timing, Idempotency-Replayed, x-edit-ignored"
     assert response.headers["access-control-expose-headers"] == exposed
     assert "Origin" in response.headers["vary"]
 

@@ -192,6 +192,14 @@ def test_a_choice_is_one_of_those_documented(app: Starlette, name: str) -> None:
     assert send(app, {name: "other"}).status_code in (400, 404)
 
 
+@pytest.mark.parametrize(("query", "status"), [("", "200"), ("?async=true", "202")])
+def test_what_had_no_effect_is_named_as_documented(app: Starlette, query: str, status: str) -> None:
+    body = {**EXAMPLES["batch"]["value"], "quality": "high", "moderation": "low", "input_fidelity": "low"}
+    response = call(app, "POST", EDITS + query, json=body)
+    documented = DOCUMENT["paths"][EDITS]["post"]["responses"][status]["headers"]["x-edit-ignored"]
+    check(response.headers["x-edit-ignored"], documented["schema"])
+
+
 def test_every_error_of_an_edit_is_as_documented(app: Starlette, editor: Inverter) -> None:
     small = create_app(editor, AppSettings(limits=LimitSettings(max_file_bytes=10, max_request_bytes=10)))
     answers = [

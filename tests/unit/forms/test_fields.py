@@ -2,9 +2,10 @@
 
 import json
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from openai.types.image_edit_params import ImageEditParamsNonStreaming
 from pydantic import ValidationError
 
 from serve_app.errors import InvalidInput
@@ -67,14 +68,30 @@ def test_a_value_beyond_its_range_is_refused_with_the_range(name: str) -> None:
 
 def test_schemas_are_the_same_however_often_they_are_asked_for() -> None:
     before = json.dumps(properties())
-    for fields in ({"n": 0}, {"quality": "high"}, {"user": "x" * 300}):
+    for fields in ({"n": 0}, {"quality": "best"}, {"user": "x" * 300}):
         with pytest.raises(InvalidInput):
             validated(**fields)
     assert json.dumps(properties()) == before
 
 
+@pytest.mark.parametrize("name", ["background", "input_fidelity", "quality"])
+def test_a_hint_may_have_any_value_that_openais_client_knows(name: str) -> None:
+    (choices,) = [
+        kind for kind in get_args(get_type_hints(ImageEditParamsNonStreaming)[name]) if kind is not type(None)
+    ]
+    # Results have no alpha channel, so a transparent background would be wrong and not only without effect.
+    for value in set(get_args(choices)) - {"transparent"}:
+        assert getattr(validated(**{name: value}), name) == value
+
+
+def test_a_hint_is_named_as_ignored_unless_it_leaves_the_choice_to_the_server_or_holds() -> None:
+    assert validated(moderation="auto", quality="auto", background="opaque", response_format="b64_json").ignored == ()
+    asked = validated(quality="high", moderation="low", input_fidelity="low", background="auto", n=2)
+    assert asked.ignored == ("input_fidelity", "moderation", "quality")
+
+
 def test_a_choice_is_an_enum_also_where_it_has_one_value() -> None:
     choices = {name: schema["enum"] for name, schema in properties().items() if "enum" in schema}
-    assert choices["quality"] == ["auto"]
+    assert choices["response_format"] == ["b64_json"]
     assert choices["background"] == ["auto", "opaque"]
     assert not [name for name, schema in properties().items() if "const" in schema or "title" in schema]

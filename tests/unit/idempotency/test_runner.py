@@ -365,12 +365,13 @@ def tell(story: Callable[[Held, Caller], Awaitable[None]]) -> None:
 
 def test_a_retry_gets_the_first_answer_byte_for_byte() -> None:
     async def story(editor: Held, caller: Caller) -> None:
-        first = await caller.post(n="2")
-        again = await caller.post(n="2")
+        first = await caller.post(n="2", quality="high")
+        again = await caller.post(n="2", quality="high")
         assert first.status_code == again.status_code == 200
         # No seed was given, and the boundaries of the two bodies differ.
         assert again.content == first.content
         assert again.headers["server-timing"] == first.headers["server-timing"]
+        assert again.headers["x-edit-ignored"] == first.headers["x-edit-ignored"] == "quality"
         assert "idempotency-replayed" not in first.headers
         assert again.headers["idempotency-replayed"] == "true"
         assert len(editor.requests) == 1
