@@ -320,15 +320,21 @@ def _edit_json(settings: AppSettings) -> Schema:
 
 def _json_pictures(most: int) -> Schema:
     text = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*"}
-    openai = {
-        "type": "object",
-        "properties": {"image_url": {**text, "description": "a data URL; no URL is fetched"}},
-        "required": ["image_url"],
-        "additionalProperties": False,
-    }
+    url = {**text, "description": "a data URL; no URL is fetched"}
+    # OpenAI's edits, xAI's, and chats.
+    wrapped = [_typed(image_url=url), _typed(url=url), _typed(image_url=_closed(url=url))]
     several = {"type": "array", "items": text, "minItems": 1, "maxItems": most}
-    one = {"type": "array", "items": openai, "minItems": 1, "maxItems": 1}
-    return {"anyOf": [several, text, one, openai, {"type": "null"}]}
+    one = {"type": "array", "items": {"anyOf": wrapped}, "minItems": 1, "maxItems": 1}
+    return {"anyOf": [several, text, one, *wrapped, {"type": "null"}]}
+
+
+def _closed(**properties: Schema) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _typed(**properties: Schema) -> Schema:
+    """Return an object that may have the type `image_url` too."""
+    return {**_closed(**properties), "properties": {**properties, "type": {"type": "string", "enum": ["image_url"]}}}
 
 
 def _or_null(schema: Schema) -> Schema:

@@ -126,15 +126,31 @@ def _picture_texts(name: str, value: Any) -> Iterator[str]:
         raise InvalidInput("At least one image is required", param=name)
     if len(items) > 1 and any(isinstance(item, dict) for item in items):
         raise InvalidInput(
-            f"{name}: several objects with image_url mean references for one picture, and this model takes one "
+            f"{name}: several objects mean references for one picture, and this model takes one "
             "picture; to edit each picture on its own, send `images` as a list of base64 texts",
             param=name,
         )
     for item in items:
-        text = item.get("image_url") if isinstance(item, dict) and set(item) == {"image_url"} else item
+        text = _unwrap(item)
         if not isinstance(text, str):
             raise InvalidInput(f"{name} must be base64 text, or a list of them, not {WORDS[type(text)]}", param=name)
         yield text
+
+
+def _unwrap(item: Any) -> Any:
+    """Return the text in one of the objects that other APIs have for a picture; anything else as it is.
+
+    OpenAI's edits have `{"image_url": text}`, xAI's `{"url": text}`, and chats `{"image_url": {"url": text}}`; each may
+    have the type `image_url`.
+    """
+    match item:
+        case {"type": "image_url", **rest} if rest:
+            return _unwrap(rest)
+        case {"image_url": {"url": str(text), **others}, **rest} if not others and not rest:
+            return text
+        case {"image_url": str(text), **rest} | {"url": str(text), **rest} if not rest:
+            return text
+    return item
 
 
 def _picture(name: str, text: str, index: int, limits: LimitSettings) -> ReadPicture:

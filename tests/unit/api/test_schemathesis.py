@@ -80,5 +80,5 @@ def _pictures_for(value: Any) -> Any:
     if isinstance(value, list):
         return [_pictures_for(item) for item in value]
     if isinstance(value, dict):
-        return {name: _pictures_for(item) for name, item in value.items()}
+        return {name: item if name == "type" else _pictures_for(item) for name, item in value.items()}
     return base64.b64encode(PICTURE.encode()).decode() if isinstance(value, str) else value

@@ -102,7 +102,16 @@ def test_a_batch_keeps_its_order(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["images", "images[]", "image", "image[]"])
-@pytest.mark.parametrize("value", [b64(5), [b64(5)], data_url(5), {"image_url": data_url(5)}, [{"image_url": b64(5)}]])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b64(5), [b64(5)], data_url(5), [data_url(5)], {"image_url": data_url(5)}, [{"image_url": b64(5)}]),
+        # xAI's, and those of a chat.
+        *({"url": data_url(5)}, {"type": "image_url", "url": data_url(5)}, [{"url": data_url(5), "type": "image_url"}]),
+        *({"image_url": {"url": data_url(5)}}, [{"type": "image_url", "image_url": {"url": data_url(5)}}]),
+        {"type": "image_url", "image_url": data_url(5)},
+    ],
+)
 def test_one_picture_goes_by_any_name_and_shape(name: str, value: Any) -> None:
     assert levels(form(**{"images": None, name: value})) == [5]
 
@@ -115,6 +124,7 @@ def test_one_picture_goes_by_any_name_and_shape(name: str, value: Any) -> None:
         ("images", [{"image_url": data_url()}] * 2),
         ("images", [b64(), {"image_url": data_url()}]),
         ("image", [{"image_url": data_url()}] * 2),
+        ("image", [{"url": data_url(), "type": "image_url"}] * 2),
     ],
 )
 def test_references_are_refused_with_the_way_to_a_batch(name: str, value: Any) -> None:
@@ -131,14 +141,31 @@ def test_names_of_both_kinds_are_not_mixed() -> None:
 
 
 @pytest.mark.parametrize("value", ["https://example.com/a.png", "HTTP://host/a", "file:///etc/passwd", "s3://a/b"])
-@pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [v], lambda v: [{"image_url": v}]])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda v: v,
+        lambda v: [v],
+        lambda v: [{"image_url": v}],
+        lambda v: {"url": v},
+        lambda v: {"image_url": {"url": v}},
+    ],
+)
 def test_no_url_is_fetched(value: str, wrap: Any) -> None:
     error = refusal(images=wrap(value))
     assert error.param == "images"
     assert "no URL is fetched" in error.message
 
 
-@pytest.mark.parametrize("value", [5, True, 1.5, [5], [None], [[b64()]], {}, {"file_id": "f"}, [{"url": b64()}]])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(5, True, 1.5, [5], [None], [[b64()]], {}, {"file_id": "f"}, {"url": 5}, {"url": {"url": b64()}}),
+        *({"type": "image_url"}, {"type": "image_url", "type2": b64()}, {"type": "file", "url": b64()}),
+        *({"image_url": {"image_url": b64()}}, {"image_url": {"url": b64(), "detail": "high"}}),
+        *({"image_url": b64(), "url": b64()}, {"type": "image_url", "image_url": {"type": "image_url", "url": b64()}}),
+    ],
+)
 def test_a_picture_is_text(value: Any) -> None:
     error = refusal(images=value)
     assert error.param == "images"
