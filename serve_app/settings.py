@@ -14,6 +14,20 @@ from pydantic_core import ErrorDetails
 
 BUILTIN_TINY = "builtin:tiny"
 
+OPENAI_MODELS = (
+    "gpt-image-1",
+    "gpt-image-1-mini",
+    "gpt-image-1.5",
+    "gpt-image-2",
+    "gpt-image-2.5-flare",
+    "gpt-image-2.5-sunburst",
+    "gpt-image-2.6-flare",
+    "gpt-image-2.6-sunburst",
+    "chatgpt-image-latest",
+    "dall-e-2",
+)
+"""Names of OpenAI's models that edit, which many clients have built in and cannot change (openai 3.54)."""
+
 # An origin as browsers write it, since origins are compared letter by letter.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 
@@ -38,7 +52,11 @@ class ModelSettings(Settings):
     source: str = Field(BUILTIN_TINY, min_length=1, description="`builtin:tiny`, a directory, or a Hugging Face hub id")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     name: str | None = Field(None, description="id of the model in `/v1/models`; unset: the last part of `source`")
-    aliases: tuple[str, ...] = Field((), description="further names that a request's `model` may have")
+    aliases: tuple[str, ...] = Field(
+        OPENAI_MODELS,
+        description="further names that a request's `model` may have; a list of your own replaces these, and `[]` "
+        "leaves none",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA if the cluster has a GPU")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="`auto`: bfloat16 on CUDA, float32 on CPU"
@@ -75,7 +93,8 @@ class ModelSettings(Settings):
 
     @property
     def all_names(self) -> tuple[str, ...]:
-        return (self.served_name, *self.aliases)
+        """Every name that a request's `model` may have, each once."""
+        return tuple(dict.fromkeys((self.served_name, *self.aliases)))
 
     @model_validator(mode="after")
     def _check_offload(self) -> "ModelSettings":

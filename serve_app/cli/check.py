@@ -90,7 +90,7 @@ def _models(edits: ImageEdits) -> Iterator[Finding]:
             yield Finding("problem", what, f"put a key of the server into the environment as {KEY_ENV}")
             return
         yield Finding("ok", f"it takes the key in {KEY_ENV}")
-    yield Finding("ok", f"it serves {', '.join(names)}")
+    yield Finding("ok", f"names of its model: {', '.join(names)}")
 
 
 # --- an installation ----------------------------------------------------------------------------------------------

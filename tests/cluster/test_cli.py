@@ -42,4 +42,4 @@ def test_check_reports_what_the_server_is(served: Served):
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{served.client.base} is alive and ready" in done.stdout
-    assert "it serves random-model" in done.stdout
+    assert "names of its model: random-model" in done.stdout

@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from serve_app.settings import OPENAI_MODELS
 from tests.cluster.client import TIMEOUT_S, picture_of, pictures_of, png
 from tests.cluster.conftest import Served
 from tests.paths import ROOT
@@ -88,7 +89,7 @@ class TestPython:
             ({"size": "4000x4000", "stream": True}, openai.BadRequestError, "INVALID_INPUT", "size"),
             ({"mask": PICTURE}, openai.BadRequestError, "INVALID_INPUT", "mask"),
             ({"extra_body": {"steps": 5}}, openai.BadRequestError, "INVALID_INPUT", "steps"),
-            ({"model": "dall-e-2"}, openai.NotFoundError, "MODEL_NOT_FOUND", "model"),
+            ({"model": "dall-e-3"}, openai.NotFoundError, "MODEL_NOT_FOUND", "model"),
         ],
     )
     def test_errors_are_those_of_the_client(self, client: OpenAI, fields, kind, code, param):
@@ -157,7 +158,7 @@ class TestNode:
         assert difference(picture_of(completed), same[0]) <= 1
 
     def test_models_are_listed(self, found):
-        assert found["models"] == ["random-model"]
+        assert found["models"] == ["random-model", *OPENAI_MODELS]
 
     def test_leaving_the_loop_ended_the_work(self, found):
         """Check the client's side; the fixture checks that the engine counted it."""

@@ -12,6 +12,7 @@ from ray import serve
 from serve_app import EditRequest
 from serve_app.app import APP_NAME
 from serve_app.errors import InvalidInput
+from serve_app.settings import OPENAI_MODELS
 from tests.cluster.client import pictures_of, png
 from tests.cluster.conftest import Served
 from tests.raw_http import connect
@@ -46,8 +47,8 @@ class TestHttp:
     def test_health_and_models(self, served: Served):
         for path in ("/health", "/health/live", "/health/ready"):
             assert served.client.get(path).status_code == 200
-        [model] = served.client.get("/v1/models").json()["data"]
-        assert model["id"] == "random-model"
+        models = served.client.get("/v1/models").json()["data"]
+        assert [model["id"] for model in models] == ["random-model", *OPENAI_MODELS]
         assert served.client.get("/v1/models/random-model").json()["id"] == "random-model"
 
     @pytest.mark.parametrize(

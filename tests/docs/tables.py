@@ -50,8 +50,8 @@ def _settings(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, s
 def _default(value: Any) -> str:
     if value is None:
         return "unset"
-    if value == ():
-        return "none"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{item}`" for item in value) or "none"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

@@ -41,7 +41,7 @@ console.log(
       client.images.edit({ image: [createReadStream(path), createReadStream(path)], ...edit }),
     ),
     badField: await refusalOf(client.images.edit({ image: createReadStream(path), ...edit, n: 0 })),
-    otherModel: await refusalOf(client.images.edit({ image: createReadStream(path), ...edit, model: "dall-e-2" })),
+    otherModel: await refusalOf(client.images.edit({ image: createReadStream(path), ...edit, model: "dall-e-3" })),
     streamed: await streamed({ ...edit, partial_images: 1 }),
     streamRefused: await refusalOf(streamed({ ...edit, size: "4000x4000" })),
     models: (await client.models.list()).data.map((model) => model.id),

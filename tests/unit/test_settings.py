@@ -2,12 +2,14 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from openai.types import ImageModel
 from pydantic import BaseModel, ValidationError
 
 from serve_app.settings import (
+    OPENAI_MODELS,
     AppSettings,
     AuthSettings,
     CorsSettings,
@@ -28,7 +30,7 @@ MODELS = [
 def test_nothing_has_to_be_set() -> None:
     settings = AppSettings.model_validate({})
     assert settings == AppSettings()
-    assert settings.model.all_names == ("builtin:tiny",)
+    assert settings.model.all_names == ("builtin:tiny", *OPENAI_MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -89,6 +91,15 @@ def test_a_model_is_named_after_its_source(source: str, name: str) -> None:
     settings = ModelSettings(source=source, aliases=("gpt-image-1",))
     assert settings.all_names == (name, "gpt-image-1")
     assert ModelSettings(source=source, name="other").served_name == "other"
+
+
+def test_the_default_aliases_are_the_models_that_openais_client_knows_for_edits() -> None:
+    known = set(get_args(ImageModel))
+    # DALL-E 3 never had edits, and no client has a dated snapshot built in.
+    dated = {name for name in known if re.search(r"-\d{4}-\d{2}-\d{2}$", name)}
+    assert set(OPENAI_MODELS) == known - dated - {"dall-e-3"}
+    assert ModelSettings(aliases=()).all_names == ("builtin:tiny",)
+    assert ModelSettings(name="gpt-image-1").all_names.count("gpt-image-1") == 1
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -19,7 +19,7 @@ from serve_app.api.app import create_app
 from serve_app.api.load_shedding import LoadShedder
 from serve_app.errors import DeadlineExceeded, InvalidInput, OutOfMemory, Overloaded, TooManySamples
 from serve_app.request import EditRequest, EditResult
-from serve_app.settings import AppSettings, AuthSettings, LimitSettings
+from serve_app.settings import AppSettings, AuthSettings, LimitSettings, ModelSettings
 from tests.editors import Inverter
 from tests.http_calls import MODEL, MULTIPART, basic, call, drive, edit, error_of, log_lines, never
 from tests.pictures import pixels_of, png
@@ -290,10 +290,17 @@ def test_models_are_listed_and_found_by_every_name(app: Starlette) -> None:
     for model in models["data"]:
         assert set(model) == {"id", "object", "created", "owned_by"}
         assert call(app, "GET", f"/v1/models/{model['id']}").json() == model
-    for other in ("other", "a/b", "a%0Ab", "a%0A"):
+    for other in ("other", "gpt-image-1", "a/b", "a%0Ab", "a%0A"):
         response = call(app, "GET", f"/v1/models/{other}")
         assert response.status_code == 404
         assert error_of(response)["code"] == "MODEL_NOT_FOUND"
+
+
+@pytest.mark.parametrize("name", ["gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-2"])
+def test_openais_models_are_names_of_the_served_one_unless_the_settings_say_otherwise(name: str) -> None:
+    assert edit(create_app(Inverter(), AppSettings()), model=name).status_code == 200
+    closed = create_app(Inverter(), AppSettings(model=ModelSettings(aliases=())))
+    assert error_of(edit(closed, model=name))["code"] == "MODEL_NOT_FOUND"
 
 
 # --- raw ASGI: what an HTTP client library would hide ---

@@ -34,7 +34,7 @@ class TestServer:
             assert said(check_server(url)) == [
                 ("ok", f"{url} is alive and ready"),
                 ("ok", "it asks for no key"),
-                ("ok", "it serves Qwen-Image-Edit, lab/edit"),
+                ("ok", "names of its model: Qwen-Image-Edit, lab/edit"),
             ]
 
     def test_a_server_that_is_not_ready(self) -> None:
@@ -53,7 +53,7 @@ class TestServer:
             monkeypatch.setenv("IMAGE_EDITS_API_KEY", "secret")
             assert said(check_server(url))[1:] == [
                 ("ok", "it takes the key in IMAGE_EDITS_API_KEY"),
-                ("ok", "it serves builtin:tiny"),
+                ("ok", f"names of its model: {', '.join(AppSettings().model.all_names)}"),
             ]
 
     def test_no_server_and_another_one(self) -> None:

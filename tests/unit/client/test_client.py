@@ -35,7 +35,7 @@ from serve_app.errors import (
 )
 from serve_app.events import Event, Progress
 from serve_app.request import EditRequest, EditResult
-from serve_app.settings import AppSettings
+from serve_app.settings import OPENAI_MODELS, AppSettings
 from tests.editors import Inverter
 from tests.http_calls import MODEL
 from tests.http_server import address_of, answering, listening
@@ -197,11 +197,11 @@ def test_the_key_comes_from_the_argument_or_the_environment(ask: Ask, monkeypatc
         with pytest.raises(Unauthorized):
             ask(url, "models")
         monkeypatch.setenv("IMAGE_EDITS_API_KEY", "schlüssel")
-        assert ask(url, "models") == ["builtin:tiny"]
+        assert ask(url, "models") == ["builtin:tiny", *OPENAI_MODELS]
         with ImageEdits(url, "wrong") as edits, pytest.raises(Unauthorized):
             edits.models()
         monkeypatch.setenv("IMAGE_EDITS_SERVER", url)
-        assert ask(None, "models") == ["builtin:tiny"]
+        assert ask(None, "models") == ["builtin:tiny", *OPENAI_MODELS]
 
 
 @pytest.mark.parametrize("error", [Overloaded, TooManySamples])
