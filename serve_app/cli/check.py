@@ -153,8 +153,9 @@ def _ray_disk() -> Iterator[Finding]:
 
 def _model(settings: ModelSettings) -> Iterator[Finding]:
     try:
+        import serve_app.models.loading  # noqa: F401 - loads both
         from serve_app.models.footprint import weights
-        from serve_app.models.loading import check_source
+        from serve_app.models.source import check_source
     except Exception as error:
         # Any: a torch and a torchvision from different indexes raise RuntimeError.
         yield Finding("problem", f"PyTorch and diffusers cannot be loaded: {_first_line(error)}", _INSTALL)

@@ -9,7 +9,7 @@ from typing import Any, cast, get_args
 
 import click
 
-from serve_app.api.keys import NAME, NAME_RULE
+from serve_app.api.keys import NAME, NAME_RULE, load_keys
 from serve_app.client.connection import DEFAULT_SERVER, KEY_ENV, SERVER_ENV
 from serve_app.client.messages import EditOptions
 from serve_app.images.encoding import OutputFormat
@@ -132,9 +132,14 @@ def serve(read: Callable[[], AppSettings], host: str, port: int) -> None:
 
     The same as `python -m serve_app`. Clusters use serve_config.yaml.
     """
+    from serve_app.models.source import check_source
+
     try:
         settings = read()
-    except ValueError as error:
+        # Ray would start all processes three times before it says that one of these cannot be used.
+        load_keys(settings.auth)
+        check_source(settings.model)
+    except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
     from serve_app.cli.serve import serve_until_stopped
 

@@ -2,13 +2,13 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.source import check_source
 from serve_app.settings import BUILTIN_TINY, ModelSettings
 
 DEFAULT_STEPS = 50
@@ -18,9 +18,6 @@ BUILTIN_GUIDANCE = 2.0
 CPU_MAX_SAMPLES = 8
 # Samples in one forward by GPU memory, as the requirements of this server set them: (least GB, samples).
 GPU_MAX_SAMPLES = ((25, 10), (12, 5), (0, 2))
-# Part of the package, with its model card. training/ trains it.
-_BUILTIN_TINY = Path(__file__).parent / "builtin_tiny"
-_SERVED_CLASSES = ("QwenImageEditPipeline", StepwiseQwenImageEditPipeline.__name__)
 
 
 @dataclass(frozen=True)
@@ -103,30 +100,6 @@ def _read(settings: ModelSettings, dtype: torch.dtype) -> StepwiseQwenImageEditP
     if settings.native_area is not None:
         pipeline.register_to_config(native_area=settings.native_area)
     return pipeline
-
-
-def check_source(settings: ModelSettings) -> str:
-    """Return what diffusers loads: a directory or a hub id. Raises ValueError or OSError for a model not supported.
-
-    This check reads only the model's index, before gigabytes are loaded. The 2509 and 2511 checkpoints are not
-    supported: their class, QwenImageEditPlusPipeline, processes references in another way.
-    """
-    source = _source(settings)
-    served = DiffusionPipeline.load_config(source, revision=settings.revision)["_class_name"]
-    if served not in _SERVED_CLASSES:
-        raise ValueError(
-            f"model.source: {source} is a {served}; this server runs only {_SERVED_CLASSES[0]}, such as "
-            "Qwen/Qwen-Image-Edit"
-        )
-    return source
-
-
-def _source(settings: ModelSettings) -> str:
-    if settings.source == BUILTIN_TINY:
-        return str(_BUILTIN_TINY)
-    if settings.source.startswith("builtin:"):
-        raise ValueError(f"model.source: {settings.source} is unknown; the built-in model is {BUILTIN_TINY}")
-    return settings.source
 
 
 def _check_scheduler(pipeline: StepwiseQwenImageEditPipeline) -> None:

@@ -310,6 +310,7 @@ except SystemExit:
         ["edit", "photo10.png", "x", "--server", "http://127.0.0.1:1"],
         ["key", "ann"],
         ["serve", "--settings", "gone.yaml"],
+        ["serve", "--model", "/no/such"],
     ],
     ids=" ".join,
 )
@@ -325,11 +326,23 @@ def test_a_model_and_a_settings_file_exclude_each_other(command: str) -> None:
         assert (out, err.splitlines()[-1]) == ("", "Error: --model and --settings cannot be used together.")
 
 
-def test_settings_that_cannot_be_used_are_told_before_anything_starts() -> None:
-    Path("settings.yaml").write_text("limits: {max_imagse: 1}")
-    assert run("serve", "--settings", "settings.yaml", status=1) == (
-        "", "Error: settings.yaml cannot be used: limits.max_imagse: there is no such setting\n"
-    )  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("limits: {max_imagse: 1}", "settings.yaml cannot be used: limits.max_imagse: there is no such setting"),
+        ("auth: {keys_file: gone}", "auth.keys_file: cannot read gone: [Errno 2] No such file or directory: 'gone'"),
+        (
+            "model: {source: in}",
+            "model.source: the directory in has no model_index.json, so it is no model of diffusers",
+        ),
+        ("model: {source: /no/such}", "model.source: there is no directory /no/such, and no hub id has that form"),
+    ],
+    ids=["setting", "keys", "directory", "path"],
+)
+def test_what_cannot_be_served_is_told_in_one_line_before_anything_starts(settings: str, message: str) -> None:
+    Path("in").mkdir()
+    Path("settings.yaml").write_text(settings)
+    assert run("serve", "--settings", "settings.yaml", status=1) == ("", f"Error: {message}\n")
 
 
 def test_ctrl_c_has_its_status_in_every_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,107 @@
+"""Where the served model is, and whether this server runs it: read from its index alone, without torch."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from serve_app.settings import BUILTIN_TINY, ModelSettings
+
+SERVED_CLASSES = ("QwenImageEditPipeline", "StepwiseQwenImageEditPipeline")
+_INDEX = "model_index.json"
+# Part of the package, with its model card. training/ trains it.
+_BUILTIN_TINY = Path(__file__).parent / "builtin_tiny"
+
+
+def check_source(settings: ModelSettings) -> str:
+    """Return what diffusers loads: a directory or a hub id. Raises ValueError or OSError for a model not supported.
+
+    This check reads only the model's index, before gigabytes are loaded. It asks the hub only for what is not in the
+    hub's cache on this machine. The 2509 and 2511 checkpoints are not supported: their class,
+    QwenImageEditPlusPipeline, processes references in another way.
+    """
+    source = _source(settings)
+    served = _read(_find_index(source, settings.revision), source).get("_class_name")
+    if served not in SERVED_CLASSES:
+        raise ValueError(
+            f"model.source: {source} is a {served}; this server runs only {SERVED_CLASSES[0]}, such as "
+            "Qwen/Qwen-Image-Edit"
+        )
+    return source
+
+
+def _source(settings: ModelSettings) -> str:
+    if settings.source == BUILTIN_TINY:
+        return str(_BUILTIN_TINY)
+    if settings.source.startswith("builtin:"):
+        raise ValueError(f"model.source: {settings.source} is unknown; the built-in model is {BUILTIN_TINY}")
+    return settings.source
+
+
+def _find_index(source: str, revision: str | None) -> Path:
+    folder = Path(source)
+    if folder.is_dir():
+        index = folder / _INDEX
+        if not index.is_file():
+            raise ValueError(f"model.source: the directory {source} has no {_INDEX}, so it is no model of diffusers")
+        if missing := _missing_parts(index, source):
+            raise ValueError(f"model.source: the directory {source} lacks {', '.join(missing)}: its {_INDEX} names it")
+        return index
+    try:
+        cached = try_to_load_from_cache(source, _INDEX, revision=revision)
+    except HFValidationError:
+        raise ValueError(f"model.source: there is no directory {source}, and no hub id has that form") from None
+    if isinstance(cached, str) and not _missing_parts(Path(cached), source):
+        return Path(cached)
+    with _explaining(source, revision):
+        # Asked first, since the download would ask a hub that cannot be reached again and again, for half a minute.
+        HfApi().model_info(source, revision=revision)
+        return Path(hf_hub_download(source, _INDEX, revision=revision))
+
+
+def _missing_parts(index: Path, source: str) -> list[str]:
+    """Return the parts of a model that its index names and that are not beside the index."""
+    parts = (name for name, kind in _read(index, source).items() if isinstance(kind, list) and any(kind))
+    return [name for name in parts if not (index.parent / name).is_dir()]
+
+
+def _read(index: Path, source: str) -> dict[str, Any]:
+    try:
+        content = json.loads(index.read_text("utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"model.source: the {_INDEX} of {source} is damaged: it holds no JSON object")
+    return content
+
+
+@contextmanager
+def _explaining(source: str, revision: str | None) -> Iterator[None]:
+    """Raise the errors of the hub as ValueError, or as OSError if it cannot be reached, with what is the matter."""
+    try:
+        yield
+    except RevisionNotFoundError:
+        raise ValueError(f"model.revision: the hub's model {source} has no revision {revision}") from None
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"model.source: {source} is neither a directory here nor a model that the hub shows to this machine; one "
+            "that is private or gated needs HF_TOKEN in the environment"
+        ) from None
+    except EntryNotFoundError:
+        raise ValueError(f"model.source: {source} on the hub has no {_INDEX}: it is no model of diffusers") from None
+    except Exception as error:
+        # Any: the exceptions of the hub's HTTP client come through (huggingface_hub 2.4).
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OSError(
+            f"model.source: {source} is no directory here and not whole in the hub's cache, and the hub cannot be "
+            f"read: {reason}"
+        ) from error
