@@ -12,8 +12,10 @@ import click
 from serve_app.api.keys import NAME, NAME_RULE, load_keys
 from serve_app.client.connection import DEFAULT_SERVER, KEY_ENV, SERVER_ENV
 from serve_app.client.messages import EditOptions
+from serve_app.forms.fields import MAX_COMPRESSION
 from serve_app.images.encoding import OutputFormat
 from serve_app.images.geometry import Fit
+from serve_app.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, MAX_VARIANTS
 from serve_app.settings import BUILTIN_TINY, AppSettings, ModelSettings, read_settings
 
 INTERRUPTED = 130
@@ -50,17 +52,23 @@ def main() -> None:
 @click.option("--jobs", type=_POSITIVE, default=4, help="Requests at a time.")
 @click.option("--overwrite", is_flag=True, help="Edit again what is done, and replace existing outputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each picture.")
-@click.option("-n", type=_POSITIVE, default=1, help="Variants of each picture.")
+@click.option("-n", type=click.IntRange(1, MAX_VARIANTS), default=1, help="Variants of each picture.")
 @click.option("--size", help="Size of the outputs: auto, original, or WIDTHxHEIGHT in pixels.")
 @click.option("--fit", type=click.Choice(get_args(Fit)), help="If --size has another aspect ratio: crop, or recompose.")
-@click.option("--steps", type=int, help="Denoising steps.")
-@click.option("--guidance", type=float, help="Classifier-free guidance; 1 turns it off.")
-@click.option("--seed", type=int, help="Seed of every picture's first variant; each further variant has the next one.")
+@click.option("--steps", type=click.IntRange(1, MAX_STEPS), help="Denoising steps.")
+@click.option("--guidance", type=click.FloatRange(1, MAX_GUIDANCE), help="Classifier-free guidance; 1 turns it off.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    help="Seed of every picture's first variant; each further variant has the next one.",
+)
 @click.option("--negative-prompt", help="What guidance steers away from.")
 @click.option(
     "--format", "output_format", type=click.Choice(get_args(OutputFormat)), default="png", help="Format of the outputs."
 )
-@click.option("--quality", "output_compression", type=int, help="Quality of jpeg and webp, 0 to 100.")
+@click.option(
+    "--quality", "output_compression", type=click.IntRange(0, MAX_COMPRESSION), help="Quality of jpeg and webp."
+)
 @click.option("--model", help="Model that must answer.")
 def edit(
     pictures: tuple[str, ...],

@@ -216,7 +216,7 @@ class TestWhatWouldFailEveryPictureStopsTheRun:
         (("photo10.png",), "the instruction comes last, and photo10.png is a file"),
         (("x",), "there is no picture before the instruction"),
         ((), "Missing argument 'PROMPT'"),
-        (("photo10.png", "x", "-n", "0"), "'-n': 0 is not in the range"),
+        (("photo10.png", "x", "-n", "0"), "'-n': 0 is not in the range 1<=x<=10"),
         (("photo10.png", "x", "--server", "localhost:8000"), "'localhost:8000' is not a server address"),
         (("photo10.png", "x", "--key", "secret"), "No such option '--key'"),
         ((".", "x", "-o", "."), "among the pictures of ."),
@@ -226,6 +226,24 @@ class TestWhatWouldFailEveryPictureStopsTheRun:
 def test_a_command_line_that_cannot_be_used(words: tuple[str, ...], message: str) -> None:
     Path("empty").mkdir()
     assert message in run("edit", *words, status=2)[1]
+
+
+@pytest.mark.parametrize(
+    ("option", "number", "allowed"),
+    [
+        ("-n", "99", "1<=x<=10"),
+        ("--steps", "151", "1<=x<=150"),
+        ("--guidance", "0.5", "1<=x<=20"),
+        ("--seed", "-1", "0<=x<=9007199254740991"),
+        ("--quality", "101", "0<=x<=100"),
+    ],
+)
+def test_a_number_that_the_server_would_refuse_is_refused_at_once(option: str, number: str, allowed: str) -> None:
+    done = CliRunner().invoke(main, ["edit", "photo10.png", "x", option, number])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (
+        2,
+        f"Error: Invalid value for '{option}': {number} is not in the range {allowed}.",
+    )
 
 
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(server: str, editor: Watched) -> None:
