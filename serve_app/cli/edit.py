@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from serve_app.cli.inputs import EditTask, Journal, pictures
-from serve_app.cli.progress import Report, TaskOutcome
+from serve_app.cli.progress import Report, TaskOutcome, complain
 from serve_app.client.asynchronous import AsyncImageEdits
 from serve_app.client.connection import BrokenOff
 from serve_app.client.messages import EditOptions, Output, StreamedOutput
@@ -57,8 +57,11 @@ def edit_pictures(
     try:
         with report:
             asyncio.run(run.edit_all(found, jobs))
-    finally:
+    except KeyboardInterrupt:
         report.sum_up()
+        complain("The same command goes on from here.")
+        raise
+    report.sum_up()
     if run.stopped_by is not None:
         return STOPPED
     return SOME_FAILED if report.counts["failed"] else EDITED
@@ -94,7 +97,7 @@ class _Run:
                 await self._client.models()
             except EditError as error:
                 self.stopped_by = error
-                self._report.complain(error.message)
+                complain(error.message)
                 return
             await self._share(todo, min(jobs, len(found)))
 

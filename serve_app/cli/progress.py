@@ -56,6 +56,11 @@ def _error(error: Exception) -> dict[str, Any]:
     return {"code": "FILE", "message": _message(error), "param": None}
 
 
+def complain(words: str) -> None:
+    """Print a line to standard error."""
+    print(words, file=sys.stderr)
+
+
 class Report:
     """Printer of results: the lines of edited pictures go to standard output, everything else to standard error."""
 
@@ -112,19 +117,18 @@ class Report:
         elif outcome.status == "edited":
             print(outcome.words, flush=True)
         if outcome.status == "failed":
-            self.complain(outcome.words)
-
-    def complain(self, words: str) -> None:
-        print(words, file=sys.stderr)
+            complain(outcome.words)
 
     def sum_up(self) -> None:
-        """Print the last line: how many pictures have each result."""
-        left = self._pictures - self.counts.total()
+        """Print how many pictures have each result; those that have begun and not ended were stopped."""
+        stopped = len(self._tasks)
+        left = self._pictures - self.counts.total() - stopped
         counts = {
             "edited": self.counts["edited"],
             "already done": self.counts["skipped"],
             "failed": self.counts["failed"],
+            "stopped": stopped,
             "not tried": left,
         }
         words = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "edited")
-        self.complain(words)
+        complain(words)
