@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from serve_app.cli.inputs import EditTask, Journal, pictures
+from serve_app.cli.inputs import EditTask, Journal, edit_tag, select
 from serve_app.cli.progress import Report, TaskOutcome, complain
 from serve_app.client.asynchronous import AsyncImageEdits
 from serve_app.client.connection import BrokenOff
@@ -25,6 +25,7 @@ from serve_app.errors import (
 from serve_app.events import Progress
 
 EDITED, SOME_FAILED, STOPPED = 0, 1, 3
+_MAX_NAMES = 10
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 
@@ -46,17 +47,20 @@ def edit_pictures(
         raise click.UsageError("there is no picture before the instruction")
     try:
         client = AsyncImageEdits(server)
-        found = pictures(named, out, n=options["n"], suffix=_SUFFIXES[options["output_format"]])
+        tag, suffix = edit_tag({"prompt": prompt, **options}), _SUFFIXES[options["output_format"]]
+        found = select(named, out, tag=tag, n=options["n"], suffix=suffix)
         out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
-    if not found:
+    if found.skipped:
+        complain(f"Left out, since their suffixes are none of pictures: {_list(found.skipped)}")
+    if not found.tasks:
         raise click.UsageError("there are no pictures in " + ", ".join(named))
-    report = Report(len(found), as_json=as_json)
+    report = Report(len(found.tasks), as_json=as_json)
     run = _Run(client, Journal(out), report, prompt, options, overwrite=overwrite)
     try:
         with report:
-            asyncio.run(run.edit_all(found, jobs))
+            asyncio.run(run.edit_all(found.tasks, jobs))
     except KeyboardInterrupt:
         report.sum_up()
         complain("The same command goes on from here.")
@@ -65,6 +69,11 @@ def edit_pictures(
     if run.stopped_by is not None:
         return STOPPED
     return SOME_FAILED if report.counts["failed"] else EDITED
+
+
+def _list(paths: Sequence[Path]) -> str:
+    names = ", ".join(map(str, paths[:_MAX_NAMES]))
+    return names if len(paths) <= _MAX_NAMES else f"{names} and {len(paths) - _MAX_NAMES} more"
 
 
 class _Run:

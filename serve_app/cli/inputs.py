@@ -1,25 +1,30 @@
 """The pictures that a command line names, the outputs of each, and which pictures are done.
 
-Outputs are named after their picture: `photo.jpg` becomes `photo-1.png` and `photo-2.png`; the folders inside a folder
-are kept. `edits.jsonl` beside the outputs has one line for each picture: the options of its edit, and the seeds. With
-it, a run continues where an earlier one stopped, and the outputs of another edit are neither skipped nor overwritten.
+Outputs are named after their picture and its edit: `photo.jpg` becomes `photo-make-it-sepia-5d41f0-1.png` and so on;
+the folders inside a folder are kept. `edits.jsonl` beside the outputs has one line for each picture and edit: its
+options, and the seeds. With it, a run continues where an earlier one stopped.
 """
 
 import glob
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve_app.decoding.suffixes import READ_SUFFIXES
+
 JOURNAL = "edits.jsonl"
-# Files that a folder stands for. A file that the command line names goes to the server whatever its suffix.
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".j2k", ".ppm", ".pgm"}
-)
+# What systems put into folders of pictures, beside names that begin with a dot, such as ._photo.jpg and .DS_Store.
+_JUNK = frozenset({"thumbs.db", "desktop.ini"})
+_WORD = re.compile(r"[^\W_]+")
+# A file name has at most 255 bytes, and the picture's own name is a part of it too.
+_MAX_TAG_BYTES = 40
+_DIGEST_CHARS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +35,50 @@ class EditTask:
     outputs: tuple[Path, ...]
 
 
-def pictures(named: Sequence[str], out: Path, *, n: int, suffix: str) -> list[EditTask]:
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a command line names. `skipped`: files in its folders that are no pictures by their suffix."""
+
+    tasks: tuple[EditTask, ...]
+    skipped: tuple[Path, ...]
+
+
+def edit_tag(asked: Mapping[str, Any]) -> str:
+    """Return the part of an output's name that tells one edit of a picture from another.
+
+    It has the first words of the instruction, for people, and a digest of all that is asked for.
+    """
+    words = "-".join(_WORD.findall(asked["prompt"].lower()))
+    start = words.encode()[:_MAX_TAG_BYTES].decode(errors="ignore").rstrip("-")
+    digest = _sha256(json.dumps(asked, sort_keys=True).encode())[:_DIGEST_CHARS]
+    return f"{start}-{digest}" if start else digest
+
+
+def select(named: Sequence[str], out: Path, *, tag: str, n: int, suffix: str) -> Selection:
     """Return the pictures that files, folders and patterns name, each once, in that order.
 
-    A name without a file stays in the list, and fails when it is read. Raises ValueError if two pictures would have the
-    same outputs, or if outputs would land among the pictures.
+    A file that is named itself is a picture whatever its suffix. A name without a file stays in the list, and fails
+    when it is read. `tag`: as `edit_tag` returns it. Raises ValueError if two pictures would have the same outputs, or
+    if outputs would land among the pictures.
     """
     found: dict[Path, tuple[Path, Path]] = {}
+    skipped: list[Path] = []
     for name in named:
-        for source, relative in _find(name, out):
+        for source, relative in _find(name, out, skipped):
             found.setdefault(source.resolve(), (source, relative))
     sources, relatives = [source for source, _ in found.values()], [relative for _, relative in found.values()]
-    return [
-        EditTask(source, tuple(out / f"{stem}-{variant}{suffix}" for variant in range(1, n + 1)))
+    tasks = [
+        EditTask(source, tuple(out / f"{stem}-{tag}-{variant}{suffix}" for variant in range(1, n + 1)))
         for source, stem in zip(sources, _stems(sources, relatives), strict=True)
     ]
+    return Selection(tuple(tasks), tuple(skipped))
 
 
-def _find(name: str, out: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield the path of each picture, and its path among the outputs."""
+def _find(name: str, out: Path, skipped: list[Path]) -> Iterator[tuple[Path, Path]]:
+    """Yield the path of each picture, and its path among the outputs; add other files of a folder to `skipped`."""
     path = Path(name)
     if path.is_dir():
-        yield from _find_in_folder(path, out)
+        yield from _find_in_folder(path, out, skipped)
     elif not path.exists() and glob.has_magic(name):
         matches = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
         for match in [match for match in matches if match.is_file()] or [path]:
@@ -60,15 +87,24 @@ def _find(name: str, out: Path) -> Iterator[tuple[Path, Path]]:
         yield path, Path(path.name)
 
 
-def _find_in_folder(folder: Path, out: Path) -> Iterator[tuple[Path, Path]]:
+def _find_in_folder(folder: Path, out: Path, skipped: list[Path]) -> Iterator[tuple[Path, Path]]:
     root, target = folder.resolve(), out.resolve()
     if target == root:
         raise ValueError(f"the outputs would land among the pictures of {folder}: name another folder with -o")
     for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
         # The outputs of an earlier run may be in a folder below: they are not pictures to edit.
         is_output = target.is_relative_to(root) and path.resolve().is_relative_to(target)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not is_output:
-            yield path, path.relative_to(folder)
+        if is_output or _is_junk(relative) or not path.is_file():
+            continue
+        if path.suffix.lower() in READ_SUFFIXES:
+            yield path, relative
+        else:
+            skipped.append(path)
+
+
+def _is_junk(relative: Path) -> bool:
+    return relative.name.lower() in _JUNK or any(part.startswith(".") for part in relative.parts)
 
 
 def _stems(sources: Sequence[Path], relatives: Sequence[Path]) -> list[str]:

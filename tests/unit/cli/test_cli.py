@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 from serve_app.api.app import create_app
+from serve_app.cli.inputs import edit_tag
 from serve_app.cli.main import main
 from serve_app.errors import InvalidInput, OutOfMemory
 from serve_app.events import Event, Progress
@@ -97,6 +98,12 @@ def run(*words: str, status: int = 0) -> tuple[str, str]:
     return out, err
 
 
+def outputs(picture: str, prompt: str = "x", *, n: int = 1, suffix: str = ".png", **asked: Any) -> list[str]:
+    """Return the names of a picture's outputs, without their folder."""
+    tag = edit_tag({"prompt": prompt, "n": n, "output_format": "png", **asked})
+    return [f"{picture}-{tag}-{variant}{suffix}" for variant in range(1, n + 1)]
+
+
 def value(path: str) -> int:
     with PIL.Image.open(path) as picture:
         return int(np.asarray(picture.convert("RGB"))[3, 4, 0])
@@ -109,20 +116,37 @@ def written(folder: str = "out") -> list[str]:
 def test_every_picture_becomes_its_variants_and_is_not_edited_twice(server: str, editor: Watched) -> None:
     command = ("edit", "photo10.png", "-n", "2", "photo20.png", "make the sky blue", "-o", "out", "--seed", "7")
     out, err = run(*command)
+    of10, of20 = (outputs(name, "make the sky blue", n=2, seed=7) for name in ("photo10", "photo20"))
+    assert of10[0].startswith("photo10-make-the-sky-blue-")
     assert sorted(out.splitlines()) == [
-        "photo10.png: out/photo10-1.png out/photo10-2.png (seed 7, 8)",
-        "photo20.png: out/photo20-1.png out/photo20-2.png (seed 7, 8)",
+        f"photo10.png: out/{of10[0]} out/{of10[1]} (seed 7, 8)",
+        f"photo20.png: out/{of20[0]} out/{of20[1]} (seed 7, 8)",
     ]
     assert err == "2 edited\n"
-    assert {name: value(f"out/{name}") for name in written()} == {
-        "photo10-1.png": 245, "photo10-2.png": 245, "photo20-1.png": 235, "photo20-2.png": 235,
-    }  # fmt: skip
+    assert {name: value(f"out/{name}") for name in written()} == dict.fromkeys(of10, 245) | dict.fromkeys(of20, 235)
     assert run(*command)[1] == "0 edited, 2 already done\n"
     assert len(editor.requests) == 2
-    _, err = run(*(word.replace("blue", "red") for word in command), status=1)
-    assert "out/photo10-1.png is there, and not from this edit" in err
-    assert run(*(word.replace("blue", "red") for word in command), "--overwrite")[1] == "2 edited\n"
-    assert [request.prompt[-4:] for request in editor.requests] == ["blue"] * 2 + [" red"] * 2
+
+
+def test_each_instruction_on_a_picture_has_outputs_of_its_own(server: str, editor: Watched) -> None:
+    blue, red = ("make the sky blue",), ("make the sky red", "--seed", "7")
+    for words in (blue, red):
+        assert run("edit", "photo10.png", *words)[1] == "1 edited\n"
+    assert run("edit", "photo10.png", *blue)[1] == "0 edited, 1 already done\n"
+    assert written("edited") == [*outputs("photo10", blue[0]), *outputs("photo10", red[0], seed=7)]
+    assert len(editor.requests) == 2
+
+
+def test_outputs_of_another_picture_of_that_name_are_replaced_only_on_demand(server: str, editor: Watched) -> None:
+    command = ("edit", "photo10.png", "make the sky blue")
+    run(*command)
+    Path("photo10.png").write_bytes(png(20))
+    _, err = run(*command, status=1)
+    (name,) = outputs("photo10", "make the sky blue")
+    assert f"edited/{name} is there, and not from this edit" in err
+    assert (len(editor.requests), value(f"edited/{name}")) == (1, 245)
+    assert run(*command, "--overwrite")[1] == "1 edited\n"
+    assert value(f"edited/{name}") == 235
 
 
 def test_a_name_that_is_no_text_is_as_good_as_any(server: str) -> None:
@@ -133,7 +157,8 @@ def test_a_name_that_is_no_text_is_as_good_as_any(server: str) -> None:
     out, err = run(*command)
     assert len(out.splitlines()) == 2
     assert err == "2 edited\n"
-    assert [os.fsencode(name) for name in written()] == [b"caf\xe9-1.png", b"plain-1.png"]
+    (tagged,) = outputs("", "make the sky blue", seed=7)
+    assert [os.fsencode(name) for name in written()] == [b"caf\xe9" + tagged.encode(), b"plain" + tagged.encode()]
     assert run(*command, "--json")[1] == "0 edited, 2 already done\n"
 
 
@@ -147,15 +172,30 @@ def test_one_broken_picture_does_not_stop_the_others(server: str) -> None:
         "in/a.png": "edited", "in/b.jpg": "failed", "in/d.png": "failed", "in/sub/c.png": "edited",
         "gone.png": "failed", "photo30.png": "edited",
     }  # fmt: skip
-    assert entries["in/sub/c.png"]["outputs"] == [{"path": "edited/sub/c-1.png", "seed": 1}]
+    assert entries["in/sub/c.png"]["outputs"] == [{"path": f"edited/sub/{outputs('c', seed=1)[0]}", "seed": 1}]
     assert entries["in/d.png"]["error"] == {
         "code": "GENERATION_ERROR", "message": "Image generation failed: CUDA out of memory", "param": None,
     }  # fmt: skip
     assert (entries["in/b.jpg"]["error"]["code"], entries["gone.png"]["error"]["code"]) == ("INVALID_INPUT", "FILE")
-    assert written("edited") == ["a-1.png", "c-1.png", "photo30-1.png"]
+    assert written("edited") == [outputs(name, seed=1)[0] for name in ("a", "c", "photo30")]
     assert "in/b.jpg: Invalid image format" in err
     assert "gone.png: No such file or directory" in err
     assert err.endswith("3 edited, 3 failed\n")
+
+
+def test_a_folder_names_what_is_left_out(server: str) -> None:
+    Path("in").mkdir()
+    for name in ("a.png", "notes.txt", "film.mp4", "._a.png", ".DS_Store", "Thumbs.db"):
+        (Path("in") / name).write_bytes(png(10))
+    left_out = "Left out, since their suffixes are none of pictures: in/film.mp4, in/notes.txt\n"
+    assert run("edit", "in", "x")[1] == f"{left_out}1 edited\n"
+    (Path("in") / "a.png").unlink()
+    err = run("edit", "in", "x", status=2)[1]
+    assert err.startswith(left_out)
+    assert err.endswith("Error: there are no pictures in in\n")
+    for index in range(12):
+        (Path("in") / f"s{index:02}.xmp").touch()
+    assert "in/s07.xmp and 4 more\n" in run("edit", "in", "x", status=2)[1]
 
 
 def test_every_option_reaches_the_server(server: str, editor: Watched) -> None:
@@ -167,8 +207,9 @@ def test_every_option_reaches_the_server(server: str, editor: Watched) -> None:
     assert (request.n, str(request.size), request.num_inference_steps, request.guidance_scale) == (3, "64x48", 5, 2.5)
     assert request.fit == "free"
     assert (request.seed, request.negative_prompt, request.prompt) == (9, "blur", "x")
-    assert written("o") == ["photo10-1.jpg", "photo10-2.jpg", "photo10-3.jpg"]
-    with PIL.Image.open("o/photo10-1.jpg") as picture:
+    names = written("o")
+    assert [name[-6:] for name in names] == ["-1.jpg", "-2.jpg", "-3.jpg"]
+    with PIL.Image.open(f"o/{names[0]}") as picture:
         again = io.BytesIO()
         picture.save(again, "JPEG", quality=10)
         assert picture.format == "JPEG"
@@ -204,7 +245,7 @@ class TestWhatWouldFailEveryPictureStopsTheRun:
         assert err == "photo10.png: size: too many pixels\n0 edited, 1 failed, 2 not tried\n"
 
     def test_a_disk_that_takes_nothing(self, server: str, editor: Watched) -> None:
-        Path("edited/photo10-1.png").mkdir(parents=True)
+        Path("edited", *outputs("photo10")).mkdir(parents=True)
         _, err = run("edit", "photo*.png", "x", "--jobs", "1", "--overwrite", status=3)
         assert err.endswith("0 edited, 1 failed, 2 not tried\n")
 
@@ -299,9 +340,10 @@ def test_a_terminal_sees_a_bar_for_each_output(monkeypatch: pytest.MonkeyPatch) 
         out, _ = process.communicate(timeout=LIMIT_S)
     os.close(terminal)
     assert process.returncode == 0
-    assert all(f"edited/photo10-{variant}.png".encode() in shown for variant in (1, 2))
+    paths = [f"edited/{name}" for name in outputs("photo10", n=2, seed=7)]
+    assert all(path.encode() in shown for path in paths)
     # No bars on standard output, which may be piped.
-    assert out == "photo10.png: edited/photo10-1.png edited/photo10-2.png (seed 7, 8)\n"
+    assert out == f"photo10.png: {paths[0]} {paths[1]} (seed 7, 8)\n"
 
 
 def test_the_command_prints_its_version_and_its_help() -> None:
