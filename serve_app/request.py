@@ -78,7 +78,7 @@ def _new_seed() -> int:
     return secrets.randbelow(2**32)
 
 
-Guidance = Annotated[float | None, Field(ge=1, le=MAX_GUIDANCE, allow_inf_nan=False, examples=[4.0])]
+Guidance = Annotated[float | None, Field(ge=1, le=MAX_GUIDANCE, allow_inf_nan=False)]
 
 
 class EditParams(BaseModel):
@@ -110,7 +110,6 @@ class EditParams(BaseModel):
         ge=1,
         le=MAX_STEPS,
         description="denoising steps; if omitted: the model's default",
-        examples=[20],
     )
     guidance_scale: Guidance = Field(
         None, description="classifier-free guidance; 1 turns it off; if omitted: the model's default"
@@ -120,7 +119,6 @@ class EditParams(BaseModel):
         ge=0,
         le=MAX_SEED,
         description="output k, in the order of the answer, uses seed + k; if omitted: a random seed",
-        examples=[7],
     )
     partial_images: int = Field(0, ge=0, le=MAX_PREVIEWS, description="previews of each output; only with `stream`")
 

@@ -36,7 +36,7 @@ class EditFields(EditParams):
     )
     stream: bool = Field(False, description="server-sent events")
     model: str | None = None
-    user: str | None = Field(None, max_length=256, description="goes into the log", examples=["ann"])
+    user: str | None = Field(None, max_length=256, description="goes into the log")
 
     # OpenAI's fields, of which the last two are only accepted with what already holds. The description is the reason.
     input_fidelity: Literal["low", "high"] | None = Field(

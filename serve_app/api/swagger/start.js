@@ -16,6 +16,31 @@ const bodyOfTheChosenKind = () => ({
   },
 });
 
+// Swagger UI invents a value for every field of a form, and sends it: the least number, the first choice, a text where
+// no file was chosen. This leaves the defaults and examples of the server, and one empty place for a file.
+const noInventedValues = () => ({
+  afterLoad() {
+    const { getSampleSchema } = this.fn;
+    this.fn.getSampleSchema = (schema, contentType, ...others) => {
+      const isField = contentType === false;
+      const { type, default: value, examples } = schema.toJS?.() ?? schema;
+      if (isField && type === "array") return [""];
+      if (isField && value === undefined && examples === undefined) return "";
+      return getSampleSchema(schema, contentType, ...others);
+    };
+  },
+});
+
+// A place in a list that was left empty would be sent as an empty text.
+const withoutEmptyFields = (request) => {
+  if (request.body instanceof FormData) {
+    const filled = [...request.body].filter(([, value]) => value !== "");
+    request.body = new FormData();
+    filled.forEach(([name, value]) => request.body.append(name, value));
+  }
+  return request;
+};
+
 SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#api",
@@ -25,5 +50,6 @@ SwaggerUIBundle({
   syntaxHighlight: false,
   // Asks a host of its makers otherwise.
   validatorUrl: null,
-  plugins: [bodyOfTheChosenKind],
+  requestInterceptor: withoutEmptyFields,
+  plugins: [bodyOfTheChosenKind, noInventedValues],
 });
