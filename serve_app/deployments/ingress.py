@@ -7,6 +7,7 @@ from starlette.applications import Starlette
 from serve_app.api.app import create_app
 from serve_app.api.load_shedding import LoadShedder
 from serve_app.decoding import pool
+from serve_app.deployments.disconnects import DisconnectMiddleware
 from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.deployments.idempotency import LedgerHandle
 from serve_app.deployments.jobs import JobsHandle
@@ -33,9 +34,11 @@ class EditIngress:
         pool.DECODERS.warm()
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return create_app(
+        app = create_app(
             self._editor, self._settings, self._metrics.record_serialization, self._jobs, self._shedder, self._ledger
         )
+        app.add_middleware(DisconnectMiddleware)
+        return app
 
     async def drain(self) -> None:
         """Answer new edits and /health/ready with 503 from now on; running edits go on."""

@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,15 @@ class Closed:
         url = f"{self.served.client.base}/v1/images/edits?async=true"
         words = {"prompt": f"paint {SECRET}", "num_inference_steps": 2}
         return requests.post(url, files=files, data={**words, **data}, headers=headers, timeout=TIMEOUT_S)
+
+    def leave_stream(self, key: str, request_id: str) -> None:
+        """Begin a long stream, and close the connection after its first event."""
+        headers = {"Authorization": f"Bearer {KEYS[key]}", "x-request-id": request_id}
+        data = {"prompt": "x", "num_inference_steps": "150", "stream": "true"}
+        files = [("images", ("a.png", png(scene(1)), "image/png"))]
+        url = f"{self.served.client.base}/v1/images/edits"
+        with requests.post(url, files=files, data=data, headers=headers, timeout=TIMEOUT_S, stream=True) as response:
+            assert next(response.iter_lines()) == b"event: image_edit.progress"
 
     def models(self, key: str) -> int:
         return self.served.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
@@ -167,6 +177,16 @@ class TestLog:
         for deployment in ("EditIngress", "ImageEditor", "JobKeeper"):
             errors = [line for line in log_lines(deployment) if line["levelname"] == "ERROR" or "exc_text" in line]
             assert errors == []
+
+    def test_callers_who_leave_are_499s_and_no_errors(self, closed: Closed):
+        """Leave often: in every fifth case Ray raises an error of its own before it cancels the request."""
+        ids = [f"left-{k}" for k in range(40)]
+        with ThreadPoolExecutor(2) as pool:
+            # Two callers, so that neither is over its quota.
+            for _ in pool.map(closed.leave_stream, ["ann", "bob"] * 20, ids):
+                pass
+        assert {line_of(id)["status"] for id in ids} == {499}
+        assert [line for line in log_lines("EditIngress") if line["levelname"] == "ERROR"] == []
 
     def test_no_file_holds_a_key_or_a_prompt(self, closed: Closed):
         """Search the files of Ray's own processes too."""

@@ -1,0 +1,87 @@
+"""Callers who leave while Ray's `receive` raises, over the application and a small editor. No cluster.
+
+On a real one: tests/cluster/test_closed.py.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+import httpx
+import pytest
+from ray.exceptions import ActorDiedError, TaskCancelledError
+from starlette.types import Message
+
+from serve_app.api.app import create_app
+from serve_app.deployments.disconnects import DisconnectMiddleware
+from serve_app.settings import AppSettings
+from tests.editors import Sleeper
+from tests.http_calls import drive, log_lines
+from tests.pictures import png
+
+LEFT = [TaskCancelledError(), ActorDiedError()]
+
+
+@pytest.fixture(autouse=True)
+def _level(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="ray.serve")
+
+
+def body(**fields: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    request = httpx.Request("POST", "http://t/", files={"images": ("a.png", png(1))}, data={"prompt": "x", **fields})
+    return request.read(), [(b"content-type", request.headers["content-type"].encode())]
+
+
+async def leave(content: bytes, headers: Any, error: Exception, *, whole: bool) -> tuple[list[Message], Sleeper]:
+    """Send the body, wait for the edit if it is `whole`, and let Serve's `receive` raise. It waits for ever then."""
+    editor = Sleeper()
+    app = create_app(editor, AppSettings())
+    app.add_middleware(DisconnectMiddleware)
+    replies: list[Message | Exception] = [{"type": "http.request", "body": content, "more_body": not whole}, error]
+
+    async def receive() -> Message:
+        if not replies:
+            await asyncio.Event().wait()
+        reply = replies.pop(0)
+        if isinstance(reply, Exception):
+            if whole:
+                await editor.waiting.wait()
+            raise reply
+        return reply
+
+    async with asyncio.timeout(10):
+        return await drive(app, receive, headers), editor
+
+
+@pytest.mark.parametrize("error", LEFT, ids=repr)
+def test_a_caller_who_leaves_a_stream_is_a_499_without_a_traceback(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    content, headers = body(stream="true")
+    sent, editor = asyncio.run(leave(content, headers, error, whole=True))
+    assert sent[0]["status"] == 200
+    assert editor.closed.is_set()
+    (line,) = log_lines(caplog)
+    assert (line["mode"], line["status"], line.get("code")) == ("stream", 499, None)
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+@pytest.mark.parametrize("fields", [{}, {"stream": "true"}], ids=["plain", "stream"])
+@pytest.mark.parametrize("error", LEFT, ids=repr)
+def test_a_caller_who_leaves_an_upload_is_a_499_without_a_traceback(
+    error: Exception, fields: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    content, headers = body(**fields)
+    sent, editor = asyncio.run(leave(content[:-20], headers, error, whole=False))
+    assert sent[0]["status"] == 499
+    assert editor.requests == []
+    assert [line["status"] for line in log_lines(caplog)] == [499]
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+def test_any_other_error_is_a_bug_as_before(caplog: pytest.LogCaptureFixture) -> None:
+    content, headers = body()
+    sent, _ = asyncio.run(leave(content[:-20], headers, RuntimeError("bug"), whole=False))
+    assert sent[0]["status"] == 500
+    assert [line["status"] for line in log_lines(caplog)] == [500]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [RuntimeError]
