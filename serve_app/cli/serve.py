@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import ray
 from ray import serve
@@ -31,12 +32,14 @@ def serve_until_stopped(settings: AppSettings, host: str, port: int) -> None:
     # One CPU each for ingress and replica, even if the machine has only one. Ray's own lines go to its log.
     cpus = max(2, len(os.sched_getaffinity(0)))
     proxy_connection.enable_bounds()
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    context = ray.init(
+        address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+    )
     try:
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, lambda *_: stop.set())
         _start(settings, host, port)
-        print(_welcome(host, port), flush=True)
+        print(_welcome(host, port, Path(context.address_info["session_dir"])), flush=True)
         stop.wait()
         print("Stopping; edits that run are finished first. Ctrl-C again drops them.", flush=True)
     finally:
@@ -77,7 +80,9 @@ def _start(settings: AppSettings, host: str, port: int) -> None:
         sys.exit("\n\n".join([f"The server did not start: {error}", *reasons]))
 
 
-def _welcome(host: str, port: int) -> str:
+def _welcome(host: str, port: int, session: Path) -> str:
+    """Return what to do next. `session`: the folder of this Ray; others may run on the machine."""
+    (node,) = ray.nodes()
     return f"""
 Ready. In another terminal, edit a picture:
 
@@ -85,6 +90,7 @@ Ready. In another terminal, edit a picture:
     -F "prompt=make the sky blue" -F "images=@photo.jpg" \\
     | {_SAVE}
 
-The log of every request: /tmp/ray/session_latest/logs/serve
+The log of every request: {session / "logs" / "serve"}
+Metrics for Prometheus: http://127.0.0.1:{node["MetricsExportPort"]}/metrics
 Ctrl-C stops the server.
 """
