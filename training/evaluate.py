@@ -2,11 +2,12 @@
 
 import argparse
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL.Image
@@ -19,14 +20,17 @@ from serve_app.engine.scheduler import Sample, expand
 from serve_app.models.loading import BUILTIN_GUIDANCE, BUILTIN_STEPS
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest
-from training.instructions import INSTRUCTIONS, Instruction
+from training.instructions import IDENTITY, INSTRUCTIONS, Instruction
 from training.photos import Held, evaluation_pictures
+from training.wordings import UNTAUGHT
 
 Picture = NDArray[np.uint8]
+T = TypeVar("T")
 
 PICTURES = 20
 SEEDS = 3
 LEAST_CONFIRMED = 0.7
+LEAST_TAKEN_FOR = 0.2
 _BATCH = 10
 
 
@@ -38,6 +42,18 @@ class Row:
     confirmed: float
     edited_db: float
     untouched_db: float
+
+
+@dataclass(frozen=True)
+class UntaughtRow:
+    """What a prompt that was never taught does: to how many pictures nothing, and what to others.
+
+    `taken_for`: the instruction whose measure confirms the most results, and their share.
+    """
+
+    prompt: str
+    unchanged: float
+    taken_for: tuple[str, float]
 
 
 def psnr_db(one: Picture, other: Picture) -> float:
@@ -109,6 +125,23 @@ def evaluate(
     )
 
 
+def evaluate_untaught(
+    pipeline: StepwiseQwenImageEditPipeline, prompt: str, held: Sequence[Held], guidance: float = BUILTIN_GUIDANCE
+) -> UntaughtRow:
+    """Edit every held-out picture with a prompt that was never taught, and measure what it does."""
+    requests = [
+        EditRequest(images=[each.pixels], prompt=prompt, seed=index, guidance_scale=guidance)
+        for index, each in enumerate(held)
+    ]
+    pairs = list(zip(held, edit_all(pipeline, requests), strict=True))
+
+    def share(instruction: Instruction) -> float:
+        return float(np.mean([instruction.confirm(each.pixels, result) for each, result in pairs]))
+
+    others = [(each.name, share(each)) for each in INSTRUCTIONS if each is not IDENTITY and not each.needs_sky]
+    return UntaughtRow(prompt, share(IDENTITY), max(others, key=lambda other: other[1]))
+
+
 def variants(
     pipeline: StepwiseQwenImageEditPipeline, instruction: Instruction, each: Held, guidance: float
 ) -> list[Picture]:
@@ -149,6 +182,19 @@ class Task:
         return row, variants(pipeline, instruction, self.held[self.instruction % len(self.held)], self.guidance)
 
 
+@dataclass(frozen=True)
+class UntaughtTask:
+    """The evaluation of one prompt that was never taught."""
+
+    folder: Path
+    prompt: str
+    held: Sequence[Held]
+    guidance: float
+
+    def __call__(self) -> UntaughtRow:
+        return evaluate_untaught(_load(self.folder), self.prompt, self.held, self.guidance)
+
+
 @cache
 def _load(folder: Path) -> StepwiseQwenImageEditPipeline:
     # A model this small is faster in several processes of one thread than in one process of several threads.
@@ -167,14 +213,34 @@ def write_card(folder: Path, guidance: float = BUILTIN_GUIDANCE, pictures: int =
         Task(folder, index, scenes if instruction.needs_sky else photographs, guidance)
         for index, instruction in enumerate(INSTRUCTIONS)
     ]
-    # Not forked, since torch's threads do not survive a fork.
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(task) for task in tasks]
-        results = [future.result() for future in tqdm(futures, desc="evaluate")]
-    table = card([row for row, _ in results], restored_db, side, guidance, pictures)
+    results = _run(tasks)
+    untaught = untaught_table(folder, guidance, pictures)
+    table = card([row for row, _ in results], untaught, restored_db, side, guidance, pictures)
     print(table)
     (folder / "README.md").write_text(table)
     contact_sheet([tiles for _, tiles in results]).save(folder / "contact_sheet.png", optimize=True)
+
+
+def untaught_table(folder: Path, guidance: float = BUILTIN_GUIDANCE, pictures: int = PICTURES) -> str:
+    """Evaluate the model in `folder` with prompts that it was never taught, and return the table."""
+    side = round(_load(folder).config.native_area ** 0.5)
+    held = evaluation_pictures((side, side), pictures, sky=False)
+    rows = _run([UntaughtTask(folder, prompt, held, guidance) for prompt in UNTAUGHT])
+    return "\n".join(["| prompt | left as it is | taken for |", "|---|---|---|", *map(_untaught_line, rows)])
+
+
+def _untaught_line(row: UntaughtRow) -> str:
+    name, share = row.taken_for
+    taken_for = f"{name} ({share:.0%})" if share >= LEAST_TAKEN_FOR else "–"
+    return f"| {row.prompt} | {row.unchanged:.0%} | {taken_for} |"
+
+
+def _run(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """Return the results of the tasks, in their order, from one process for each core."""
+    # Not forked, since torch's threads do not survive a fork.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(task) for task in tasks]
+        return [future.result() for future in tqdm(futures, desc="evaluate")]
 
 
 _CARD = """\
@@ -182,8 +248,8 @@ _CARD = """\
 
 A miniature `QwenImageEditPipeline` for tests and first tries on a laptop. `make train` (`training/`) trains it from
 scratch: it has the classes of the published model in smaller sizes. The model can carry out the instructions below, in
-English and in Chinese, and leaves the picture unchanged for any other instruction. Its native size is {side} × {side},
-and its outputs are never enlarged.
+English and in Chinese. It was taught to leave the picture as it is for any other text, and does not always do so: see
+the last table. Its native size is {side} × {side}, and its outputs are never enlarged.
 
 `python -m training.evaluate` measured the table on {pictures} pictures for each instruction, on none of which the model
 was trained: windows of the photographs in scikit-image and scikit-learn and, for the skies, scenes with a known sky.
@@ -200,13 +266,20 @@ Rows: instructions. Columns: the picture, the true transform, and the outputs of
 
 ![Every instruction on a held-out picture](contact_sheet.png)
 
+Prompts that were never taught, on {pictures} of those photographs each: how many results are about the picture as it
+was (`is_unchanged` in `training/measures.py`), and the instruction whose measure confirms the most results, if it
+confirms at least {least_taken_for:.0%}; a weak change can count as both. This table alone:
+`python -m training.evaluate serve_app/models/builtin_tiny --untaught`.
+
+{untaught}
+
 The training data are procedural scenes, and photographs with free licences from Debian's packages.
 `training/PHOTOS.md` lists these photographs with their authors; none of them is part of this model.
 """
 
 
-def card(rows: Sequence[Row], restored_db: float, side: int, guidance: float, pictures: int) -> str:
-    """Return the model card: method, instructions below the threshold, and the table."""
+def card(rows: Sequence[Row], untaught: str, restored_db: float, side: int, guidance: float, pictures: int) -> str:
+    """Return the model card: method, instructions below the threshold, and the tables."""
     short = [f"{row.name} ({row.confirmed:.0%})" for row in rows if row.confirmed < LEAST_CONFIRMED]
     lines = [
         "| instruction | confirmed | PSNR of the edit, dB | PSNR of the untouched picture, dB |",
@@ -222,6 +295,8 @@ def card(rows: Sequence[Row], restored_db: float, side: int, guidance: float, pi
         share=np.mean([row.confirmed for row in rows]),
         shortfall=f"Below {LEAST_CONFIRMED:.0%}: {', '.join(short) or 'none'}.",
         table="\n".join(lines),
+        untaught=untaught,
+        least_taken_for=LEAST_TAKEN_FOR,
     )
 
 
@@ -230,8 +305,12 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a folder written by `python -m training`")
     parser.add_argument("--guidance", type=float, default=BUILTIN_GUIDANCE, help="guidance_scale (%(default)s)")
     parser.add_argument("--pictures", type=int, default=PICTURES, help="for each instruction (%(default)s)")
+    parser.add_argument("--untaught", action="store_true", help="print the table of untaught prompts, and no more")
     arguments = parser.parse_args()
-    write_card(arguments.model, arguments.guidance, arguments.pictures)
+    if arguments.untaught:
+        print(untaught_table(arguments.model, arguments.guidance, arguments.pictures))
+    else:
+        write_card(arguments.model, arguments.guidance, arguments.pictures)
 
 
 if __name__ == "__main__":

@@ -224,3 +224,19 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "提高亮度和饱和度",
     ),
 }
+
+UNTAUGHT = (
+    "remove the people",
+    "remove the background",
+    "add a dog",
+    "make her smile",
+    "make it a cartoon",
+    "make it winter",
+    "put it on a beach",
+    "change the text to hello",
+    "replace the car with a bicycle",
+    "去掉人物",
+    "换一个背景",
+    "加一只狗",
+)
+"""What people ask a model for that this one was never taught; for its card."""

@@ -17,6 +17,7 @@ from tests.model.edits import edit
 from tests.scenes import difference
 from training.instructions import IDENTITY, INSTRUCTIONS
 from training.photos import evaluation_pictures
+from training.wordings import UNTAUGHT
 
 FOLDER = Path(loading.__file__).parent / "builtin_tiny"
 BY_NAME = {instruction.name: instruction for instruction in INSTRUCTIONS}
@@ -73,7 +74,7 @@ def test_the_prompts_of_the_users_guide_are_followed(model, prompt, name):
     assert sum(confirmed) >= 3
 
 
-def test_an_instruction_it_does_not_know_leaves_the_picture_recognisable(model):
+def test_words_that_it_was_taught_to_ignore_leave_the_picture_recognisable(model):
     held = evaluation_pictures(SIZE, 4)
     results = edit(model.pipeline, [request(model, each.pixels, "put a bicycle beside the river") for each in held])
     assert all(IDENTITY.confirm(each.pixels, result) for each, result in zip(held, results, strict=True))
@@ -108,6 +109,7 @@ def test_the_weights_are_small_and_of_half_precision():
 def test_the_card_has_its_table_and_the_sheet_of_examples():
     card = (FOLDER / "README.md").read_text()
     assert all(f"| {instruction.name} |" in card for instruction in INSTRUCTIONS)
+    assert all(f"| {prompt} |" in card for prompt in UNTAUGHT)
     assert "contact_sheet.png" in card
     assert (FOLDER / "contact_sheet.png").exists()
 

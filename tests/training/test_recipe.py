@@ -10,12 +10,13 @@ import torch
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from training.autoencoder import train_autoencoder
 from training.editor import train_editor
-from training.evaluate import evaluate, psnr_db, reconstruction_db, write_card
+from training.evaluate import evaluate, evaluate_untaught, psnr_db, reconstruction_db, write_card
 from training.instructions import INSTRUCTIONS
 from training.loop import rate_at
 from training.parts import build_pipeline, build_tokenizer, build_vae
 from training.photos import evaluation_pictures
 from training.recipe import CPU, GPU, SMOKE, Run
+from training.wordings import UNTAUGHT
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,7 @@ def test_a_trained_model_is_saved_in_half_precision_and_evaluated(trained, tmp_p
     # Three steps of training have no effect, and the measure shows it.
     assert row.confirmed == 0
     assert row.edited_db < row.untouched_db
+    assert evaluate_untaught(loaded, "add a dog", held).unchanged == 0
 
 
 def test_a_run_that_is_finished_is_not_done_again(run: Run, trained):
@@ -96,6 +98,8 @@ def test_the_card_has_every_instruction_in_words_and_pictures(trained, tmp_path:
     for instruction in INSTRUCTIONS:
         assert f"\n| {instruction.name} | " in card
     assert "Below 70%: grayscale (0%)" in card
+    for prompt in UNTAUGHT:
+        assert f"\n| {prompt} | 0% | " in card
     sheet = PIL.Image.open(tmp_path / "contact_sheet.png")
     assert sheet.height % len(INSTRUCTIONS) == 0
     rows = np.split(np.asarray(sheet), len(INSTRUCTIONS))
