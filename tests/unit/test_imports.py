@@ -18,6 +18,7 @@ ALLOWED = {
     "decoding": set(),
     "engine": set(),
     "forms": {"starlette"},
+    "images": set(),
     "responses": {"starlette"},
     "jobs": {"starlette"},
     "idempotency": {"starlette"},

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from serve_app.errors import InvalidInput
-from serve_app.images import Size
+from serve_app.images.geometry import Size
 from serve_app.settings import AppSettings
 from tests.uploads import form_of, picture, text
 
