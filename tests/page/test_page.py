@@ -84,7 +84,7 @@ def test_what_is_left_empty_is_left_to_the_server(page: Page, editor: Held) -> N
     choose(page, LEFT)
     wait_until_done(edit(page))
     (request,) = editor.requests
-    assert request.model_fields_set == {"prompt", "n", "partial_images", "images", "caller"}
+    assert request.model_fields_set == {"prompt", "n", "partial_images", "images", "original_sizes", "caller"}
 
 
 def test_the_place_in_the_queue_is_shown(page: Page, editor: Held) -> None:
