@@ -129,16 +129,15 @@ def http_statuses(scrape: Scrape) -> dict[Any, float]:
     return {status: count for (route, status), count in by_status.items() if route == f"{ROUTE}/v1/images/edits"}
 
 
-def steps_for(seconds: float, samples: int) -> int:
-    """Return how many steps of LARGE samples take that long, or a little longer, at the known traffic's rate."""
-    scrape = Scrape.of(APP)
-    spent_s, tokens = (sum(scrape.ours(f"forward_{of}_total", "model").values()) for of in ("seconds", "tokens"))
-    return round(seconds * tokens / spent_s / (samples * 2 * (768**2 + 256**2) / 16**2))
+def steps_for(app: Served, seconds: float) -> int:
+    """Return how many steps of four LARGE samples take about that long, by two of them."""
+    two_s = edit(app, n=4, num_inference_steps=2, **LARGE).timings.denoise_s
+    return max(1, round(2 * seconds / two_s))
 
 
 def test_what_waits_runs_pauses_and_how_it_leaves(app: Served, timings: dict[str, float]):
     # It fills the forward until its deadline. Its expected time is within twice the deadline, or it would not begin.
-    steps = steps_for(1.5 * TIMEOUT_S, samples=4)
+    steps = steps_for(app, 1.5 * TIMEOUT_S)
     request = EditRequest(images=[scene(1)], n=4, num_inference_steps=steps, **LARGE)
     expiring = app.editor.edit.remote(request, timeout_s=TIMEOUT_S)
     wait_until(lambda: app.stats().running == 4, "the forward is full", WAIT_S)
@@ -165,7 +164,7 @@ def test_what_waits_runs_pauses_and_how_it_leaves(app: Served, timings: dict[str
 
     def check(scrape: Scrape) -> None:
         assert scrape.ours("requests_total", "code") == {
-            "OK": 3, "INVALID_INPUT": 1, "GENERATION_ERROR": 1, "OVERLOADED": 1, "CANCELLED": 2, "TIMEOUT": 1,
+            "OK": 4, "INVALID_INPUT": 1, "GENERATION_ERROR": 1, "OVERLOADED": 1, "CANCELLED": 2, "TIMEOUT": 1,
         }  # fmt: skip
         stats = app.stats()
         assert sum(scrape.ours("forwards_total", "model").values()) == stats.forwards
@@ -174,7 +173,7 @@ def test_what_waits_runs_pauses_and_how_it_leaves(app: Served, timings: dict[str
         assert ("4", "square") in scrape.ours("forwards_total", "area", "aspect")
         for gauge in GAUGES:
             assert scrape.ours(gauge, "model") == {"random-model": 0}
-        assert scrape.ours("outputs_total", "model") == {"random-model": 7}
+        assert scrape.ours("outputs_total", "model") == {"random-model": 7 + 4}
 
     eventually(APP, check)
     stats = app.stats()
