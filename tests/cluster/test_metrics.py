@@ -132,7 +132,7 @@ def http_statuses(scrape: Scrape) -> dict[Any, float]:
 def steps_for(app: Served, seconds: float) -> int:
     """Return how many steps of four LARGE samples take about that long, by two of them."""
     two_s = edit(app, n=4, num_inference_steps=2, **LARGE).timings.denoise_s
-    return max(1, round(2 * seconds / two_s))
+    return max(1, round(2 * seconds / float(two_s)))
 
 
 def test_what_waits_runs_pauses_and_how_it_leaves(app: Served, timings: dict[str, float]):
