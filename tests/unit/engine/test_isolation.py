@@ -50,6 +50,20 @@ def test_halves_are_reported():
     assert halves == [[1, 2], [3]]
 
 
+@pytest.mark.parametrize(
+    ("weights", "expected"), [((1, 1, 1), [1, 1]), ((9, 1, 1, 1), [9]), ((1, 1, 1, 9), [1, 1, 1]), ((2, 3), [2])]
+)
+def test_halves_are_of_what_the_items_weigh(weights, expected):
+    halves = []
+
+    def stage(some):
+        if len(some) == len(weights):
+            raise ValueError("too many")
+
+    list(isolate(stage, weights, alive=bool, fail=print, weigh=float, halved=lambda error, half: halves.append(half)))
+    assert [list(half) for half in halves] == [expected]
+
+
 def test_a_lost_device_ends_it_at_once():
     def stage(some):
         raise DeviceLost("gone")
