@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.engine.engine import EditEngine
-from serve_app.engine.scheduler import Condition, Sample
+from serve_app.engine.scheduler import ONE_PER_TOKEN, Condition, Sample, StepCost
 from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images.geometry import Geometry
 from serve_app.request import EditRequest, Pixels
@@ -63,6 +63,10 @@ class ArithmeticPipeline:
     @property
     def geometry(self) -> Geometry:
         return Geometry(native_area=64 * 64, multiple=16)
+
+    @property
+    def step_cost(self) -> StepCost:
+        return ONE_PER_TOKEN
 
     def check(self, condition: Condition) -> None:
         if len(condition.prompt) > 1000:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from serve_app.models.packed import Grid, Layout, RowShape
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from training.edits import Edits, edits_of, embed, half
 from training.loop import batches, train
@@ -38,7 +39,7 @@ class Encoded:
     reference: torch.Tensor
     text: torch.Tensor
     mask: torch.Tensor
-    grid: tuple[int, int, int]
+    grid: Grid
 
 
 def _encoded(pipeline: StepwiseQwenImageEditPipeline, edits: Edits, run: Run, step: int) -> Iterator[Encoded]:
@@ -63,7 +64,7 @@ def _encode(pipeline: StepwiseQwenImageEditPipeline, batch: dict[str, Any], run:
             reference=_latents(pipeline, batch["source"].to(run.device)),
             text=text,
             mask=mask,
-            grid=(1, height, width),
+            grid=(height, width),
         )
 
 
@@ -73,14 +74,11 @@ def _loss(pipeline: StepwiseQwenImageEditPipeline, batch: Encoded) -> torch.Tens
     noise = torch.randn_like(target)
     sigma = _noise_levels(count, target.device)
     with half(target.device):
-        predicted = pipeline.transformer(
-            hidden_states=torch.cat([(1 - sigma) * target + sigma * noise, batch.reference], dim=1),
-            timestep=sigma.flatten(),
-            encoder_hidden_states=batch.text,
-            encoder_hidden_states_mask=batch.mask,
-            img_shapes=[[batch.grid, batch.grid]] * count,
-            return_dict=False,
-        )[0][:, : target.shape[1]]
+        image = torch.cat([(1 - sigma) * target + sigma * noise, batch.reference], dim=1).flatten(0, 1)
+        rows = [RowShape(batch.grid, (batch.grid,), length) for length in batch.mask.sum(dim=1).tolist()]
+        layout = Layout(rows, pipeline.transformer, target.device)
+        text = batch.text[batch.mask.bool()]
+        predicted = pipeline.transformer(image, text, sigma.flatten(), layout).view_as(target)
     loss: torch.Tensor = (predicted.float() - (noise - target).float()).square().mean()
     return loss
 

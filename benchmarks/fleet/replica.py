@@ -80,9 +80,6 @@ class Replica:
         """Return how many more tokens fit into a forward below the knee."""
         return self.speed.knee_tokens - self.open_tokens()
 
-    def has_only(self, shape: Shape) -> bool:
-        return all(sample.shape == shape for entry in self.entries for sample in entry.samples)
-
     def _credit(self, now_s: float) -> None:
         """Count the steps that have ended by now."""
         if not self._batch:
@@ -106,6 +103,18 @@ class Replica:
 
 def samples_of(entry: QueuedRequest, edit: Edit) -> list[Sample]:
     return [
-        Sample(entry, 0, variant, edit.shape, edit.tokens, edit.shape.output, seed=0, steps=edit.steps, guidance=4.0)
+        Sample(
+            request=entry,
+            image_index=0,
+            variant_index=variant,
+            shape=edit.shape,
+            tokens=edit.tokens,
+            # A simulated step takes the time of its tokens.
+            flops=edit.tokens,
+            result=edit.shape.output,
+            seed=0,
+            steps=edit.steps,
+            guidance=4.0,
+        )
         for variant in range(edit.samples)
     ]

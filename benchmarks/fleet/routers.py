@@ -27,12 +27,8 @@ def least_work(replicas: Sequence[Replica], entry: QueuedRequest, now_s: float, 
 
 def sharing(replicas: Sequence[Replica], entry: QueuedRequest, now_s: float, rng: random.Random) -> Replica:
     """Choose the fullest replica whose forwards take the request for nothing, below the knee; else the least work."""
-    shape, tokens = entry.samples[0].shape, sum(sample.tokens for sample in entry.samples)
-    free = [
-        replica
-        for replica in replicas
-        if replica.entries and replica.has_only(shape) and replica.room_tokens() >= tokens
-    ]
+    tokens = sum(sample.tokens for sample in entry.samples)
+    free = [replica for replica in replicas if replica.entries and replica.room_tokens() >= tokens]
     if free:
         return max(free, key=lambda replica: replica.open_tokens())
     return least_work(replicas, entry, now_s, rng)

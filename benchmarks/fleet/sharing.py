@@ -7,25 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from serve_app.engine.scheduler import QueuedRequest, Shape
+from serve_app.engine.scheduler import QueuedRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
     """A request when it was sent: the tokens of one step of all its samples, and of all their steps.
 
-    `shape`: None for a request that shares no step: its samples differ in shape, or it must be alone.
+    `is_alone`: whether it shares no step, since it must run alone.
     """
 
-    shape: Shape | None
     step_tokens: int
     all_tokens: int
+    is_alone: bool = False
 
     @classmethod
     def of(cls, entry: QueuedRequest) -> "Work":
-        shapes = {sample.shape for sample in entry.samples}
-        shape = None if entry.alone or len(shapes) > 1 else shapes.pop()
-        return cls(shape, sum(sample.tokens for sample in entry.samples), entry.work_tokens)
+        return cls(sum(sample.tokens for sample in entry.samples), round(entry.work_flops), entry.alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +57,8 @@ def ranked(views: Sequence[View], new: Work) -> list[int]:
 
 
 def _joins_free(view: View, new: Work) -> bool:
-    """Return whether the replica has nothing but `own`, all of the new one's shape, and room below the knee."""
-    if new.shape is None or not view.own or len(view.own) < view.requests:
-        return False
-    if any(one.shape != new.shape for one in view.own):
+    """Return whether the replica has nothing but `own`, none of which is alone, and room below the knee."""
+    if not view.own or len(view.own) < view.requests or any(one.is_alone for one in (*view.own, new)):
         return False
     return sum(one.step_tokens for one in (*view.own, new)) <= view.knee_tokens
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from serve_app.engine.scheduler import Condition, Sample
+from serve_app.engine.scheduler import ONE_PER_TOKEN, Condition, Sample, StepCost
 from serve_app.images.geometry import Geometry
 from serve_app.request import EditRequest, Pixels
 
@@ -39,6 +39,10 @@ class WaitingPipeline:
     seconds_per_token: float
     geometry: Geometry = GEOMETRY
     waits: Waits = field(default_factory=Waits)
+
+    @property
+    def step_cost(self) -> StepCost:
+        return ONE_PER_TOKEN
 
     def check(self, condition: Condition) -> None:
         pass

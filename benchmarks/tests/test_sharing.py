@@ -7,16 +7,13 @@ import pytest
 from benchmarks.fleet.sharing import View, Work, ranked
 from benchmarks.fleet.sharing_router import ReplicaFacts
 from benchmarks.fleet.waiting_model import edit_request, picture
-from serve_app.engine.scheduler import Shape
-from serve_app.images.geometry import Size
 
-SQUARE, WIDE = Shape(Size(64, 64), Size(64, 64)), Shape(Size(128, 32), Size(128, 32))
 TOKENS, STEPS = 64, 10
 KNEE = 4 * TOKENS
 
 
-def work(samples: int = 1, *, steps: int = STEPS, shape: Shape | None = SQUARE) -> Work:
-    return Work(shape, samples * TOKENS, samples * TOKENS * steps)
+def work(samples: int = 1, *, steps: int = STEPS, is_alone: bool = False) -> Work:
+    return Work(samples * TOKENS, samples * TOKENS * steps, is_alone)
 
 
 def view(*own: Work, requests: int | None = None, **fields: Any) -> View:
@@ -33,9 +30,8 @@ IDLE = view()
         ("the fullest first", [view(work()), view(work(2)), view(work(3)), IDLE], work(), [2, 1, 0, 3]),
         ("up to the knee, and what fills it exactly fits", [IDLE, view(work(2))], work(2), [1, 0]),
         ("not beyond it", [view(work(2)), IDLE], work(3), [1, 0]),
-        ("not with another shape", [view(work(shape=WIDE)), IDLE], work(), [1, 0]),
-        ("nor where one of several has it", [view(work(), work(shape=WIDE)), IDLE], work(), [1, 0]),
-        ("nor with what is of several shapes, or alone", [view(work(shape=None)), IDLE], work(shape=None), [1, 0]),
+        ("not with one that is alone", [view(work(), work(is_alone=True)), IDLE], work(), [1, 0]),
+        ("nor if it must be alone itself", [view(work()), IDLE], work(is_alone=True), [1, 0]),
         ("nor where others have sent something too", [view(work(), requests=2), IDLE], work(), [1, 0]),
         ("else where the least work is, done or not", [view(work(4)), view(work(4, steps=2))], work(4), [1, 0]),
         ("others' requests count like the own", [view(work(4), requests=3), view(work(4), work(4))], work(4), [1, 0]),
@@ -59,12 +55,11 @@ class TestWork:
     def test_counts_what_the_engine_will(self):
         """Two rows of 2 × 4096 pixels, 256 a token."""
         assert self.of(n=3, num_inference_steps=STEPS) == work(3)
-        assert self.of(num_inference_steps=STEPS, guidance_scale=1.0) == Work(SQUARE, 32, 32 * STEPS)
+        assert self.of(num_inference_steps=STEPS, guidance_scale=1.0) == Work(32, 32 * STEPS)
 
     def test_takes_the_models_own_steps_and_guidance_where_none_are_given(self):
         assert self.of(num_inference_steps=None) == work(steps=7)
 
-    def test_what_runs_alone_or_in_several_shapes_shares_with_nobody(self):
-        assert self.of(alone=True).shape is None
-        assert self.of(images=[picture(1), picture(2, 128, 32)]).shape is None
-        assert self.of(images=[picture(1, 128, 32), picture(2, 128, 32)]).shape == WIDE
+    def test_says_what_runs_alone(self):
+        assert self.of(alone=True).is_alone
+        assert not self.of(images=[picture(1), picture(2, 128, 32)]).is_alone

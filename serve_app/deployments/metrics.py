@@ -121,8 +121,8 @@ class EditorMetrics:
         self._native_area = native_area
 
     def record_forward(self, samples: Sequence[Sample], seconds: float) -> None:
-        """Record a forward, whose samples have one shape. Called on the engine's thread."""
-        shape = shape_labels(samples[0].shape.output, self._native_area)
+        """Record a forward. Called on the engine's thread."""
+        shape = forward_labels([sample.shape.output for sample in samples], self._native_area)
         self._recorder.add("forwards", 1, **shape)
         self._recorder.add("sample_steps", len(samples), **shape)
         self._recorder.add("forward_tokens", sum(sample.tokens for sample in samples), **shape)
@@ -179,6 +179,13 @@ class IngressMetrics:
     def record_serialization(self, seconds: float) -> None:
         """Record the seconds spent on building the response to an edit."""
         self._recorder.record_stage("serialize", seconds)
+
+
+def forward_labels(sizes: Sequence[Size], native_area: int) -> dict[str, str]:
+    """Return the labels of a forward: those of its outputs' sizes, and `mixed` where these differ."""
+    each = [shape_labels(size, native_area) for size in sizes]
+    values = {label: {labels[label] for labels in each} for label in each[0]}
+    return {label: min(found) if len(found) == 1 else "mixed" for label, found in values.items()}
 
 
 def shape_labels(size: Size, native_area: int) -> dict[str, str]:

@@ -63,10 +63,10 @@ class Admission:
             join=settings.join,
             order=settings.order,
             aging=settings.aging,
-            seconds_per_token=calibration.seconds_per_token,
+            seconds_per_flop=calibration.seconds_per_token / calibration.flops_per_token,
             join_s=calibration.join_s,
         )
-        self._fastest_s = calibration.seconds_per_token
+        self._fastest_s = self.policy.seconds_per_flop
         # Guards the attributes below, and is notified when work arrives.
         self._lock = threading.Condition()
         self._active: dict[int, ActiveRequest] = {}
@@ -100,6 +100,7 @@ class Admission:
             deadline_s=now_s + min(self._timeout_s, options.timeout_s),
             default_steps=self._model.default_steps,
             default_guidance=self._model.default_guidance,
+            cost=self._model.backend.step_cost,
             alone=options.alone,
         )
         try:
@@ -224,7 +225,7 @@ class Admission:
 
         A request that cannot end before its deadline does not begin, but one that has begun may run until then.
         """
-        return 0.0 if queued.joined else _BEST_CASE * queued.work_tokens * self._fastest_s
+        return 0.0 if queued.joined else _BEST_CASE * queued.work_flops * self._fastest_s
 
     # ---- lookup ----
 
@@ -288,11 +289,11 @@ class Admission:
         with self._lock:
             self._counts.update(increments)
 
-    def record_rate(self, seconds_per_token: float) -> None:
+    def record_rate(self, seconds_per_flop: float) -> None:
         """Add the rate of the newest step to the running average."""
-        rate = (1 - _RATE_WEIGHT) * self.policy.seconds_per_token + _RATE_WEIGHT * seconds_per_token
-        self.policy = replace(self.policy, seconds_per_token=rate)
-        self._fastest_s = min(self._fastest_s, seconds_per_token)
+        rate = (1 - _RATE_WEIGHT) * self.policy.seconds_per_flop + _RATE_WEIGHT * seconds_per_flop
+        self.policy = replace(self.policy, seconds_per_flop=rate)
+        self._fastest_s = min(self._fastest_s, seconds_per_flop)
 
     def _waiting(self) -> int:
         return sum(active.queued.waiting for active in self._active.values())

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from serve_app.engine.scheduler import Condition, Sample
+from serve_app.engine.scheduler import Condition, Sample, StepCost
 from serve_app.images.geometry import Geometry
 from serve_app.request import Pixels
 
 
 class Backend(Protocol):
-    """The stages of a model, each over any number of samples of one shape.
+    """The stages of a model, each over any number of samples of any sizes.
 
     The values that `prepare`, `encode` and `start` return are opaque to the engine. A stage returns once its work on
     the device is done, and raises OutOfMemory, NotFinite or DeviceLost for failures of these kinds. A failed stage
@@ -18,6 +18,9 @@ class Backend(Protocol):
 
     @property
     def geometry(self) -> Geometry: ...
+
+    @property
+    def step_cost(self) -> StepCost: ...
 
     def check(self, condition: Condition, /) -> None:
         """Raise InvalidInput for inputs that this model cannot process. Called on callers' threads."""

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from serve_app.engine.backend import Backend
-from serve_app.engine.scheduler import QueuedRequest, Sample, expand, knee
+from serve_app.engine.scheduler import KNEE_TOLERANCE, Sample, expand, knee
 from serve_app.errors import OutOfMemory
+from serve_app.images.geometry import Size
 from serve_app.request import EditRequest
 
 # Batch sizes are measured in turns, so that a short disturbance of the machine spoils one turn and not one size. Small
 # models need more turns: 4 and 8 samples of builtin:tiny differ by 10 %, and the fastest of three is off by 5 %.
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 20
-_LEAST_S = 4.0
-_STEPS = 200
+_LEAST_S = 1.0
+# A step that takes longer is repeated once only: it hides a disturbance, and the start of a replica waits for it.
+_SLOW_S, _SLOW_ROUNDS = 1.0, 2
+_STEPS = 1000
 """Steps of a measured sample: more than calibration runs, so that no sample finishes."""
 
 
@@ -25,13 +28,16 @@ _STEPS = 200
 class Calibration:
     """The measurements of a backend: seconds of one step by number of samples, the knee in tokens, seconds per token.
 
-    `join_s`: as in Policy.
+    `flops_per_token`: floating-point operations of a step for each token of it, in the samples that were measured.
+    `join_s`: as in Policy. `mixed_s`: seconds of one step of two samples of different shapes; 0 if two do not fit.
     """
 
     seconds_by_samples: dict[int, float]
     knee_tokens: int
     seconds_per_token: float
+    flops_per_token: float = 1.0
     join_s: float = 0.0
+    mixed_s: float = 0.0
 
 
 def calibrate(
@@ -42,17 +48,22 @@ def calibrate(
     find_knee: bool = True,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Calibration:
-    """Measure the fastest step of 1, 2, 4 … `max_samples` samples, in turns for some seconds.
+    """Measure the fastest step of 1, 2, 4 … `max_samples` samples, as long as a larger batch has a better throughput.
 
     Without `find_knee`, only steps of one sample are measured. If memory runs out, the sizes that fit are used. Raises
-    OutOfMemory if not even one sample fits.
+    OutOfMemory if not even one sample fits. All that the backend compiles is compiled here.
     """
-    queued, prepared, states = _blank(backend, max_samples, default_guidance)
-    sizes = sizes_to_measure(max_samples) if find_knee else [1]
-    seconds = _fastest_steps(backend, states, sizes, clock)
-    sample, best = queued.samples[0], knee(seconds)
-    join_s, tokens = _join_s(backend, sample, prepared, max_samples, clock), sample.tokens
-    return Calibration(seconds, best * tokens, seconds[best] / (best * tokens), join_s)
+    sample, prepared, states = _blank(backend, default_guidance, max_samples)
+    seconds = _climb(backend, states, sizes_to_measure(max_samples) if find_knee else [1], clock)
+    best, tokens = knee(seconds), sample.tokens
+    return Calibration(
+        seconds_by_samples=seconds,
+        knee_tokens=best * tokens,
+        seconds_per_token=seconds[best] / (best * tokens),
+        flops_per_token=sample.flops / tokens,
+        join_s=_join_s(backend, sample, prepared, max_samples, clock),
+        mixed_s=_mixed_s(backend, states[0], default_guidance, clock) if max_samples > 1 else 0.0,
+    )
 
 
 def _join_s(backend: Backend, sample: Sample, prepared: Any, max_samples: int, clock: Callable[[], float]) -> float:
@@ -73,25 +84,52 @@ def _join_s(backend: Backend, sample: Sample, prepared: Any, max_samples: int, c
         return 0.0
 
 
-def _fastest_steps(
-    backend: Backend, states: Sequence[Any], sizes: list[int], clock: Callable[[], float]
+def _mixed_s(backend: Backend, state: Any, guidance: float, clock: Callable[[], float]) -> float:
+    """Return the seconds of a step of a square and a wide sample, which takes other kernels than two of one shape."""
+    side = math.isqrt(backend.geometry.native_area)
+    _, _, [wide] = _blank(backend, guidance, 1, Size(2 * side, side))
+    try:
+        return min(_time_step(backend, [state, wide], clock) for _ in range(_SLOW_ROUNDS))
+    except OutOfMemory:
+        return 0.0
+
+
+def _climb(
+    backend: Backend, states: Sequence[Any], sizes: Sequence[int], clock: Callable[[], float]
 ) -> dict[int, float]:
-    """Return the seconds of the fastest step by batch size, for the sizes that fit into memory."""
+    """Return the seconds of the fastest step by batch size, up to the first size that is no better than the one before.
+
+    Sizes that do not fit into memory are left out.
+    """
     seconds: dict[int, float] = {}
+    best: int | None = None
+    for size in sizes:
+        try:
+            measured = _fastest_steps(backend, states, [size] if best is None else [best, size], clock)
+        except OutOfMemory:
+            if best is None:
+                raise
+            break
+        seconds.update({one: min(measured[one], seconds.get(one, math.inf)) for one in measured})
+        if best is not None and size / seconds[size] < (1 + KNEE_TOLERANCE) * best / seconds[best]:
+            break
+        best = size
+    return seconds
+
+
+def _fastest_steps(
+    backend: Backend, states: Sequence[Any], sizes: Sequence[int], clock: Callable[[], float]
+) -> dict[int, float]:
+    """Return the seconds of the fastest step of each size, measured in turns."""
+    seconds = dict.fromkeys(sizes, math.inf)
     start_s = clock()
     for number in range(_MOST_ROUNDS):
-        if number >= _LEAST_ROUNDS and (len(sizes) == 1 or clock() - start_s >= _LEAST_S):
+        least = _SLOW_ROUNDS if max(seconds.values()) > _SLOW_S else _LEAST_ROUNDS
+        if number >= least and clock() - start_s >= _LEAST_S:
             break
         for size in sizes:
-            try:
-                measured_s = _time_step(backend, states[:size], clock)
-            except OutOfMemory:
-                sizes = [smaller for smaller in sizes if smaller < size]
-                if not sizes:
-                    raise
-                break
-            seconds[size] = min(measured_s, seconds.get(size, math.inf))
-    return {size: seconds[size] for size in sizes}
+            seconds[size] = min(seconds[size], _time_step(backend, states[:size], clock))
+    return seconds
 
 
 def sizes_to_measure(max_samples: int) -> list[int]:
@@ -99,15 +137,22 @@ def sizes_to_measure(max_samples: int) -> list[int]:
     return sorted({2**power for power in range(max_samples.bit_length())} | {max_samples})
 
 
-def _blank(backend: Backend, samples: int, guidance: float) -> tuple[QueuedRequest, Any, list[Any]]:
-    """Return a request for a grey square of the native size, its prepared picture, and `samples` sample states."""
+def _blank(
+    backend: Backend, guidance: float, samples: int, picture: Size | None = None
+) -> tuple[Sample, Any, list[Any]]:
+    """Return a sample of a grey picture of the native area, its prepared picture, and the states of so many samples.
+
+    `picture`: its size; None: a square.
+    """
     side = math.isqrt(backend.geometry.native_area)
-    grey = np.full((side, side, 3), 128, np.uint8)
+    size = picture or Size(side, side)
+    grey = np.full((size.height, size.width, 3), 128, np.uint8)
     request = EditRequest(images=[grey], prompt="warm up", seed=0)
-    queued = expand(request, backend.geometry, default_steps=_STEPS, default_guidance=guidance)
+    queued = expand(request, backend.geometry, default_steps=_STEPS, default_guidance=guidance, cost=backend.step_cost)
     prepared = backend.prepare(queued.conditions[0])
     [encoding] = backend.encode([prepared])
-    return queued, prepared, [backend.start(encoding, queued.samples[0]) for _ in range(samples)]
+    sample = queued.samples[0]
+    return sample, prepared, [backend.start(encoding, sample) for _ in range(samples)]
 
 
 def _time_step(backend: Backend, states: Sequence[Any], clock: Callable[[], float]) -> float:

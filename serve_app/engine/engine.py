@@ -110,7 +110,7 @@ class EditEngine:
     def _wait_for_work(self) -> bool:
         """Block until the engine has work. Returns False once it has to stop."""
         if self._admission.is_empty:
-            self._stages.memory_caps.clear()
+            self._stages.forget_memory()
         if self._admission.has_encoded:
             return not self._admission.is_closed
         return self._admission.wait_for_work()
@@ -118,8 +118,8 @@ class EditEngine:
     def _tick(self) -> None:
         """Run one round: plan, join new samples, step, send previews, finish samples that are done."""
         start_s = self._clock()
-        queued, policy, caps = self._admission.prepared(), self._admission.policy, self._stages.memory_caps
-        batch, deferred = scheduler.plan_joins(queued, policy, self._deferred_s, caps)
+        queued, policy = self._admission.prepared(), self._admission.policy
+        batch, deferred = scheduler.plan_joins(queued, policy, self._deferred_s, self._stages.memory_tokens)
         self._report()
         self._join([sample for sample in batch if not sample.encoded])
         self._step(batch)
@@ -172,19 +172,19 @@ class EditEngine:
             time.sleep(_SUSPECT_WARNING_S)
 
     def _step(self, batch: Sequence[Sample]) -> None:
-        start_s, tokens = self._clock(), 0
+        start_s, flops = self._clock(), 0.0
         forward_start_s = start_s
         self._running = len(batch)
         for samples, _ in self._stages.step(batch):
             for sample in samples:
                 sample.steps_done += 1
-                tokens += sample.tokens
+                flops += sample.flops
             now_s = self._clock()
             self._count_forward(samples, now_s - forward_start_s)
             forward_start_s = now_s
         self._running = 0
-        if tokens:
-            self._admission.record_rate((self._clock() - start_s) / tokens)
+        if flops:
+            self._admission.record_rate((self._clock() - start_s) / flops)
 
     def _count_forward(self, samples: Sequence[Sample], seconds: float) -> None:
         requests = self._admission.requests_of(samples)

@@ -21,7 +21,7 @@ JOINS_WAITED = 2
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes that all samples of one forward share, since diffusers 0.42 computes RoPE once for the whole batch."""
+    """The sizes of one sample, in pixels: of the output that is made, and of the picture that it looks at."""
 
     output: Size
     reference: Size
@@ -35,6 +35,25 @@ class Shape:
 
     def reference_tokens(self, multiple: int) -> int:
         return self.reference.pixels // multiple**2
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """The floating-point operations of a packed forward: `per_token` of every row, and `per_pair` of tokens in a row.
+
+    The text's tokens are left out: they are few beside those of the pictures, and not known before they are tokenized.
+    """
+
+    per_token: float
+    per_pair: float
+
+    def of_rows(self, rows: int, tokens: int) -> float:
+        """Return the operations of so many rows of so many tokens each."""
+        return rows * (self.per_token * tokens + self.per_pair * tokens**2)
+
+
+ONE_PER_TOKEN = StepCost(1.0, 0.0)
+"""Work counted in tokens, for simulations, whose time is that of their tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +76,8 @@ class Condition:
 class Sample:
     """One output picture in the making.
 
-    `tokens`: image tokens of one step, of both rows if guidance is on. `result`: the size that the caller gets.
+    `tokens`, `flops`: the image tokens and the floating-point operations of one step, of both rows if guidance is on.
+    `result`: the size that the caller gets.
     """
 
     request: "QueuedRequest"
@@ -65,6 +85,7 @@ class Sample:
     variant_index: int
     shape: Shape
     tokens: int
+    flops: float
     result: Size
     seed: int
     steps: int
@@ -96,9 +117,9 @@ class QueuedRequest:
     """Whether any sample of the request has joined."""
 
     @property
-    def work_tokens(self) -> int:
-        """Tokens that the remaining steps take through the transformer."""
-        return sum(sample.tokens * sample.steps_left for sample in self.samples)
+    def work_flops(self) -> float:
+        """Floating-point operations of the remaining steps."""
+        return sum(sample.flops * sample.steps_left for sample in self.samples)
 
     @property
     def steps_left(self) -> int:
@@ -124,7 +145,7 @@ class Policy:
     join: Literal["step", "batch"]
     order: Literal["shortest", "fifo"]
     aging: float
-    seconds_per_token: float
+    seconds_per_flop: float
     join_s: float = 0.0
 
 
@@ -137,6 +158,7 @@ def expand(
     *,
     default_steps: int,
     default_guidance: float,
+    cost: StepCost = ONE_PER_TOKEN,
     sequence: int = 0,
     arrived_s: float = 0.0,
     deadline_s: float = math.inf,
@@ -153,14 +175,15 @@ def expand(
     queued = QueuedRequest(sequence, arrived_s, deadline_s, _conditions(request, framings, negative), alone=alone)
     for index, framing in enumerate(framings):
         shape = Shape(framing.output, framing.reference)
-        rows = 1 if negative is None else 2
+        rows, tokens = 1 if negative is None else 2, shape.tokens(geometry.multiple)
         queued.samples += [
             Sample(
                 request=queued,
                 image_index=index,
                 variant_index=variant,
                 shape=shape,
-                tokens=rows * shape.tokens(geometry.multiple),
+                tokens=rows * tokens,
+                flops=cost.of_rows(rows, tokens),
                 result=framing.result,
                 seed=request.output_seed(index, variant),
                 steps=steps,
@@ -202,25 +225,24 @@ def in_order(requests: Sequence[QueuedRequest], policy: Policy) -> list[QueuedRe
     return sorted(
         requests,
         key=lambda queued: (
-            queued.work_tokens * policy.seconds_per_token + policy.aging * queued.arrived_s,
+            queued.work_flops * policy.seconds_per_flop + policy.aging * queued.arrived_s,
             queued.sequence,
         ),
     )
 
 
-def plan(requests: Sequence[QueuedRequest], policy: Policy, caps: Mapping[Shape, int] | None = None) -> list[Sample]:
+def plan(requests: Sequence[QueuedRequest], policy: Policy, memory_tokens: float = math.inf) -> list[Sample]:
     """Return the samples that take the next step, in the policy's order. Samples that are not encoded join with it.
 
-    All samples have the shape of the first one. A batch has at most `max_samples` samples (or the shape's entry in
-    `caps`, if memory ran out before) and at most `batch_tokens` tokens, but always room for one sample. At most
-    `max_samples` + `max_paused` samples are encoded at any time.
+    A batch has at most `max_samples` samples and at most `batch_tokens` tokens, or `memory_tokens` if memory ran out
+    with more; but always room for one sample. At most `max_samples` + `max_paused` samples are encoded at any time.
     """
     samples = [sample for queued in _exclusive(in_order(requests, policy)) for sample in queued.samples]
     encoded = sum(sample.encoded for sample in samples)
     if policy.join == "batch" and encoded:
         samples = [sample for sample in samples if sample.encoded]
     room = policy.max_samples + policy.max_paused - encoded
-    return _fill(samples, room, policy, caps or {})
+    return _fill(samples, room, policy, min(policy.batch_tokens, memory_tokens))
 
 
 def should_defer_joins(batch: Sequence[Sample], policy: Policy, deferred_s: float) -> bool:
@@ -235,20 +257,20 @@ def should_defer_joins(batch: Sequence[Sample], policy: Policy, deferred_s: floa
     joining = len(batch) - len(staying)
     if not joining or not batch[0].encoded:
         return False
-    step_s = sum(sample.tokens for sample in staying) * policy.seconds_per_token
+    step_s = sum(sample.flops for sample in staying) * policy.seconds_per_flop
     until_one_is_done_s = min(sample.steps_left for sample in staying) * step_s
     return deferred_s + joining * until_one_is_done_s < JOINS_WAITED * policy.join_s * len(batch)
 
 
 def plan_joins(
-    requests: Sequence[QueuedRequest], policy: Policy, deferred_s: float, caps: Mapping[Shape, int] | None = None
+    requests: Sequence[QueuedRequest], policy: Policy, deferred_s: float, memory_tokens: float = math.inf
 ) -> tuple[list[Sample], int]:
     """Return the batch of `plan` without the samples that `should_defer_joins` defers, and the number of these."""
-    batch = plan(requests, policy, caps)
+    batch = plan(requests, policy, memory_tokens)
     if not should_defer_joins(batch, policy, deferred_s):
         return batch, 0
     deferred = sum(not sample.encoded for sample in batch)
-    return plan(requests, replace(policy, join="batch"), caps), deferred
+    return plan(requests, replace(policy, join="batch"), memory_tokens), deferred
 
 
 def _exclusive(ordered: list[QueuedRequest]) -> list[QueuedRequest]:
@@ -265,18 +287,16 @@ def _exclusive(ordered: list[QueuedRequest]) -> list[QueuedRequest]:
     return together or ordered[turn : turn + 1]
 
 
-def _fill(samples: Sequence[Sample], room: int, policy: Policy, caps: Mapping[Shape, int]) -> list[Sample]:
+def _fill(samples: Sequence[Sample], room: int, policy: Policy, most_tokens: float) -> list[Sample]:
     batch: list[Sample] = []
     tokens = 0
     for sample in samples:
         if not sample.encoded and room <= 0:
             continue
-        if batch:
-            cap = min(policy.max_samples, caps.get(batch[0].shape, policy.max_samples))
-            if len(batch) >= cap:
-                break
-            if sample.shape != batch[0].shape or tokens + sample.tokens > policy.batch_tokens:
-                continue
+        if len(batch) >= policy.max_samples:
+            break
+        if batch and tokens + sample.tokens > most_tokens:
+            continue
         batch.append(sample)
         tokens += sample.tokens
         room -= not sample.encoded
@@ -299,7 +319,7 @@ def knee(seconds_by_samples: Mapping[int, float]) -> int:
 
 def work_s(requests: Iterable[QueuedRequest], policy: Policy) -> float:
     """Return the time that the remaining steps take at the present rate, in seconds."""
-    return sum(queued.work_tokens for queued in requests) * policy.seconds_per_token
+    return sum(queued.work_flops for queued in requests) * policy.seconds_per_flop
 
 
 def drain_s(requests: Iterable[QueuedRequest], policy: Policy) -> int:

@@ -1,13 +1,14 @@
 """The stages of a sample as calls of the backend, with failures isolated to their own request."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from serve_app.engine.admission import Admission
 from serve_app.engine.backend import Backend
 from serve_app.engine.isolation import isolate
-from serve_app.engine.scheduler import Sample, Shape
+from serve_app.engine.scheduler import Sample
 from serve_app.errors import DeviceLost, OutOfMemory
 from serve_app.request import Pixels
 
@@ -29,14 +30,18 @@ class Stages:
         self._stall_s = stall_s
         self._clock = clock
         self._busy_since_s: float | None = None
-        self.memory_caps: dict[Shape, int] = {}
-        """The most samples of one forward, by shape, for shapes with which memory has run out."""
+        self.memory_tokens = math.inf
+        """The most tokens of one forward, since memory has run out with more."""
 
     def check_stall(self) -> None:
         """Raise DeviceLost if one call of the backend has run for more than `stall_s`. Any thread may call this."""
         since_s = self._busy_since_s
         if since_s is not None and self._clock() - since_s > self._stall_s:
             raise DeviceLost(f"one stage has run for more than {self._stall_s:g} s")
+
+    def forget_memory(self) -> None:
+        """Allow forwards of any size again, since other work may fit where this did not."""
+        self.memory_tokens = math.inf
 
     def encode(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
         """Encode the picture and the texts of each sample."""
@@ -92,15 +97,22 @@ class Stages:
             finally:
                 self._busy_since_s = None
 
-        return isolate(watched, samples, alive=self._admission.holds, fail=fail or self._fail_request, halved=halved)
+        return isolate(
+            watched,
+            samples,
+            alive=self._admission.holds,
+            fail=fail or self._fail_request,
+            weigh=lambda sample: sample.tokens,
+            halved=halved,
+        )
 
     def _fail_request(self, sample: Sample, error: Exception) -> None:
         self._admission.fail(self._admission.request_of(sample), error)
 
     def _remember_memory(self, error: Exception, half: Sequence[Sample]) -> None:
-        """After OutOfMemory, limit forwards of this shape to the size of `half` until the engine is idle."""
+        """After OutOfMemory, limit forwards to the tokens of `half` until `forget_memory` is called."""
         if isinstance(error, OutOfMemory):
-            self.memory_caps[half[0].shape] = len(half)
+            self.memory_tokens = min(self.memory_tokens, sum(sample.tokens for sample in half))
 
 
 def _log_preview(sample: Sample, error: Exception) -> None:

@@ -7,6 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 
+from serve_app.models.packed import VarlenAttention, pack
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from serve_app.models.source import check_source
 from serve_app.settings import BUILTIN_TINY, ModelSettings
@@ -59,7 +60,7 @@ def load(settings: ModelSettings) -> LoadedModel:
         pipeline.load_lora_weights(lora.source, weight_name=lora.weight_name)
         pipeline.fuse_lora(lora_scale=lora.scale)
         pipeline.unload_lora_weights()
-    _tune(pipeline, settings)
+    _tune(pipeline, settings, device)
     _place(pipeline, settings, device)
     if settings.source == BUILTIN_TINY:
         steps, guidance = BUILTIN_STEPS, BUILTIN_GUIDANCE
@@ -115,15 +116,15 @@ def _check_scheduler(pipeline: StepwiseQwenImageEditPipeline) -> None:
             raise ValueError(f"model.source: the model's scheduler sets {option}, which this server does not support")
 
 
-def _tune(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings) -> None:
+def _tune(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings, device: torch.device) -> None:
+    if device.type == "cuda" and pipeline.transformer.dtype in (torch.bfloat16, torch.float16):
+        pack(pipeline.transformer, VarlenAttention())
     if settings.attention_backend:
         pipeline.transformer.set_attention_backend(settings.attention_backend)
     if settings.vae_tiling:
         pipeline.vae.enable_tiling()
     if settings.compile:
         pipeline.transformer.compile_repeated_blocks(dynamic=True)
-        # Attention by text length would be compiled again for every combination of lengths.
-        pipeline.masks_texts = True
 
 
 def _place(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings, device: torch.device) -> None:

@@ -1,8 +1,7 @@
 """The stepwise pipeline: diffusers' QwenImageEditPipeline, split into encode, start, step, preview and decode.
 
-Each stage takes any number of samples that have the same shape; nothing else need be equal. A row of the transformer's
-batch is one sample, or its unguided twin. This module expands samples into rows itself, since diffusers 0.42 pairs
-variants with the wrong picture.
+Each stage takes any number of samples of any sizes. A row of the packed forward is one sample, or its unguided twin.
+This module expands samples into rows itself, since diffusers 0.42 pairs variants with the wrong picture.
 """
 
 import threading
@@ -10,7 +9,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,11 +19,12 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shif
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from serve_app.engine.scheduler import Condition, Sample, Shape
+from serve_app.engine.scheduler import Condition, Sample, Shape, StepCost
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
-from serve_app.images.geometry import Geometry
+from serve_app.images.geometry import Geometry, Size
 from serve_app.images.pixels import resize
-from serve_app.models.patches import attend_by_text_length, mark_picture_tokens, skip_absent_frames
+from serve_app.models.packed import Grid, Layout, RowShape, Stream, pack, step_cost
+from serve_app.models.patches import mark_picture_tokens, skip_absent_frames
 from serve_app.request import Pixels
 
 NATIVE_AREA = 1024 * 1024
@@ -64,6 +63,8 @@ class SampleState:
 
     encoding: Encoding
     shape: Shape
+    grids: tuple[Grid, ...]
+    """The sizes in tokens of the output and of its references."""
     guidance: float
     sigmas: list[float]
     timesteps: list[float]
@@ -95,9 +96,8 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         if grid_positions:
             mark_picture_tokens(text_encoder)
         skip_absent_frames(vae)
-        attend_by_text_length(transformer)
-        self.masks_texts = False
-        """Whether texts of different lengths share one masked attention call, which has a single shape to compile."""
+        pack(transformer)
+        self._last_layout: Layout | None = None
         # Diffusers has a constant 64, which is right for the published tokenizer only.
         prefix = self.prompt_template_encode.split("<|vision_start|>")[0]
         self.prompt_template_encode_start_idx = len(tokenizer(prefix)["input_ids"])
@@ -107,6 +107,10 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.config.native_area, 2 * self.vae_scale_factor)
+
+    @property
+    def step_cost(self) -> StepCost:
+        return step_cost(self.transformer)
 
     def check(self, condition: Condition) -> None:
         """Raise InvalidInput for a text with more tokens than the model has positions. Fast, and safe on any thread."""
@@ -225,7 +229,9 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             )
             latents = self._pack_latents(noise, 1, self._channels, height, width)[0]
             sigmas, timesteps = self._schedule(sample.steps, tokens=latents.shape[0])
-            return SampleState(encoding, sample.shape, sample.guidance, sigmas, timesteps, latents)
+            multiple, shape = self.geometry.multiple, sample.shape
+            grids = tuple((size.height // multiple, size.width // multiple) for size in (shape.output, shape.reference))
+            return SampleState(encoding, shape, grids, sample.guidance, sigmas, timesteps, latents)
 
     def _schedule(self, steps: int, tokens: int) -> tuple[list[float], list[float]]:
         config = self.scheduler.config
@@ -247,60 +253,52 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         """Take one denoising step of every sample, in one forward. A step that raises leaves all states unchanged."""
         with _translated_errors():
             velocity = self._predict(states)
+            samples = Stream([(len(state.latents), index) for index, state in enumerate(states)], velocity.device)
+            latents = torch.cat([state.latents for state in states])
             moves = [state.sigmas[state.step + 1] - state.sigmas[state.step] for state in states]
-            latents = torch.stack([state.latents for state in states])
             # The Euler step of FlowMatchEulerDiscreteScheduler, with each row's own sigmas.
-            moved = (latents.float() + _column(moves, latents) * velocity.float()).to(latents.dtype)
+            steps = samples.per_token(_column(moves, latents)) * velocity.float()
+            moved = (latents.float() + steps).to(latents.dtype)
             # Kernels run asynchronously: wait, so that errors and timings belong to this step.
             if moved.is_cuda:
                 torch.cuda.synchronize(moved.device)
-        for state, row, prediction in zip(states, moved, velocity, strict=True):
+        for state, row, prediction in zip(states, samples.split(moved), samples.split(velocity), strict=True):
             state.latents, state.velocity, state.step = row, prediction, state.step + 1
 
     def _predict(self, states: Sequence[SampleState]) -> torch.Tensor:
-        """Return the velocity of each sample (samples × tokens × 64), with guidance for samples with negative texts."""
+        """Return the velocities of the samples end to end (tokens × 64), guided where there is a negative text."""
         guided = [index for index, state in enumerate(states) if state.encoding.negative is not None]
-        rows = [*states, *(states[index] for index in guided)]
-        texts = [state.encoding.positive for state in states]
-        texts += [negative for state in states if (negative := state.encoding.negative) is not None]
-        # Neighbouring rows with texts of the same length share one attention call.
-        order = sorted(range(len(rows)), key=lambda index: texts[index].shape[0])
-        ordered = self._forward([rows[index] for index in order], [texts[index] for index in order])
-        predicted = torch.empty_like(ordered)
-        predicted[order] = ordered
-        velocity, negative = predicted[: len(states)], predicted[len(states) :]
+        rows = [_Row(state, state.encoding.positive) for state in states]
+        rows += [_Row(states[index], states[index].encoding.negative) for index in guided]  # type: ignore[arg-type]
+        velocities = self._forward(rows)
         if guided:
-            scale = _column([states[index].guidance for index in guided], velocity).to(velocity.dtype)
-            velocity[guided] = _guide(velocity[guided], negative, scale)
-        return velocity
+            positive = torch.cat([velocities[index] for index in guided])
+            samples = Stream([(len(velocities[index]), place) for place, index in enumerate(guided)], positive.device)
+            scales = _column([states[index].guidance for index in guided], positive).to(positive.dtype)
+            combined = _guide(positive, torch.cat(velocities[len(states) :]), samples.per_token(scales))
+            for index, velocity in zip(guided, samples.split(combined), strict=True):
+                velocities[index] = velocity
+        return torch.cat(velocities[: len(states)])
 
-    def _forward(self, rows: Sequence[SampleState], texts: Sequence[torch.Tensor]) -> torch.Tensor:
-        shape, multiple = rows[0].shape, self.geometry.multiple
-        grid = [(1, size.height // multiple, size.width // multiple) for size in (shape.output, shape.reference)]
-        hidden = torch.stack([torch.cat([row.latents, row.encoding.reference]) for row in rows])
-        timesteps = _column([row.timesteps[row.step] for row in rows], hidden).flatten()
-        with self.transformer.cache_context("edit"):
-            predicted: torch.Tensor = self.transformer(
-                hidden_states=hidden,
-                timestep=timesteps.to(hidden.dtype) / 1000,
-                **self._as_batch(texts),
-                img_shapes=[grid] * len(rows),
-                return_dict=False,
-            )[0]
-        return predicted[:, : rows[0].latents.shape[0]]
+    def _forward(self, rows: Sequence["_Row"]) -> list[torch.Tensor]:
+        """Return the velocity of each row (tokens × 64)."""
+        # Neighbours of equal sizes share an attention call.
+        order = sorted(range(len(rows)), key=lambda index: rows[index].shape.sort_key)
+        ordered = [rows[index] for index in order]
+        layout = self._layout([row.shape for row in ordered])
+        image = torch.cat([part for row in ordered for part in (row.state.latents, row.state.encoding.reference)])
+        times = _column([row.state.timesteps[row.state.step] for row in ordered], image).flatten()
+        predicted = self.transformer(
+            image, torch.cat([row.text for row in ordered]), times.to(image.dtype) / 1000, layout
+        )
+        velocities = dict(zip(order, layout.output.split(predicted), strict=True))
+        return [velocities[index] for index in range(len(rows))]
 
-    def _as_batch(self, texts: Sequence[torch.Tensor]) -> dict[str, Any]:
-        """Return texts (tokens × width) of any lengths as the transformer's arguments, without attention to padding."""
-        lengths = [text.shape[0] for text in texts]
-        padded = pad_sequence(list(texts), batch_first=True)
-        if len(set(lengths)) == 1:
-            return {"encoder_hidden_states": padded}
-        if self.masks_texts:
-            ends = torch.tensor(lengths, device=padded.device)[:, None]
-            mask = torch.arange(max(lengths), device=padded.device)[None] < ends
-            return {"encoder_hidden_states": padded, "encoder_hidden_states_mask": mask}
-        runs = [(len(list(run)), length) for length, run in groupby(lengths)]
-        return {"encoder_hidden_states": padded, "attention_kwargs": {"text_runs": runs}}
+    def _layout(self, shapes: Sequence[RowShape]) -> Layout:
+        """Return the layout of these rows, which is that of the last step unless a row has joined or left."""
+        if self._last_layout is None or self._last_layout.rows != tuple(shapes):
+            self._last_layout = Layout(shapes, self.transformer, self._execution_device)
+        return self._last_layout
 
     @torch.no_grad()
     def preview(self, states: Sequence[SampleState]) -> list[Pixels]:
@@ -310,18 +308,27 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
                 state.latents if state.velocity is None else state.latents - state.sigmas[state.step] * state.velocity
                 for state in states
             ]
-            return self._decode_latents(clean, states[0].shape)
+            return self._decode_latents(clean, [state.shape.output for state in states])
 
     @torch.no_grad()
     def decode(self, states: Sequence[SampleState]) -> list[Pixels]:
-        """Decode finished samples of one shape. Raises NotFinite if latents hold NaN or infinity."""
+        """Decode finished samples. Raises NotFinite if latents hold NaN or infinity."""
         with _translated_errors():
-            pictures = self._decode_latents([state.latents for state in states], states[0].shape)
+            sizes = [state.shape.output for state in states]
+            pictures = self._decode_latents([state.latents for state in states], sizes)
             self.maybe_free_model_hooks()
             return pictures
 
-    def _decode_latents(self, latents: Sequence[torch.Tensor], shape: Shape) -> list[Pixels]:
-        size, config, packed = shape.output, self.vae.config, torch.stack(list(latents))
+    def _decode_latents(self, latents: Sequence[torch.Tensor], sizes: Sequence[Size]) -> list[Pixels]:
+        """Decode latents (tokens × 64) to pictures, with one call of the VAE for each size."""
+        pictures: dict[int, Pixels] = {}
+        for size in dict.fromkeys(sizes):
+            indices = [index for index, other in enumerate(sizes) if other == size]
+            pictures.update(zip(indices, self._decode_one_size([latents[i] for i in indices], size), strict=True))
+        return [pictures[index] for index in range(len(sizes))]
+
+    def _decode_one_size(self, latents: Sequence[torch.Tensor], size: Size) -> list[Pixels]:
+        config, packed = self.vae.config, torch.stack(list(latents))
         if not packed.isfinite().all():
             raise NotFinite("the model produced values that are not numbers")
         batch = self._unpack_latents(packed, size.height, size.width, self.vae_scale_factor)
@@ -336,12 +343,25 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Row:
+    """A row of the forward: a sample with one of its texts (tokens × width)."""
+
+    state: SampleState
+    text: torch.Tensor
+
+    @property
+    def shape(self) -> RowShape:
+        grids = self.state.grids
+        return RowShape(grids[0], grids[1:], len(self.text))
+
+
 def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
     """Return one float32 value per row, on the device of `like`.
 
     The pipeline's own `device` property walks through all modules.
     """
-    return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1, 1)
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1)
 
 
 def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from serve_app.engine.backend import Backend
 from serve_app.engine.requests import RunOptions
-from serve_app.engine.scheduler import Condition, Sample
+from serve_app.engine.scheduler import Condition, Sample, StepCost
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import EditError, GenerationError, NotFinite, OutOfMemory
 from serve_app.events import Event, Preview
@@ -34,6 +34,10 @@ class Poisoned:
     @property
     def geometry(self) -> Geometry:
         return self._real.geometry
+
+    @property
+    def step_cost(self) -> StepCost:
+        return self._real.step_cost
 
     def check(self, condition: Condition) -> None:
         self._real.check(condition)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.deployments.metrics import shape_labels
+from serve_app.deployments.metrics import forward_labels, shape_labels
 from serve_app.images.geometry import Size
 
 
@@ -21,3 +21,10 @@ from serve_app.images.geometry import Size
 )
 def test_shapes_fall_into_a_few_classes(size: Size, area: str, aspect: str):
     assert shape_labels(size, 1024 * 1024) == {"area": area, "aspect": aspect}
+
+
+def test_a_forward_of_different_shapes_is_mixed():
+    square, wide, small = Size(1024, 1024), Size(1448, 720), Size(512, 512)
+    assert forward_labels([square, square], 1024 * 1024) == {"area": "1", "aspect": "square"}
+    assert forward_labels([square, wide], 1024 * 1024) == {"area": "1", "aspect": "mixed"}
+    assert forward_labels([square, small, wide], 1024 * 1024) == {"area": "mixed", "aspect": "mixed"}

@@ -34,7 +34,7 @@ def least_s(admission: Admission) -> float:
     assert not isinstance(future, EditError)
     (active,) = admission.all()
     admission.finish(active)
-    return 0.5 * RATE * active.queued.work_tokens
+    return 0.5 * RATE * active.queued.work_flops
 
 
 def test_a_request_that_cannot_end_in_time_is_not_begun(executor: Executor):
@@ -65,4 +65,4 @@ def test_steps_that_became_faster_let_a_request_with_less_time_begin(executor: E
 def test_the_rate_moves_a_tenth_of_the_way_with_each_step(executor: Executor):
     learning = admission(executor, timeout_s=600)
     learning.record_rate(2 * RATE)
-    assert learning.policy.seconds_per_token == pytest.approx(1.1 * RATE)
+    assert learning.policy.seconds_per_flop == pytest.approx(1.1 * RATE)

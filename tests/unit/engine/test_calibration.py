@@ -30,6 +30,9 @@ class TimedPipeline(ArithmeticPipeline):
     now_s: float = 0.0
     fits_encoding: int = 8
     slow_stages: int = 0
+    gains: int = 8
+    """The largest batch that gains; in a larger one, a sample takes about as long as in this one."""
+    last: list[State] = field(default_factory=list)
 
     def encode(self, conditions: Sequence[Condition]) -> list[Condition]:
         if len(conditions) > self.fits_encoding:
@@ -39,9 +42,13 @@ class TimedPipeline(ArithmeticPipeline):
 
     def step(self, states: Sequence[State]) -> None:
         self.sizes.append(len(states))
+        self.last = list(states)
         if len(states) > self.fits:
             raise OutOfMemory("CUDA out of memory")
-        self.now_s += STEP_S[len(states)] + self.disturbed_s(len(self.sizes))
+        seconds = (
+            STEP_S[len(states)] if len(states) <= self.gains else 0.98 * STEP_S[self.gains] / self.gains * len(states)
+        )
+        self.now_s += seconds + self.disturbed_s(len(self.sizes))
 
     def decode(self, states: Sequence[State]) -> list[Pixels]:
         self.now_s += DECODE_S[len(states)] + (10.0 if self.slow_stages else 0.0)
@@ -61,18 +68,36 @@ def test_the_knee_is_the_smallest_batch_near_the_best_throughput():
 
 
 def test_a_disturbance_of_several_steps_spoils_no_size():
-    # Four steps in a row, one of each size, as if the machine stalled.
-    pipeline = TimedPipeline(disturbed_s=lambda number: 1.0 if number <= 4 else 0.0)
+    # Two steps in a row of each size, as if the machine stalled.
+    pipeline = TimedPipeline(disturbed_s=lambda number: 0.5 if number in (1, 11, 12, 17, 18, 23, 24) else 0.0)
     assert measure(pipeline).seconds_by_samples == pytest.approx(STEP_S)
 
 
-@pytest.mark.parametrize(("slower", "rounds"), [(1, 5), (10, 3), (0.01, 20)])
-def test_quick_models_take_more_turns(slower, rounds):
-    # One round of STEP_S takes 0.85 s.
+def test_larger_batches_are_measured_as_long_as_they_gain():
+    found = measure(TimedPipeline(gains=2))
+    assert found.seconds_by_samples == pytest.approx({1: 0.10, 2: 0.15, 4: 0.98 * 0.30})
+    assert found.knee_tokens == 2 * TOKENS
+    nothing = measure(TimedPipeline(gains=1))
+    assert list(nothing.seconds_by_samples) == [1, 2]
+    assert nothing.knee_tokens == TOKENS
+
+
+@pytest.mark.parametrize(("slower", "rounds"), [(1.01, (10, 4, 3, 3)), (0.01, (20, 20, 20, 20)), (11, (2, 2, 2, 2))])
+def test_quick_models_take_more_turns_and_slow_ones_one_repeat(slower, rounds):
     pipeline = TimedPipeline()
     pipeline.disturbed_s = lambda number: (slower - 1) * STEP_S[pipeline.sizes[-1]]
     measure(pipeline)
-    assert pipeline.sizes == [1, 2, 4, 8] * rounds
+    turns = [([1], rounds[0]), ([1, 2], rounds[1]), ([2, 4], rounds[2]), ([4, 8], rounds[3])]
+    # At last, two of different shapes.
+    assert pipeline.sizes == [size for sizes, count in turns for size in sizes * count] + [2, 2]
+
+
+def test_two_of_different_shapes_are_measured():
+    pipeline = TimedPipeline()
+    assert measure(pipeline).mixed_s == pytest.approx(STEP_S[2])
+    assert len({state.sample.shape for state in pipeline.last}) == 2
+    assert measure(TimedPipeline(), max_samples=1).mixed_s == 0
+    assert measure(TimedPipeline(fits=1)).mixed_s == 0
 
 
 def test_the_price_of_a_join_is_what_two_share():
@@ -91,8 +116,8 @@ def test_sizes_that_do_not_fit_are_left_out_and_not_tried_again():
     found = measure(pipeline)
     assert found.seconds_by_samples == pytest.approx({1: 0.10, 2: 0.15})
     assert found.knee_tokens == 2 * TOKENS
-    assert pipeline.sizes[:7] == [1, 2, 4, 1, 2, 1, 2]
-    assert set(pipeline.sizes[3:]) == {1, 2}
+    assert pipeline.sizes.count(4) == 1
+    assert 8 not in pipeline.sizes
 
 
 def test_a_model_too_large_for_one_sample_says_so():
@@ -103,7 +128,7 @@ def test_a_model_too_large_for_one_sample_says_so():
 def test_a_fixed_batch_is_warmed_up_alone():
     pipeline = TimedPipeline()
     found = calibrate(pipeline, max_samples=8, default_guidance=4.0, find_knee=False, clock=lambda: pipeline.now_s)
-    assert pipeline.sizes == [1, 1, 1]
+    assert pipeline.sizes == [1] * 10 + [2, 2]
     assert found.join_s == pytest.approx(0.4)
 
 

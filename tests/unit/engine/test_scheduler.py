@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from serve_app.engine.scheduler import (
+    ONE_PER_TOKEN,
     Policy,
     QueuedRequest,
     Sample,
+    StepCost,
     drain_s,
     expand,
     in_order,
@@ -33,12 +35,22 @@ POLICY = Policy(
     join="step",
     order="shortest",
     aging=0.1,
-    seconds_per_token=0.1 / TOKENS,
+    seconds_per_flop=0.1 / TOKENS,
 )
 
 
 def queued(
-    sequence=0, *, arrived_s=0.0, steps=10, images=(SQUARE,), n=1, guidance=1.0, seed=0, alone=False, **fields
+    sequence=0,
+    *,
+    arrived_s=0.0,
+    steps=10,
+    images=(SQUARE,),
+    n=1,
+    guidance=1.0,
+    seed=0,
+    alone=False,
+    cost=ONE_PER_TOKEN,
+    **fields,
 ) -> QueuedRequest:
     request = EditRequest(
         images=list(images),
@@ -58,6 +70,7 @@ def queued(
         default_steps=50,
         default_guidance=4.0,
         alone=alone,
+        cost=cost,
     )
 
 
@@ -102,6 +115,13 @@ class TestExpand:
         [auto] = queued(images=[np.zeros((9, 25, 3), np.uint8)], original_sizes=[Size(1000, 360)]).samples
         assert auto.shape.output == GEOMETRY.auto(Size(1000, 360))
 
+    def test_work_grows_with_the_square_of_a_row(self):
+        cost = StepCost(per_token=3.0, per_pair=0.5)
+        plain, guided = queued(guidance=1.0, cost=cost), queued(guidance=4.0, cost=cost)
+        assert plain.samples[0].flops == 3 * TOKENS + 0.5 * TOKENS**2
+        assert guided.samples[0].flops == 2 * plain.samples[0].flops
+        assert guided.work_flops == 10 * guided.samples[0].flops
+
     def test_what_a_request_leaves_open_is_the_models_default(self):
         request = EditRequest(images=[SQUARE], prompt="x")
         sample = expand(
@@ -111,14 +131,21 @@ class TestExpand:
 
 
 class TestPlan:
+    def test_one_long_row_is_more_work_than_two_short_ones_of_as_many_tokens(self):
+        cost = StepCost(per_token=1.0, per_pair=1.0)
+        long = queued(0, size="512x256", cost=cost)
+        short = queued(1, n=2, cost=cost, arrived_s=1.0)
+        assert sum(sample.tokens for sample in long.samples) == sum(sample.tokens for sample in short.samples)
+        first, *_ = plan([long, short], POLICY)
+        assert first.request is short
+
     def test_samples_of_different_requests_share_a_forward(self):
         queue = [queued(k, steps=10 + k) for k in range(3)]
         assert [s.request.sequence for s in plan(queue, POLICY)] == [0, 1, 2]
 
-    def test_only_one_shape_a_forward_and_it_is_that_of_the_first_in_order(self):
+    def test_samples_of_different_shapes_share_a_forward(self):
         queue = [queued(0, images=[WIDE], steps=20), queued(1, steps=5), queued(2, images=[WIDE], steps=3), queued(3)]
-        batch = plan(queue, POLICY)
-        assert [s.request.sequence for s in batch] == [2, 0]
+        assert [s.request.sequence for s in plan(queue, replace(POLICY, batch_tokens=10**9))] == [2, 1, 3, 0]
 
     def test_never_more_than_max_samples(self):
         assert len(plan([queued(n=10)], replace(POLICY, batch_tokens=10**9))) == 4
@@ -132,9 +159,9 @@ class TestPlan:
         queue = [queued(0, steps=1), queued(1, steps=1, guidance=4.0), queued(2, steps=9)]
         assert [s.request.sequence for s in plan(queue, replace(POLICY, batch_tokens=2 * TOKENS))] == [0, 2]
 
-    def test_a_shape_that_ran_out_of_memory_keeps_its_cap(self):
+    def test_no_more_tokens_than_fit_into_memory_but_always_one_sample(self):
         queue = [queued(n=4)]
-        assert len(plan(queue, POLICY, {queue[0].samples[0].shape: 2})) == 2
+        assert [len(plan(queue, POLICY, tokens)) for tokens in (4 * TOKENS, 3 * TOKENS - 1, 1)] == [4, 2, 1]
 
     def test_a_shorter_request_passes_a_longer_one_that_is_half_way(self):
         long = queued(0, n=4, steps=50)
@@ -234,10 +261,10 @@ class TestHolds:
 class TestOrder:
     def test_a_request_is_never_overtaken_by_one_that_arrives_later_than_its_work_over_aging(self):
         old = queued(0, steps=50)
-        work_s = old.work_tokens * POLICY.seconds_per_token
+        work_s = old.work_flops * POLICY.seconds_per_flop
         bound_s = work_s / POLICY.aging
         tiny = queued(1, steps=1)
-        tiny_s = tiny.work_tokens * POLICY.seconds_per_token
+        tiny_s = tiny.work_flops * POLICY.seconds_per_flop
         just_before, just_after = (
             queued(1, steps=1, arrived_s=bound_s - tiny_s / POLICY.aging + d) for d in (-0.1, 0.1)
         )
@@ -283,7 +310,7 @@ def simulate(policy: Policy, arrivals: list[QueuedRequest], watch=lambda now_s, 
     now_s = 0.0
     present: list[QueuedRequest] = []
     finished: list[Finished] = []
-    work_s = {e.sequence: e.work_tokens * policy.seconds_per_token for e in arrivals}
+    work_s = {e.sequence: e.work_flops * policy.seconds_per_flop for e in arrivals}
     coming = sorted(arrivals, key=lambda e: e.arrived_s)
     while coming or present:
         if not present:
@@ -292,7 +319,7 @@ def simulate(policy: Policy, arrivals: list[QueuedRequest], watch=lambda now_s, 
             present.append(coming.pop(0))
         batch = plan(present, policy)
         watch(now_s, batch, present)
-        now_s += sum(s.tokens for s in batch) * policy.seconds_per_token
+        now_s += sum(s.tokens for s in batch) * policy.seconds_per_flop
         advance(batch)
         for done in [e for e in present if not e.samples]:
             present.remove(done)
@@ -306,7 +333,7 @@ def poisson_trace(load: float, requests: int = 250, seed: int = 1) -> list[Queue
     kinds = [
         (rng.choices([8, 50], [0.4, 0.6])[0], rng.choices([1, 2, 4], [0.6, 0.25, 0.15])[0]) for _ in range(requests)
     ]
-    mean_s = sum(steps * n for steps, n in kinds) / requests * TOKENS * POLICY.seconds_per_token
+    mean_s = sum(steps * n for steps, n in kinds) / requests * TOKENS * POLICY.seconds_per_flop
     now_s, queue = 0.0, []
     for sequence, (steps, n) in enumerate(kinds):
         now_s += rng.expovariate(load / mean_s)
@@ -336,7 +363,7 @@ class TestSimulation:
     def test_a_long_request_under_a_flood_of_short_ones_is_done_within_the_bound(self):
         # The short ones fill the GPU for ever: without aging, the long one would never be served.
         long = queued(0, steps=50, n=1)
-        work_s = long.work_tokens * POLICY.seconds_per_token
+        work_s = long.work_flops * POLICY.seconds_per_flop
         bound_s = work_s / POLICY.aging
         shorts = [queued(k, steps=5, arrived_s=0.5 * k) for k in range(1, 400)]
         one_by_one = replace(POLICY, batch_tokens=TOKENS)

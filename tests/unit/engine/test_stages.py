@@ -1,10 +1,10 @@
-"""Stages: the watchdog over one call of the backend, and the memory that a shape is allowed."""
+"""Stages: the watchdog over one call of the backend, and the memory that forwards are allowed."""
 
 from collections.abc import Sequence
 
 from serve_app.errors import OutOfMemory
-from tests.engines import TIMEOUT_S, engine, start, submit
-from tests.fakes import ArithmeticPipeline, Clock, State, edit_request
+from tests.engines import TIMEOUT_S, alone, assert_same, engine, start, submit
+from tests.fakes import ArithmeticPipeline, Clock, State, edit_request, picture
 
 
 def test_an_engine_that_was_idle_for_longer_than_a_stage_may_take_is_healthy():
@@ -13,6 +13,30 @@ def test_an_engine_that_was_idle_for_longer_than_a_stage_may_take_is_healthy():
         submit(running, edit_request(1))[0].result(TIMEOUT_S)
         clock.now_s += 100
         running.check_health()
+
+
+def test_out_of_memory_halves_by_tokens_and_the_rest_of_the_work_stays_below():
+    too_large = []
+
+    def limited(states: Sequence[State]) -> None:
+        # A wide sample has 12 × 2 tokens, and a small one 4 × 2, of which half are of the picture that it looks at.
+        tokens = sum(state.sample.tokens for state in states)
+        if tokens > 100:
+            too_large.append(tokens)
+            raise OutOfMemory("CUDA out of memory")
+
+    pipeline = ArithmeticPipeline(on_step=limited)
+    wide = {"images": [picture(1, 96, 48)], "guidance_scale": 1.0}
+    requests = [edit_request(k, **wide) for k in range(4)] + [edit_request(9, size="32x32", guidance_scale=1.0)]
+    with engine(pipeline, start=False) as running:
+        futures = submit(running, *requests)
+        start(running)
+        for future, request in zip(futures, requests, strict=True):
+            assert_same(future.result(TIMEOUT_S), alone(request))
+        assert running.stats().failed == 0
+    # Four wide ones and the small one, in one forward, once; then never more than fits.
+    assert too_large == [4 * 24 + 8]
+    assert {sum(state.sample.tokens for state in batch) for batch in pipeline.batches} <= {8, 24, 48, 56, 72, 80}
 
 
 def test_a_batch_is_whole_again_once_the_engine_was_idle():
