@@ -73,7 +73,7 @@ docs: install  ## build the documentation as a site in build/site; stops at a li
 docs-tables: install  ## write the tables of the documentation that are made from the code
 	$(BIN)/python -m tests.docs.tables
 
-bench: install  ## compare with other ways to serve the model, half an hour; writes benchmarks/RESULTS.md
+bench: install  ## compare with other ways to serve the model, an hour; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks --model $(MODEL)
 
 lint: install  ## ruff, the layers of the packages, mypy

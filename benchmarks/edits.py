@@ -1,6 +1,7 @@
 """The edits that callers send: a few kinds, each always with the same picture, prompt and seed."""
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ class Effort:
 
     `side`: of pictures and of the native size, in pixels. At 128² one sample nearly fills two cores; at 64² merging
     gains more, and a quarter of an hour holds more edits (`python -m benchmarks.engine.stages`).
+    `photo_side`: of the native size for the photos of strangers, since at 64² `auto` makes nearly all of them square.
 
     Few steps, so that ten minutes hold many edits; at least 2, since diffusers 0.42 makes NaN of one step.
     """
@@ -28,6 +30,7 @@ class Effort:
     few: int = 2
     many: int = 12
     side: int = 64
+    photo_side: int = 144
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Edit:
     picture_seed: int
     prompt: str
     steps: int
-    picture_side: int
+    picture: Size
     n: int = 1
     side: int | None = None
     weight: float = 1.0
@@ -53,7 +56,7 @@ class Edit:
     def request(self) -> EditRequest:
         """Return the edit as a request, for a run without HTTP."""
         return EditRequest(
-            images=[scene(self.picture_seed, self.picture_side)],
+            images=[scene(self.picture_seed, self.picture)],
             prompt=self.prompt,
             n=self.n,
             size=Size(self.side, self.side) if self.side else None,
@@ -74,7 +77,7 @@ class Edit:
             "seed": self.seed,
         }
         parts = [_part(f'name="{name}"', str(value).encode()) for name, value in fields.items()]
-        picture = png(scene(self.picture_seed, self.picture_side))
+        picture = png(scene(self.picture_seed, self.picture))
         parts.append(_part('name="images"; filename="0.png"\r\nContent-Type: image/png', picture))
         return b"".join(parts) + f"--{_BOUNDARY}--\r\n".encode()
 
@@ -83,10 +86,10 @@ def _part(disposition: str, content: bytes) -> bytes:
     return f"--{_BOUNDARY}\r\nContent-Disposition: form-data; {disposition}\r\n\r\n".encode() + content + b"\r\n"
 
 
-def scene(seed: int, side: int) -> Pixels:
-    """Return a square picture: a 6 × 6 grid of random colours, smoothly enlarged to `side` pixels."""
+def scene(seed: int, size: Size) -> Pixels:
+    """Return a picture: a 6 × 6 grid of random colours, smoothly enlarged."""
     grid = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return np.asarray(PIL.Image.fromarray(grid).resize((side, side), PIL.Image.Resampling.BICUBIC))
+    return np.asarray(PIL.Image.fromarray(grid).resize((size.width, size.height), PIL.Image.Resampling.BICUBIC))
 
 
 def png(pixels: Pixels) -> bytes:
@@ -104,11 +107,24 @@ _PROMPTS = (
     "turn it into black and white",
 )
 
+_ASPECTS = {
+    "phone, 4:3": 4 / 3,
+    "phone, 3:4": 3 / 4,
+    "phone, 16:9": 16 / 9,
+    "phone, 9:16": 9 / 16,
+    "camera, 3:2": 3 / 2,
+    "camera, 2:3": 2 / 3,
+    "screenshot, 9:19.5": 9 / 19.5,
+    "screenshot, 16:10": 16 / 10,
+    "square": 1.0,
+}
+"""Aspect ratios, width by height, of what people have."""
+
 
 def plain(effort: Effort) -> tuple[Edit, ...]:
     """Return four edits alike in cost: one picture, one variant, one size."""
     return tuple(
-        Edit(f"plain {k}", picture_seed=k, prompt=prompt, steps=effort.plain, picture_side=effort.side)
+        Edit(f"plain {k}", picture_seed=k, prompt=prompt, steps=effort.plain, picture=Size(effort.side, effort.side))
         for k, prompt in enumerate(_PROMPTS, start=1)
     )
 
@@ -132,10 +148,23 @@ def mixed(effort: Effort) -> tuple[Edit, ...]:
             picture_seed=10 + k,
             prompt=_PROMPTS[k % len(_PROMPTS)],
             steps=steps,
-            picture_side=effort.side,
+            picture=Size(effort.side, effort.side),
             n=n,
             side=side,
             weight=weight,
         )
         for k, (steps, n, side, weight) in enumerate(kinds)
     )
+
+
+def photos(effort: Effort) -> tuple[Edit, ...]:
+    """Return plain edits of pictures with the aspect ratios of phones, cameras and screenshots; `size` is `auto`."""
+    return tuple(
+        Edit(name, 30 + k, _PROMPTS[k % len(_PROMPTS)], effort.plain, _size(effort.photo_side, aspect))
+        for k, (name, aspect) in enumerate(_ASPECTS.items())
+    )
+
+
+def _size(side: int, aspect: float) -> Size:
+    """Return the size of that aspect ratio with the area of a square of `side` pixels."""
+    return Size(round(side * math.sqrt(aspect)), round(side / math.sqrt(aspect)))

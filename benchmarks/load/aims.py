@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from benchmarks.load.baseline import BASELINE
 from benchmarks.load.bench import Results
-from benchmarks.load.loads import MIXED, SATURATION
+from benchmarks.load.loads import MIXED, PHOTOS, SATURATION
 from benchmarks.load.measures import Figures
 
 OURS = "step"
 STOCK = "lock"
 NAIVE = "naive"
+LITSERVE = "litserve"
 FIFO = "fifo"
 
 
@@ -30,7 +32,7 @@ class Aim:
 
 def aims(results: Results) -> list[Aim]:
     """Return the aims whose contenders took part."""
-    found = [*_throughput(results), *_latency(results), *_mixed(results)]
+    found = [*_throughput(results), *_latency(results), *_mixed(results), *_photos(results)]
     if results.direct and (served := results.figures.get(SATURATION, {}).get(OURS)):
         ratio = served.throughput / results.direct
         found.append(Aim("served throughput at saturation, over the engine driven directly", ratio, 0.9))
@@ -75,5 +77,22 @@ def _mixed(results: Results) -> list[Aim]:
     ]
 
 
+def _photos(results: Results) -> list[Aim]:
+    wanted = (
+        (PHOTOS, BASELINE, "the baseline", 1.25),
+        (PHOTOS, LITSERVE, "LitServe", 1.2),
+        (PHOTOS, NAIVE, "naive @serve.batch", 1.2),
+        (SATURATION, BASELINE, "the baseline", 0.97),
+    )
+    found = []
+    for load, name, title, ratio in wanted:
+        figures = results.figures.get(load, {})
+        if OURS in figures and name in figures:
+            measured = figures[OURS].throughput / figures[name].throughput
+            found.append(Aim(f"throughput over {title}, {load}", measured, ratio))
+    return found
+
+
 def _split(figures: Mapping[str, Figures]) -> tuple[Figures | None, dict[str, Figures]]:
-    return figures.get(OURS), {name: some for name, some in figures.items() if name != OURS}
+    """Return our figures, and those of the others without the baseline, which has aims of its own."""
+    return figures.get(OURS), {name: some for name, some in figures.items() if name not in (OURS, BASELINE)}

@@ -1,15 +1,15 @@
 """The measurement: every edit alone, then every load under every contender, forwards and backwards (ABBA)."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from benchmarks.edits import Edit
 from benchmarks.load import generator
 from benchmarks.load.contender import Contender
-from benchmarks.load.loads import SATURATION, Capacity, Load, loads
+from benchmarks.load.loads import Capacity, Load, loads, photo_loads
 from benchmarks.load.measures import Alone, Counts, Figures, figures, summary
 from benchmarks.load.traces import Arrival, Trace, at_once, one_caller
 
@@ -37,7 +37,10 @@ class Server(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """All results, by name of contender and of load. `direct`: pictures a second of the engine alone, at saturation."""
+    """All results, by name of contender and of load. `direct`: pictures a second of the engine alone, at saturation.
+
+    `photos_per_s`: photos through the locked stock pipeline. `photos_alone`: as `alone`, of the photos.
+    """
 
     capacity: Capacity
     alone: dict[str, tuple[Alone, ...]]
@@ -45,14 +48,16 @@ class Results:
     direct: float
     peak_bytes: dict[str, int]
     titles: dict[str, str]
+    photos_per_s: float = 0.0
+    photos_alone: Mapping[str, tuple[Alone, ...]] = field(default_factory=dict)
 
 
-def warm_up(server: Server, edits: Sequence[Edit], plain: Sequence[Edit]) -> None:
+def warm_up(server: Server, edits: Sequence[Edit], burst: Sequence[Edit]) -> None:
     """Send every edit once, and then a burst: the first burst of a process is a third slower than later ones."""
     with server.resumed():
         if server.contender.speaks_http:
             generator.run(server.base_url, one_caller(len(edits)), edits)
-            generator.run(server.base_url, at_once([edit.weight for edit in plain], _WARM_UP), plain)
+            generator.run(server.base_url, at_once([edit.weight for edit in burst], _WARM_UP), burst)
         else:
             server.call("saturate")
 
@@ -133,23 +138,68 @@ def bench(
     """Measure everything. `servers` must include `step`, `lock` and `direct`, to which loads and aims refer."""
     named = {server.contender.name: server for server in servers}
     edits = [*plain, *mixed]
-    alone: dict[str, tuple[Alone, ...]] = {}
+    alone = _prepare(servers, edits, plain, log)
+    capacity = measure_capacity(named["lock"], named["step"], plain, mixed, burst, rounds)
+    log(f"stock behind a lock: {capacity.lock_per_s:.2f} plain/s; ours: {capacity.ours_mixed_per_s:.2f} mixed/s")
+    wanted = loads(plain, mixed, capacity, seconds, burst)
+    measured = _measure(wanted, servers, edits, alone, rounds, log)
+    direct = measure_direct(named["direct"], rounds)
+    peaks = {server.contender.name: server.peak_bytes() for server in servers}
+    return Results(capacity, alone, measured, direct, peaks, {load.name: load.title for load in wanted})
+
+
+def add_photos(
+    results: Results,
+    servers: Sequence[Server],
+    photos: Sequence[Edit],
+    *,
+    seconds: float,
+    burst: int,
+    rounds: int,
+    log: Log,
+) -> Results:
+    """Measure the photos of strangers, and return the results with them. `servers` must include `lock`."""
+    [lock] = [server for server in servers if server.contender.name == "lock"]
+    alone = _prepare(servers, photos, photos, log)
+    photos_per_s = statistics.median(requests_per_s(lock, photos, burst) for _ in range(rounds))
+    log(f"stock behind a lock: {photos_per_s:.2f} photos/s")
+    wanted = photo_loads(photos, photos_per_s, seconds, burst)
+    return replace(
+        results,
+        figures=results.figures | _measure(wanted, servers, photos, alone, rounds, log),
+        titles=results.titles | {load.name: load.title for load in wanted},
+        photos_per_s=photos_per_s,
+        photos_alone=alone,
+    )
+
+
+def _prepare(
+    servers: Sequence[Server], edits: Sequence[Edit], burst: Sequence[Edit], log: Log
+) -> dict[str, tuple[Alone, ...]]:
+    """Warm all servers up, and return each edit alone on each that speaks HTTP."""
     for server in servers:
         log(f"warming up: {server.contender.title}")
-        warm_up(server, edits, plain)
+        warm_up(server, edits, burst)
+    alone = {}
     for server in (server for server in servers if server.contender.speaks_http):
         log(f"every edit alone: {server.contender.title}")
         alone[server.contender.name] = measure_alone(server, edits)
-    capacity = measure_capacity(named["lock"], named["step"], plain, mixed, burst, rounds)
-    log(f"stock behind a lock: {capacity.lock_per_s:.2f} plain/s; ours: {capacity.ours_mixed_per_s:.2f} mixed/s")
-    measured, titles, direct = {}, {}, 0.0
-    for what in loads(plain, mixed, capacity, seconds, burst):
+    return alone
+
+
+def _measure(
+    wanted: Sequence[Load],
+    servers: Sequence[Server],
+    edits: Sequence[Edit],
+    alone: dict[str, tuple[Alone, ...]],
+    rounds: int,
+    log: Log,
+) -> dict[str, dict[str, Figures]]:
+    """Return the figures by name of load and of contender."""
+    measured = {}
+    for what in wanted:
         log(what.title)
         taking_part = [server for server in servers if takes_part(server, what)]
         runs = measure_load(what, taking_part, edits, alone, rounds)
         measured[what.name] = {name: summary(some) for name, some in runs.items()}
-        titles[what.name] = what.title
-        if what.name == SATURATION:
-            direct = measure_direct(named["direct"], rounds)
-    peaks = {server.contender.name: server.peak_bytes() for server in servers}
-    return Results(capacity, alone, measured, direct, peaks, titles)
+    return measured

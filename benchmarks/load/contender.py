@@ -1,6 +1,7 @@
 """The contenders: our server in several settings, and other ways to serve the same model."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.load.loads import MIXED
 
@@ -9,7 +10,8 @@ from benchmarks.load.loads import MIXED
 class Contender:
     """A program in benchmarks/load/contenders and its arguments.
 
-    `about`: one line for the report. `loads`: names of the loads under which it is measured, None for all.
+    `about`: one line for the report. `loads`: names of the loads under which it is measured, None for all. `root`:
+    folder of its code, None for this tree.
     """
 
     name: str
@@ -18,6 +20,7 @@ class Contender:
     program: str
     arguments: tuple[str, ...] = ()
     loads: frozenset[str] | None = None
+    root: Path | None = None
 
     @property
     def speaks_http(self) -> bool:

@@ -8,9 +8,11 @@ from benchmarks.load.traces import Trace, at_once, one_caller, poisson
 
 SATURATION = "saturation"
 MIXED = "mixed"
+PHOTOS = "photos"
 _SHARES = (50, 80, 120)
 _MIXED_SHARE = 90
 _FEWEST = 8
+_FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ def loads(plain: Sequence[Edit], mixed: Sequence[Edit], capacity: Capacity, seco
     even, uneven = [edit.weight for edit in plain], [edit.weight for edit in mixed]
     return [
         Load("one", "One caller", only_plain, lambda _: one_caller(len(plain))),
-        Load("eight", "Eight at once", only_plain, lambda _: at_once(even, 8)),
+        Load("eight", "Eight at once", only_plain, lambda _: at_once(even, _FEW)),
         *(
             Load(
                 name=f"poisson-{share}",
@@ -57,6 +59,24 @@ def loads(plain: Sequence[Edit], mixed: Sequence[Edit], capacity: Capacity, seco
             kinds=only_mixed,
             trace=strangers(capacity.ours_mixed_per_s * _MIXED_SHARE / 100, uneven, 2 * seconds),
         ),
+    ]
+
+
+def photo_loads(photos: Sequence[Edit], lock_per_s: float, seconds: float, burst: int) -> list[Load]:
+    """Return the loads of photos, whose neighbours seldom have one shape. `lock_per_s`: as in Capacity, of photos."""
+    kinds, even = (0, len(photos)), [edit.weight for edit in photos]
+    return [
+        Load(f"{PHOTOS}-eight", "Photos of strangers: eight at once", kinds, lambda seed: at_once(even, _FEW, seed)),
+        *(
+            Load(
+                name=f"{PHOTOS}-{share}",
+                title=f"Photos of strangers at {share} % of what the stock pipeline can serve",
+                kinds=kinds,
+                trace=strangers(lock_per_s * share / 100, even, seconds),
+            )
+            for share in _SHARES
+        ),
+        Load(PHOTOS, f"Photos of strangers: {burst} at once", kinds, lambda seed: at_once(even, burst, seed)),
     ]
 
 

@@ -145,7 +145,7 @@ def _running(contender: Contender, common: Sequence[str], logs: Path) -> Iterato
             stderr=subprocess.STDOUT,
             pass_fds=[theirs],
             # Workers of Ray and LitServe import this package too.
-            env={**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"},
+            env={**os.environ, "PYTHONPATH": str(contender.root or ROOT), "RAY_ADDRESS": "local"},
             cwd=logs,
         )
     os.close(theirs)

@@ -26,9 +26,15 @@ def one_caller(kinds: int, times: int = 1) -> Trace:
     return Trace(tuple(Arrival(0.0, kind) for _ in range(times) for kind in range(kinds)), waits=True)
 
 
-def at_once(weights: Sequence[float], count: int) -> Trace:
-    """Return a trace of `count` edits at the same moment, with kinds in the proportion of their weights."""
-    return Trace(tuple(Arrival(0.0, kind) for kind in composition(weights, count)))
+def at_once(weights: Sequence[float], count: int, seed: int | None = None) -> Trace:
+    """Return a trace of `count` edits at the same moment, with kinds in the proportion of their weights.
+
+    In the order of the kinds, or in random order if there is a seed.
+    """
+    kinds = composition(weights, count)
+    if seed is not None:
+        random.Random(seed).shuffle(kinds)
+    return Trace(tuple(Arrival(0.0, kind) for kind in kinds))
 
 
 def poisson(rate_per_s: float, weights: Sequence[float], count: int, seed: int) -> Trace:

@@ -15,17 +15,19 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from benchmarks.edits import Effort, mixed, plain, png, scene
+from benchmarks.edits import Effort, mixed, photos, plain, png, scene
 from benchmarks.load import generator
 from benchmarks.load.aims import aims
-from benchmarks.load.bench import Results, bench
+from benchmarks.load.baseline import BASELINE
+from benchmarks.load.bench import Results, add_photos, bench
 from benchmarks.load.contender import CONTENDERS, DIRECT, Contender
 from benchmarks.load.loads import MIXED
 from benchmarks.load.measures import Counts
 from benchmarks.load.report import PLOT, Conditions, page, plot
 from benchmarks.load.traces import Arrival, Trace
+from serve_app.images.geometry import Size
 
-EFFORT = Effort(plain=1, few=1, many=2, side=16)
+EFFORT = Effort(plain=1, few=1, many=2, side=16, photo_side=16)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -34,7 +36,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         variants = int((re.search(rb'name="n"\r\n\r\n(\d+)', body) or [b"", b"0"])[1])
-        picture = base64.b64encode(png(scene(1, 16))).decode()
+        picture = base64.b64encode(png(scene(1, Size(16, 16)))).decode()
         answer = json.dumps({"data": [{"b64_json": picture}] * variants}).encode()
         self.send_response(500 if b"\r\n\r\nfail\r\n" in body else 200)
         self.send_header("Content-Length", str(len(answer)))
@@ -87,24 +89,36 @@ class FakeServer:
 
 def measure(contenders: Sequence[Contender], base_url: str) -> Results:
     servers = [FakeServer(contender, base_url) for contender in contenders]
-    kinds = plain(EFFORT), mixed(EFFORT)
-    return bench(servers, *kinds, seconds=0.02, burst=4, rounds=2, log=lambda text: None)
+    options: dict[str, Any] = {"seconds": 0.02, "burst": 4, "rounds": 2, "log": lambda text: None}
+    results = bench(servers, plain(EFFORT), mixed(EFFORT), **options)
+    for_photos = [server for server in servers if server.contender.speaks_http and server.contender.loads is None]
+    return add_photos(results, for_photos, photos(EFFORT), **options)
 
 
 def test_every_contender_is_measured_under_its_loads_and_the_page_says_so(base_url, tmp_path):
-    contenders = [*CONTENDERS, DIRECT]
+    baseline = Contender(BASELINE, "ours at 0123abc", "our server as of commit 0123abc", "ours")
+    contenders = [*CONTENDERS, baseline, DIRECT]
     results = measure(contenders, base_url)
     for name, figures in results.figures.items():
-        expected = {one.name for one in CONTENDERS if one.loads is None or name in one.loads}
+        expected = {one.name for one in contenders[:-1] if one.loads is None or name in one.loads}
         assert set(figures) == expected
         assert all(some.difference == 0 and some.failures == 0 for some in figures.values())
     conditions = Conditions(
-        "python -m benchmarks", "tiny", "2 cores", "Python", threads=2, rounds=2, plain_steps=1, side=64, minutes=1
+        "python -m benchmarks",
+        "tiny",
+        "2 cores",
+        "Python",
+        threads=2,
+        rounds=2,
+        plain_steps=1,
+        side=64,
+        photo_side=64,
+        minutes=1,
     )
     text = page(results, contenders, conditions)
     for contender in contenders:
         assert contender.title in text
-    assert len(aims(results)) == 10
+    assert len(aims(results)) == 14
     plot(results, contenders, tmp_path / PLOT)
     with PIL.Image.open(tmp_path / PLOT) as picture:
         assert picture.width > 500
@@ -115,7 +129,7 @@ def test_without_the_naive_ones_the_aims_about_them_are_left_out(base_url):
     assert MIXED in results.figures
     texts = [aim.text for aim in aims(results)]
     assert len(texts) == 7
-    assert not any("naive" in text or "FIFO" in text for text in texts)
+    assert not any("naive" in text or "FIFO" in text or "baseline" in text for text in texts)
 
 
 def test_answers_come_in_the_order_of_arrivals_and_a_refused_edit_has_no_pictures(base_url):

@@ -9,12 +9,13 @@ from benchmarks.load.contenders.direct import saturate
 from benchmarks.load.measures import worst_difference
 from benchmarks.load.servers import running
 from benchmarks.load.traces import at_once
+from serve_app.images.geometry import Size
 from serve_app.models import runtime
 from serve_app.settings import BUILTIN_TINY, AppSettings, ModelSettings
 
 EDITS = [
-    Edit("two variants", picture_seed=1, prompt="make the sky blue", steps=2, picture_side=64, n=2, side=64),
-    Edit("longer prompt", picture_seed=2, prompt="enhance colors and sharpen", steps=2, picture_side=64, side=64),
+    Edit("two variants", picture_seed=1, prompt="make the sky blue", steps=2, picture=Size(64, 64), n=2, side=64),
+    Edit("longer prompt", picture_seed=2, prompt="enhance colors and sharpen", steps=2, picture=Size(64, 64), side=64),
 ]
 # Stock sums the guided rows in another order.
 BOUND = 2

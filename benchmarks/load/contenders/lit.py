@@ -39,6 +39,7 @@ class StockApi(litserve.LitAPI):  # type: ignore[misc, unused-ignore]
             prompt=form["prompt"],
             n=int(form["n"]),
             size=form["size"],
+            fit=form["fit"],
             num_inference_steps=int(form["num_inference_steps"]),
             seed=int(form["seed"]),
         )

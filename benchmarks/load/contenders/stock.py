@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline
+from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTransformer2DModel
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 from benchmarks.load.measures import Counts
@@ -108,15 +108,23 @@ def stock_pipeline(served: StepwiseQwenImageEditPipeline) -> QwenImageEditPipeli
     """Return the stock class with its own `__call__`, on the weights of `served`.
 
     Two changes make it fit a miniature model: the native area, a literal 1024² in `__call__` (diffusers 0.42), and the
-    length of the template in the model's own tokens. The autoencoder is diffusers', without our patch for lone frames.
+    length of the template in the model's own tokens. The transformer is diffusers', without our packed forward, and the
+    autoencoder too, without our patch for lone frames.
     """
-    vae = AutoencoderKLQwenImage.from_config(served.vae.config)
-    vae.load_state_dict(served.vae.state_dict(), assign=True)
-    stock = QwenImageEditPipeline(**{**served.components, "vae": vae.eval()})
+    transformer = _unpatched(QwenImageTransformer2DModel, served.transformer)
+    vae = _unpatched(AutoencoderKLQwenImage, served.vae)
+    stock = QwenImageEditPipeline(**{**served.components, "transformer": transformer, "vae": vae})
     stock.prompt_template_encode_start_idx = served.prompt_template_encode_start_idx
     stock.set_progress_bar_config(disable=True)
     _set_native_area(served.geometry.native_area)
     return cast(QwenImageEditPipeline, stock)
+
+
+def _unpatched(kind: Any, patched: Any) -> Any:
+    """Return a module of diffusers' class with the weights of the served one."""
+    module = kind.from_config(patched.config)
+    module.load_state_dict(patched.state_dict(), assign=True)
+    return module.eval()
 
 
 def _set_native_area(native_area: int) -> None:
