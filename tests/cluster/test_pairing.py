@@ -15,6 +15,9 @@ BOUND = 1
 
 SQUARE, WIDE = (256, 256), (300, 200)
 
+STRANGERS = [(256, 256), (296, 222), (222, 296), (342, 192), (192, 342), (315, 210), (210, 315), (174, 377)]
+"""Sizes with eight aspect ratios, those of phones, cameras and screenshots."""
+
 EDITS: list[dict[str, Any]] = [
     {"pictures": [scene(1, *SQUARE)], "prompt": "make the sky blue", "seed": 10, "num_inference_steps": 4},
     {"pictures": [scene(2, *SQUARE), scene(3, *SQUARE)], "prompt": "enhance colors", "n": 2, "seed": 20,
@@ -71,6 +74,26 @@ def test_eight_callers_at_once_each_get_what_they_get_alone(served: Served):
     assert after.shared_forwards > before.shared_forwards
     steps = sum(len(edit["pictures"]) * edit.get("n", 1) * edit["num_inference_steps"] for edit in EDITS)
     assert after.sample_steps - before.sample_steps == steps
+    assert after.forwards - before.forwards < 0.7 * steps
+
+
+def test_eight_aspect_ratios_share_forwards_and_each_gets_what_it_gets_alone(served: Served):
+    edits: list[dict[str, Any]] = [
+        {"pictures": [scene(seed, *size)], "prompt": "make the sky blue", "seed": seed, "num_inference_steps": 4}
+        for seed, size in enumerate(STRANGERS)
+    ]
+    alone = [pictures_of(served.client.edit(**edit))[0] for edit in edits]
+    assert len({picture.shape for picture in alone}) == len(STRANGERS)
+    before = served.stats()
+    merged = [pictures_of(response) for response in served.client.edit_all(edits)]
+    after = served.stats()
+    for [picture], reference in zip(merged, alone, strict=True):
+        assert picture.shape == reference.shape
+        assert difference(picture, reference) <= BOUND
+    # No two of these edits have one shape, so that shapes differ in every shared forward.
+    steps = 4 * len(STRANGERS)
+    assert after.sample_steps - before.sample_steps == steps
+    assert after.shared_forwards > before.shared_forwards
     assert after.forwards - before.forwards < 0.7 * steps
 
 
