@@ -10,6 +10,7 @@ from diffusers.utils import logging as diffusers_logging
 from serve_app.models.packed import VarlenAttention, pack
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from serve_app.models.source import check_source
+from serve_app.models.vision import attend_at_once, merge_windows
 from serve_app.settings import BUILTIN_TINY, ModelSettings
 
 DEFAULT_STEPS = 50
@@ -119,6 +120,7 @@ def _check_scheduler(pipeline: StepwiseQwenImageEditPipeline) -> None:
 def _tune(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings, device: torch.device) -> None:
     if device.type == "cuda" and pipeline.transformer.dtype in (torch.bfloat16, torch.float16):
         pack(pipeline.transformer, VarlenAttention())
+        merge_windows(pipeline.text_encoder, attend_at_once)
     if settings.attention_backend:
         pipeline.transformer.set_attention_backend(settings.attention_backend)
     if settings.vae_tiling:

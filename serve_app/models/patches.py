@@ -1,9 +1,7 @@
-"""Patches of classes of diffusers and transformers whose published code is wrong or needlessly slow.
+"""Patches of classes of diffusers whose published code is wrong or needlessly slow.
 
 Each patch has a function that applies it to one object; the function's docstring names the patched version.
 """
-
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage
@@ -31,18 +29,3 @@ def skip_absent_frames(vae: AutoencoderKLQwenImage) -> None:
     for module in vae.modules():
         if type(module) is QwenImageCausalConv3d:
             module.__class__ = _FrameConv
-
-
-def mark_picture_tokens(text_encoder: Any) -> None:
-    """Pass `mm_token_type_ids` to every call of `text_encoder`, so that it places picture tokens on a grid.
-
-    Without them transformers 5 numbers the tokens in sequence, and diffusers 0.42 does not pass them.
-    """
-    text_encoder.register_forward_pre_hook(_add_token_types, with_kwargs=True)
-
-
-def _add_token_types(
-    text_encoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    is_picture = kwargs["input_ids"] == text_encoder.config.image_token_id
-    return args, {"mm_token_type_ids": is_picture.int(), **kwargs}

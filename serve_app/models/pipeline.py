@@ -17,14 +17,15 @@ import torch
 from diffusers import QwenImageEditPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift, retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from serve_app.engine.scheduler import Condition, Sample, Shape, StepCost
 from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
 from serve_app.images.geometry import Geometry, Size
 from serve_app.images.pixels import resize
 from serve_app.models.packed import Grid, Layout, RowShape, Stream, pack, step_cost
-from serve_app.models.patches import mark_picture_tokens, skip_absent_frames
+from serve_app.models.patches import skip_absent_frames
+from serve_app.models.text_encoder import read_texts
+from serve_app.models.vision import merge_windows
 from serve_app.request import Pixels
 
 NATIVE_AREA = 1024 * 1024
@@ -93,8 +94,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     ) -> None:
         super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
         self.register_to_config(native_area=native_area, grid_positions=grid_positions)
-        if grid_positions:
-            mark_picture_tokens(text_encoder)
+        merge_windows(text_encoder)
         skip_absent_frames(vae)
         pack(transformer)
         self._last_layout: Layout | None = None
@@ -172,29 +172,21 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             return [Encoding(*text, reference) for text, reference in zip(texts, references, strict=True)]
 
     def _encode_texts(self, prepared: Sequence[Prepared]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Encode the texts and negative texts, tokens × width, as QwenImageEditPipeline's `_get_qwen_prompt_embeds`."""
+        """Encode the texts and negative texts, tokens × width. Both texts of a picture share its embedding."""
         guided = [index for index, each in enumerate(prepared) if len(each.texts) == 2]
-        pictures = [*prepared, *(prepared[index] for index in guided)]
-        texts = [*(each.texts[0] for each in prepared), *(prepared[index].texts[1] for index in guided)]
-        rows = self._read(texts, pictures)
+        rows = read_texts(
+            self.text_encoder,
+            [*(each.texts[0] for each in prepared), *(prepared[index].texts[1] for index in guided)],
+            [(each.patches, each.grid) for each in prepared],
+            [*range(len(prepared)), *guided],
+            device=self._execution_device,
+            pad=self.tokenizer.pad_token_id,
+            grid_positions=self.config.grid_positions,
+        )
+        # Without the template's prefix.
+        rows = [row[self.prompt_template_encode_start_idx :] for row in rows]
         negatives = dict(zip(guided, rows[len(prepared) :], strict=True))
         return [(row, negatives.get(index)) for index, row in enumerate(rows[: len(prepared)])]
-
-    def _read(self, texts: Sequence[torch.Tensor], pictures: Sequence[Prepared]) -> list[torch.Tensor]:
-        """Return the text encoder's last hidden states of each text with its picture, without the template's prefix."""
-        device, lengths = self._execution_device, [len(text) for text in texts]
-        mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-        outputs = self.text_encoder(
-            input_ids=pad_sequence(list(texts), batch_first=True, padding_value=self.tokenizer.pad_token_id).to(device),
-            attention_mask=mask.long().to(device),
-            pixel_values=torch.cat([picture.patches for picture in pictures]).to(device),
-            image_grid_thw=torch.cat([picture.grid for picture in pictures]).to(device),
-            output_hidden_states=True,
-            # The logits are not used.
-            logits_to_keep=1,
-        )
-        hidden, first = outputs.hidden_states[-1].to(self.text_encoder.dtype), self.prompt_template_encode_start_idx
-        return [row[first:length] for row, length in zip(hidden, lengths, strict=True)]
 
     def _encode_references(self, prepared: Sequence[Prepared]) -> list[torch.Tensor]:
         packed: dict[int, torch.Tensor] = {}
