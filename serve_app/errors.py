@@ -12,9 +12,9 @@
     ├── IdempotencyKeyReused    422  IDEMPOTENCY_KEY_REUSED  idempotency.ledger
     ├── TooManySamples          429  RATE_LIMITED            engine.admission
     ├── GenerationError         500  GENERATION_ERROR        engine.admission, deployments.retries, jobs.store
-    │   ├── OutOfMemory                                      models.pipeline: the engine retries with half the batch
+    │   ├── OutOfMemory                                      models.device: the engine retries with half the batch
     │   ├── NotFinite                                        models.pipeline: a sample holds NaN or infinity
-    │   └── DeviceLost                                       models.pipeline, engine: the replica has to be replaced
+    │   └── DeviceLost                                       models.device, engine: the replica has to be replaced
     ├── Overloaded              503  OVERLOADED              engine.admission, jobs.store, idempotency.ledger,
     │                                                        forms.memory, api.load_shedding, api.proxy_connection
     ├── NotReady                503  NOT_READY               api.app, api.load_shedding: no replica has a warm model

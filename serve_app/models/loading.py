@@ -7,6 +7,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 
+from serve_app.models.device import grow_segments
 from serve_app.models.packed import VarlenAttention, pack
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from serve_app.models.source import check_source
@@ -55,6 +56,8 @@ def load(settings: ModelSettings) -> LoadedModel:
     if device.type == "cpu":
         # Ray 2.60 sets OMP_NUM_THREADS to an actor's num_cpus, usually 1.
         torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
+    else:
+        grow_segments()
     pipeline = _read(settings, _dtype(settings, device))
     _check_scheduler(pipeline)
     for lora in settings.loras:

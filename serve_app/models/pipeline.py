@@ -5,7 +5,6 @@ This module expands samples into rows itself, since diffusers 0.42 pairs variant
 """
 
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shif
 from diffusers.utils.torch_utils import randn_tensor
 
 from serve_app.engine.scheduler import Condition, Sample, Shape, StepCost
-from serve_app.errors import DeviceLost, InvalidInput, NotFinite, OutOfMemory
+from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images.geometry import Geometry, Size
 from serve_app.images.pixels import resize
+from serve_app.models.device import translated_errors
 from serve_app.models.packed import Grid, Layout, RowShape, Stream, pack, step_cost
 from serve_app.models.patches import skip_absent_frames
 from serve_app.models.text_encoder import read_texts
@@ -166,7 +166,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     @torch.no_grad()
     def encode(self, prepared: Sequence[Prepared]) -> list[Encoding]:
         """Encode texts and pictures of any sizes, with one call of the VAE for each reference size."""
-        with _translated_errors():
+        with translated_errors():
             texts = self._encode_texts(prepared)
             references = self._encode_references(prepared)
             return [Encoding(*text, reference) for text, reference in zip(texts, references, strict=True)]
@@ -210,7 +210,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
         The noise is drawn on the CPU, so that a seed gives the same noise on any device.
         """
-        with _translated_errors():
+        with translated_errors():
             height = sample.shape.output.height // self.vae_scale_factor
             width = sample.shape.output.width // self.vae_scale_factor
             noise = randn_tensor(
@@ -243,7 +243,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     @torch.no_grad()
     def step(self, states: Sequence[SampleState]) -> None:
         """Take one denoising step of every sample, in one forward. A step that raises leaves all states unchanged."""
-        with _translated_errors():
+        with translated_errors():
             velocity = self._predict(states)
             samples = Stream([(len(state.latents), index) for index, state in enumerate(states)], velocity.device)
             latents = torch.cat([state.latents for state in states])
@@ -295,7 +295,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     @torch.no_grad()
     def preview(self, states: Sequence[SampleState]) -> list[Pixels]:
         """Decode the clean latents that each sample's last prediction implies. Raises the errors of `decode`."""
-        with _translated_errors():
+        with translated_errors():
             clean = [
                 state.latents if state.velocity is None else state.latents - state.sigmas[state.step] * state.velocity
                 for state in states
@@ -305,7 +305,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     @torch.no_grad()
     def decode(self, states: Sequence[SampleState]) -> list[Pixels]:
         """Decode finished samples. Raises NotFinite if latents hold NaN or infinity."""
-        with _translated_errors():
+        with translated_errors():
             sizes = [state.shape.output for state in states]
             pictures = self._decode_latents([state.latents for state in states], sizes)
             self.maybe_free_model_hooks()
@@ -372,30 +372,3 @@ def _clearing_cache_on_failure(vae: Any) -> Iterator[None]:
     except BaseException:
         vae.clear_cache()
         raise
-
-
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    """Translate torch's errors into those of `serve_app.errors`, so that the engine needs no torch."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not _is_out_of_memory(error):
-            if any(sign in str(error) for sign in _LOST):
-                raise DeviceLost("the GPU failed") from error
-            raise
-        # The error keeps the stage's frames alive, and they keep the stage's tensors.
-        traceback.clear_frames(error.__traceback__)
-        torch.cuda.empty_cache()
-        raise OutOfMemory("out of memory" if _NO_CPU_MEMORY in str(error) else "CUDA out of memory") from error
-
-
-# Texts of a RuntimeError after which the device is unusable.
-_LOST = ("CUDA error", "cuDNN error", "CUBLAS_STATUS_")
-_NO_CPU_MEMORY = "DefaultCPUAllocator"
-# Memory that torch's own allocator does not manage runs out with a plain RuntimeError and one of these texts.
-_NO_MEMORY = (_NO_CPU_MEMORY, "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
