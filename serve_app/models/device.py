@@ -32,7 +32,7 @@ def translated_errors(synchronize: Callable[[], object] = torch.cuda.synchronize
     try:
         yield
     except RuntimeError as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             if any(sign in str(error) for sign in _OF_DEVICE) and not _works(synchronize):
                 raise DeviceLost("the GPU failed") from error
             raise
@@ -42,7 +42,8 @@ def translated_errors(synchronize: Callable[[], object] = torch.cuda.synchronize
         raise OutOfMemory("out of memory" if _NO_CPU_MEMORY in str(error) else "CUDA out of memory") from error
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether memory of the device or of the host has run out."""
     return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in _NO_MEMORY)
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
@@ -21,7 +21,7 @@ from serve_app.engine.scheduler import Condition, Sample, Shape, StepCost
 from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images.geometry import Geometry, Size
 from serve_app.images.pixels import resize
-from serve_app.models.device import translated_errors
+from serve_app.models.device import is_out_of_memory, translated_errors
 from serve_app.models.packed import Grid, Layout, RowShape, Stream, pack, step_cost
 from serve_app.models.patches import skip_absent_frames
 from serve_app.models.text_encoder import read_texts
@@ -81,6 +81,10 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     encoder places a picture's tokens on a grid. The published text encoder was trained so, that of `builtin:tiny` not.
     """
 
+    # With offload, the autoencoder stays on the GPU: it is small, and previews call it between steps.
+    model_cpu_offload_seq = "text_encoder->transformer"
+    _exclude_from_cpu_offload: ClassVar = ["vae"]
+
     def __init__(
         self,
         scheduler: Any,
@@ -103,6 +107,15 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         self.prompt_template_encode_start_idx = len(tokenizer(prefix)["input_ids"])
         # A fast tokenizer raises "Already borrowed" in a second thread (tokenizers 0.23).
         self._tokenizer_lock = threading.Lock()
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """Keep text encoder and transformer in host memory; the one that runs takes the place of the other on the GPU.
+
+        Diffusers also empties the GPU at the end of every call. Here other samples are in flight when one ends.
+        """
+        super().enable_model_cpu_offload(gpu_id, device)
+        text_encoder, transformer = self._all_hooks
+        text_encoder.hook.prev_module_hook = transformer
 
     @property
     def geometry(self) -> Geometry:
@@ -307,12 +320,24 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         """Decode finished samples. Raises NotFinite if latents hold NaN or infinity."""
         with translated_errors():
             sizes = [state.shape.output for state in states]
-            pictures = self._decode_latents([state.latents for state in states], sizes)
-            self.maybe_free_model_hooks()
-            return pictures
+            return self._decode_latents([state.latents for state in states], sizes)
 
     def _decode_latents(self, latents: Sequence[torch.Tensor], sizes: Sequence[Size]) -> list[Pixels]:
-        """Decode latents (tokens × 64) to pictures, with one call of the VAE for each size."""
+        """Decode latents (tokens × 64) to pictures. If memory runs out, offloaded parts leave the GPU to the VAE."""
+        hooks = getattr(self, "_all_hooks", [])
+        try:
+            return self._decode_by_size(latents, sizes)
+        except RuntimeError as error:
+            if not hooks or not is_out_of_memory(error):
+                raise
+        # Outside the clause, which would keep the tensors of the failed call.
+        for hook in hooks:
+            hook.offload()
+        torch.cuda.empty_cache()
+        return self._decode_by_size(latents, sizes)
+
+    def _decode_by_size(self, latents: Sequence[torch.Tensor], sizes: Sequence[Size]) -> list[Pixels]:
+        """Decode latents with one call of the VAE for each size."""
         pictures: dict[int, Pixels] = {}
         for size in dict.fromkeys(sizes):
             indices = [index for index, other in enumerate(sizes) if other == size]

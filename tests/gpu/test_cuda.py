@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from serve_app.models import loading
+from serve_app.models.device import translated_errors
 from serve_app.settings import ModelSettings
-from tests.model.edits import MIXED, edit, request, samples_of
+from tests.model.edits import MIXED, edit, request, samples_of, step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,6 +46,21 @@ def test_offloaded_weights_give_the_same_picture(offload):
         loading.load(ModelSettings(device="cuda", dtype="float32", offload=kind)).pipeline for kind in ("none", offload)
     )
     assert psnr_db(edit(plain, [request()])[0], edit(offloaded, [request()])[0]) >= LEAST_PSNR_DB
+
+
+def test_previews_and_results_leave_the_transformer_on_the_gpu():
+    pipeline = loading.load(ModelSettings(device="cuda", dtype="float32", offload="model")).pipeline
+    [sample] = samples_of(pipeline, [request()])
+    assert (pipeline.text_encoder.device.type, pipeline.transformer.device.type) == ("cuda", "cpu")
+    step(pipeline, [sample])
+    pipeline.preview([sample.state])
+    pipeline.decode([sample.state])
+    assert (pipeline.text_encoder.device.type, pipeline.transformer.device.type) == ("cpu", "cuda")
+
+
+def test_an_error_after_which_the_device_works_is_no_loss_of_it():
+    with pytest.raises(RuntimeError), translated_errors():
+        raise RuntimeError("CUDA error: invalid configuration argument")
 
 
 def test_max_samples_follow_the_memory():

@@ -279,13 +279,3 @@ def test_the_tokens_that_a_caller_is_told_are_those_that_the_model_reads(random_
 
 def test_shapes_count_tokens_of_result_and_reference():
     assert Shape(Size(1024, 1024), Size(1024, 1024)).tokens(16) == 8192
-
-
-def test_the_offload_hooks_of_diffusers_work_with_the_stages(random_model):
-    from tests.random_model import build_random_model
-
-    offloaded = build_random_model()
-    offloaded.enable_model_cpu_offload(device="cpu")
-    for _ in range(2):
-        assert difference(edit(offloaded, [request()])[0], edit(random_model, [request()])[0]) <= BOUND
-    assert offloaded._all_hooks
