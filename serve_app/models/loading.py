@@ -1,11 +1,19 @@
 """Load the served model from the settings: the built-in model, a directory, or a hub id."""
 
+import logging
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.utils import logging as transformers_logging
 
 from serve_app.models.device import grow_segments
 from serve_app.models.packed import VarlenAttention, pack
@@ -14,6 +22,8 @@ from serve_app.models.source import check_source
 from serve_app.models.vision import attend_at_once, merge_windows
 from serve_app.settings import BUILTIN_TINY, ModelSettings
 
+logger = logging.getLogger("ray.serve")
+
 DEFAULT_STEPS = 50
 DEFAULT_GUIDANCE = 4.0
 BUILTIN_STEPS = 20
@@ -21,6 +31,13 @@ BUILTIN_GUIDANCE = 2.0
 CPU_MAX_SAMPLES = 8
 # Samples in one forward by GPU memory, as the requirements of this server set them: (least GB, samples).
 GPU_MAX_SAMPLES = ((25, 10), (12, 5), (0, 2))
+
+# The parts of a QwenImageEditPipeline that have weights.
+_WEIGHTS: dict[str, Any] = {
+    "text_encoder": Qwen2_5_VLForConditionalGeneration,
+    "transformer": QwenImageTransformer2DModel,
+    "vae": AutoencoderKLQwenImage,
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,8 @@ def load(settings: ModelSettings) -> LoadedModel:
         torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
     else:
         grow_segments()
-    pipeline = _read(settings, _dtype(settings, device))
+    # With offload, diffusers' hooks move the weights.
+    pipeline = _read(settings, _dtype(settings, device), device if settings.offload == "none" else torch.device("cpu"))
     _check_scheduler(pipeline)
     for lora in settings.loras:
         pipeline.load_lora_weights(lora.source, weight_name=lora.weight_name)
@@ -96,15 +114,42 @@ def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[settings.dtype]
 
 
-def _read(settings: ModelSettings, dtype: torch.dtype) -> StepwiseQwenImageEditPipeline:
+def _read(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> StepwiseQwenImageEditPipeline:
+    """Read the pipeline, with its weights on `device`."""
     source = check_source(settings)
-    diffusers_logging.disable_progress_bar()
+    for progress in (diffusers_logging, transformers_logging):
+        progress.disable_progress_bar()
+    folder = source
+    if not Path(source).is_dir():
+        with _reporting(f"downloading {source}, if it is not here"):
+            folder = StepwiseQwenImageEditPipeline.download(source, revision=settings.revision)
     pipeline: StepwiseQwenImageEditPipeline = StepwiseQwenImageEditPipeline.from_pretrained(
-        source, revision=settings.revision, dtype=dtype
+        folder, **read_weights(folder, dtype, device), dtype=dtype
     )
     if settings.native_area is not None:
         pipeline.register_to_config(native_area=settings.native_area)
     return pipeline
+
+
+def read_weights(folder: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Read the parts with weights, file by file and straight to `device`: host memory holds no copy of a part.
+
+    Logs a line before and after each, since the published transformer alone has 41 GB.
+    """
+    parts = {}
+    for number, (name, kind) in enumerate(_WEIGHTS.items(), 1):
+        with _reporting(f"reading {name} to {device}, part {number} of {len(_WEIGHTS)}"):
+            parts[name] = kind.from_pretrained(folder, subfolder=name, dtype=dtype, device_map={"": device})
+    return parts
+
+
+@contextmanager
+def _reporting(what: str) -> Iterator[None]:
+    """Log that something begins, and how long it has taken."""
+    logger.info("Start: %s", what)
+    start_s = time.monotonic()
+    yield
+    logger.info("Done in %.1f s: %s", time.monotonic() - start_s, what)
 
 
 def _check_scheduler(pipeline: StepwiseQwenImageEditPipeline) -> None:

@@ -1,6 +1,7 @@
 """Loading: every setting of a model has an effect, and a model that cannot be served is refused with the reason."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -120,6 +121,23 @@ def _lora_weights(transformer):
     from peft import get_peft_model_state_dict
 
     return get_peft_model_state_dict(transformer)
+
+
+def test_weights_are_read_to_the_device_without_a_copy_on_the_host(random_model_folder):
+    parts = loading.read_weights(str(random_model_folder), torch.bfloat16, torch.device("meta"))
+    assert list(parts) == ["text_encoder", "transformer", "vae"]
+    for part in parts.values():
+        assert {tensor.device.type for tensor in (*part.parameters(), *part.buffers())} == {"meta"}
+        assert part.dtype == torch.bfloat16
+
+
+def test_the_log_names_each_part_before_and_after_it_is_read(random_model_folder, caplog):
+    caplog.set_level("INFO", logger="ray.serve")
+    loading.load(ModelSettings(source=str(random_model_folder)))
+    begun, done = caplog.messages[::2], caplog.messages[1::2]
+    for name, before, after in zip(("text_encoder", "transformer", "vae"), begun, done, strict=True):
+        assert before.startswith(f"Start: reading {name} to cpu, part ")
+        assert re.fullmatch(rf"Done in \d+\.\d s: reading {name} to cpu, part \d of 3", after)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="checks the error of a machine without CUDA")
