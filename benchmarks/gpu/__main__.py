@@ -5,6 +5,7 @@
     python -m benchmarks.gpu --only attention,edits,knee,compile    # the file keeps sections of earlier runs
     python -m benchmarks.gpu --model half               # half the layers, for cards of 40 GB and more
     python -m benchmarks.gpu --device cpu --model tiny  # a miniature model: shows that the script runs
+    python -m benchmarks.gpu --fake                     # without a GPU: print the launches, FLOP and waits of a step
 
 Needs no network and no Ray. Every row is written as soon as it is measured, so an interrupted run leaves its tables.
 """
@@ -25,6 +26,7 @@ import diffusers
 import torch
 import transformers
 
+from benchmarks.gpu import launches
 from benchmarks.gpu.floor import known_peak_tflops
 from benchmarks.gpu.measure import Bench, Stopwatch, first_line, matmul_tflops
 from benchmarks.gpu.model import SIZES, build_pipeline
@@ -52,6 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     diffusers.logging.set_verbosity_error()
+    if options.fake:
+        print("\n".join(launches.report(SIZES["full"])))
+        return 0
     # Read when CUDA is first used. Batches of all sizes fragment memory otherwise.
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     run = _prepare(options, started_s)
@@ -70,7 +75,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--max-samples", type=int, default=10, help="largest batch tried for the knee (%(default)s)")
     parser.add_argument("--peak-tflops", type=float, help="dense bf16 peak; default: by the name, or measured")
     parser.add_argument("--out", type=Path, default=_DEFAULT_OUT)
+    parser.add_argument("--fake", action="store_true", help="count on a fake GPU and print tables; no other option")
     options = parser.parse_args(arguments)
+    if options.fake and len(arguments) > 1:
+        parser.error("--fake counts the published model in bf16, and takes no other option")
     options.command = _command(arguments)
     return options
 

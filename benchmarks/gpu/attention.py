@@ -86,13 +86,11 @@ def compile_rows(bench: Bench) -> Rows:
             states = bench.states(bench.entry(case, equal_prompts(batch), guided=guided))
             eager_s = bench.step_s(states)
             # As in serve_app.models.loading.
-            bench.pipeline.masks_texts = True
             bench.pipeline.transformer.compile_repeated_blocks(dynamic=True)
             try:
                 first_s = bench.watch.warm_up(lambda states=states: bench.pipeline.step(states))  # type: ignore[misc]
                 compiled_s = bench.step_s(states)
             finally:
-                bench.pipeline.masks_texts = False
                 for block in blocks:
                     block._compiled_call_impl = None
         yield [

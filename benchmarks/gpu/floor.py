@@ -36,6 +36,11 @@ class TransformerCost:
         tokens = image_tokens + text_tokens
         return self.layers * (24.0 * self.width**2 * tokens + 4.0 * self.width * tokens**2)
 
+    @property
+    def modulation_flop(self) -> float:
+        """The FLOP of one row's modulation: width × 6 width for the picture, and for the text. The floor has it not."""
+        return self.layers * 24.0 * self.width**2
+
     def batch_flop(self, image_tokens: int, text_tokens: Iterable[int]) -> float:
         """Return the FLOP of a whole forward; `text_tokens`: of each row, without padding."""
         return sum(self.forward_flop(image_tokens, text) for text in text_tokens)

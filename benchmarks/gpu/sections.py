@@ -160,8 +160,8 @@ SECTIONS = {
         "Attention backends",
         ["backend", "guided, ms per step", "share", "unguided, ms per step", "share", "deviation"],
         [
-            "One sample of the native size. *Deviation*: of the unguided prediction from that of `native`, relative to "
-            "its norm. A backend may refuse guided steps (texts of two lengths) or unguided ones (one length)."
+            "One sample of the native size. Guided, its two texts differ in length, and each is a call of the backend. "
+            "*Deviation*: of the unguided prediction from that of `native`, relative to its norm."
         ],
         attention_rows,
     ),

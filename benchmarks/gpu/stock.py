@@ -17,6 +17,7 @@ from diffusers import QwenImageEditPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 from benchmarks.gpu.measure import GUIDANCE, Bench, Case, edit_request, picture
+from benchmarks.gpu.model import build_transformer, on_device
 from benchmarks.gpu.prompts import BLANK, equal_prompts
 from benchmarks.gpu.report import Rows, ms, yes_no
 from serve_app.engine.scheduler import expand
@@ -79,10 +80,21 @@ def _compare(bench: Bench, stock: Any, job: _Job) -> list[str]:
 
 
 def _stock(bench: Bench) -> Any:
-    pipeline = QwenImageEditPipeline(**bench.pipeline.components)
+    parts = bench.pipeline.components
+    pipeline = QwenImageEditPipeline(**{**parts, "transformer": _unpacked(bench, parts["transformer"])})
     pipeline.prompt_template_encode_start_idx = bench.pipeline.prompt_template_encode_start_idx
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _unpacked(bench: Bench, packed: Any) -> Any:
+    """Return diffusers' own transformer with the weights of the packed one, which stay where they are."""
+    with on_device(torch.device("meta"), packed.dtype):
+        transformer = build_transformer(bench.size)
+    transformer.load_state_dict(packed.state_dict(), assign=True)
+    # Tables, which are no weights.
+    transformer.pos_embed = packed.pos_embed
+    return transformer
 
 
 @contextmanager
