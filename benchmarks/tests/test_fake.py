@@ -7,12 +7,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.fake import CUDA, FakeCuda
-from benchmarks.gpu.launches import LONE, MIXES, Edit, build, computed_flop, count_stages, count_step, report
+from benchmarks.gpu.launches import EIGHT, LONE, MIXES, Edit, build, computed_flop, count_stages, count_step, report
 from benchmarks.gpu.model import SIZES
 from serve_app.images.geometry import Size
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 
 Published = tuple[FakeCuda, StepwiseQwenImageEditPipeline]
+
+MOST_FOR_EIGHT = 1.15
+"""The launches of eight different rows over those of one."""
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,12 @@ def stages():
     with cuda.counting():
         pipeline = build(cuda, SIZES["tiny"])
     return count_stages(cuda, pipeline, SIZES["tiny"])
+
+
+def test_eight_rows_of_eight_shapes_and_texts_launch_hardly_more_than_one(published: Published):
+    one, eight = (count_step(*published, edits)[0] for edits in (LONE, EIGHT))
+    assert one.operations["scaled_dot_product_attention"] == eight.operations["varlen_attn"] == 60
+    assert eight.launches <= MOST_FOR_EIGHT * one.launches, eight.operations - one.operations
 
 
 def test_a_packed_step_costs_what_its_rows_cost(published: Published):
@@ -67,6 +76,13 @@ def test_a_packed_step_costs_what_its_rows_cost(published: Published):
 )
 def test_a_stage_waits_for_the_device_only_where_it_must(stages, stage, waits):
     assert set(stages[stage].waits) == waits
+
+
+def test_a_step_waits_once_and_copies_its_numbers_before_the_forward(stages):
+    new, same = stages["step, new rows"], stages["step, same rows"]
+    assert new.waits.total() == same.waits.total() == 1
+    assert same.uploads == {"pipeline.numbers": 1}
+    assert not new.late_uploads | same.late_uploads
 
 
 def test_the_report_has_each_mix_and_each_stage(stages):

@@ -35,22 +35,12 @@ class RowShape:
         return self.output[0] * self.output[1]
 
     @property
-    def sort_key(self) -> tuple[int, int]:
-        """The key by which rows that share an attention call become neighbours."""
-        return self.image_tokens, self.text_tokens
-
-    @property
     def image_tokens(self) -> int:
         return self.output_tokens + sum(height * width for height, width in self.references)
 
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Neighbouring rows with equally many tokens: their number, and the tokens of each."""
-
-    rows: int
-    text_tokens: int
-    image_tokens: int
+    @property
+    def tokens(self) -> int:
+        return self.text_tokens + self.image_tokens
 
 
 class Stream:
@@ -62,25 +52,28 @@ class Stream:
     def __init__(self, parts: Sequence[tuple[int, int]], device: torch.device) -> None:
         self._lengths = [tokens for tokens, _ in parts]
         self.tokens = sum(self._lengths)
-        rows = torch.tensor([row for _, row in parts])
-        self._rows = rows.repeat_interleave(torch.tensor(self._lengths)).to(device)
-        is_even = len(set(self._lengths)) == 1 and rows.tolist() == list(range(len(parts)))
+        rows = [row for _, row in parts]
+        lengths = torch.tensor(self._lengths, dtype=torch.long)
+        self._rows = torch.tensor(rows, dtype=torch.long).repeat_interleave(lengths).to(device)
+        is_even = len(set(self._lengths)) == 1 and rows == list(range(len(parts)))
         self._each = self._lengths[0] if is_even else None
         """The tokens of each row if all have equally many: a row's values then need not be repeated for each token."""
 
     def per_token(self, values: torch.Tensor) -> torch.Tensor:
         """Return the row's values for each token: tokens × width, from rows × width."""
-        return values[self._rows]
+        return values.index_select(0, self._rows)
 
     def split(self, tokens: torch.Tensor) -> list[torch.Tensor]:
         """Return the tokens of each part."""
         return list(torch.split(tokens, self._lengths))
 
-    def modulate(self, tokens: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Return tokens × (1 + scale) + shift, with the shift and the scale of each token's row."""
+    def modulate(self, tokens: torch.Tensor, shift_scale: torch.Tensor) -> torch.Tensor:
+        """Return tokens × (1 + scale) + shift. `shift_scale`: of each row, side by side (rows × 2 width)."""
         if self._each is None:
-            return tokens * (1 + self.per_token(scale)) + self.per_token(shift)
-        return (self._by_row(tokens) * (1 + scale[:, None]) + shift[:, None]).view_as(tokens)
+            shift, scale = self.per_token(shift_scale).chunk(2, -1)
+            return tokens * (1 + scale) + shift
+        shift, scale = shift_scale[:, None].chunk(2, -1)
+        return (self._by_row(tokens) * (1 + scale) + shift).view_as(tokens)
 
     def add_gated(self, residual: torch.Tensor, gate: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Return residual + gate × tokens, with the gate of each token's row."""
@@ -93,9 +86,10 @@ class Stream:
 
 
 class JointOrder:
-    """The sequence that attention sees where rows differ: row after row, in each row first text, then image.
+    """The sequence that attention sees where there are several rows: row after row, in each first text, then image.
 
-    `places`: for each of its places, the place among all text and then all image tokens. `inverse`: the inverse of it.
+    `places`: for each of its places, the place among all text and then all image tokens, three times on end: of
+    queries, keys and values. `inverse`: of one of them, the inverse.
     `starts`: where each row starts and the last one ends (rows + 1, int32). `longest`: the tokens of the longest row.
     """
 
@@ -105,17 +99,16 @@ class JointOrder:
             pieces += [torch.arange(text, text + row.text_tokens), torch.arange(image, image + row.image_tokens)]
             text, image = text + row.text_tokens, image + row.image_tokens
         places = torch.cat(pieces)
-        lengths = [row.text_tokens + row.image_tokens for row in rows]
-        self.places = places.to(device)
+        self.places = torch.cat([places + index * len(places) for index in range(3)]).to(device)
         self.inverse = torch.empty_like(places).scatter_(0, places, torch.arange(len(places))).to(device)
-        self.starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
-        self.longest = max(lengths)
+        self.starts = torch.tensor([0, *accumulate(row.tokens for row in rows)], dtype=torch.int32).to(device)
+        self.longest = max(row.tokens for row in rows)
 
 
 class Layout:
     """Where the tokens of each row lie, and all that the blocks need to know of the rows. Made for one transformer.
 
-    `rows`: neighbours of equal sizes share an attention call, so sort them. `joint`: None if all rows are alike.
+    `rows`: neighbours with equally many tokens share an attention call, so sort them. `joint`: None for a single row.
     """
 
     def __init__(self, rows: Sequence[RowShape], transformer: Any, device: torch.device) -> None:
@@ -124,10 +117,24 @@ class Layout:
         self.text = Stream([(row.text_tokens, index) for index, row in enumerate(rows)], device)
         self.output = Stream([(row.output_tokens, index) for index, row in enumerate(rows)], device)
         self.output_places = _output_places(rows).to(device)
-        self.positions, self.text_positions = _positions(rows, transformer, device)
-        sizes = groupby(rows, key=lambda row: (row.text_tokens, row.image_tokens))
-        self.runs = [Run(len(list(run)), text, image) for (text, image), run in sizes]
-        self.joint = JointOrder(rows, device) if len(self.runs) > 1 else None
+        self.runs = [(len(list(run)), tokens) for tokens, run in groupby(row.tokens for row in rows)]
+        """Neighbouring rows with equally many tokens: their number, and the tokens of each."""
+        self.joint = JointOrder(rows, device) if len(rows) > 1 else None
+        self.positions = _positions(rows, transformer, device)
+
+    def join(self, projected: torch.Tensor) -> torch.Tensor:
+        """Return queries, keys and values in the order of attention, 3 × tokens × heads × width.
+
+        `projected` ((3 × tokens) × heads × width): those of all text and then of all image tokens.
+        """
+        joined = projected if self.joint is None else projected.index_select(0, self.joint.places)
+        return joined.view(3, -1, *projected.shape[1:])
+
+    def separate(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return text and image tokens; `tokens` (tokens × heads × width): in the order of attention."""
+        parted = tokens if self.joint is None else tokens.index_select(0, self.joint.inverse)
+        text, image = torch.split(parted, [self.text.tokens, self.image.tokens])
+        return text, image
 
 
 def _image_parts(rows: Sequence[RowShape], zero_cond_t: bool) -> list[tuple[int, int]]:
@@ -146,47 +153,34 @@ def _output_places(rows: Sequence[RowShape]) -> torch.Tensor:
     return torch.cat([torch.arange(start, start + row.output_tokens) for start, row in zip(starts, rows, strict=False)])
 
 
-def _positions(rows: Sequence[RowShape], transformer: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the rotary positions of image and text tokens as complex numbers, tokens × half the head's width."""
-    images, texts = [], []
+def _positions(rows: Sequence[RowShape], transformer: Any, device: torch.device) -> torch.Tensor:
+    """Return the rotary positions in the order of attention as complex numbers, tokens × half the head's width."""
+    positions = []
     for row in rows:
         grids = [(1, *grid) for grid in (row.output, *row.references)]
         image, text = transformer.pos_embed([grids], max_txt_seq_len=row.text_tokens, device=device)
-        images.append(image)
-        texts.append(text)
-    return torch.cat(images), torch.cat(texts)
+        positions += [text, image]
+    return torch.cat(positions)
 
 
 # --- attention ----------------------------------------------------------------------------------------------------
 
-Joint = tuple[torch.Tensor, torch.Tensor]
-"""Text and image tokens of all rows, each tokens × heads × width of a head."""
-
-Attention = Callable[[Joint, Joint, Joint, Layout, Any], Joint]
-"""Attention within each row, from queries, keys and values, by a backend of diffusers; None: by PyTorch's choice."""
+Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Layout, Any], torch.Tensor]
+"""Attention within each row, from queries, keys and values (tokens × heads × width of a head, in the order of
+attention), by a backend of diffusers; None: by PyTorch's choice."""
 
 
-def attend_by_runs(queries: Joint, keys: Joint, values: Joint, layout: Layout, backend: Any = None) -> Joint:
+def attend_by_runs(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, backend: Any = None
+) -> torch.Tensor:
     """Attend with one call for each run of rows with equally many tokens. For any device, type and backend."""
-    texts, images = [], []
-    text = image = 0
-    for run in layout.runs:
-        text_end, image_end = text + run.rows * run.text_tokens, image + run.rows * run.image_tokens
-        query, key, value = (
-            torch.cat(
-                [
-                    each[0][text:text_end].view(run.rows, run.text_tokens, *each[0].shape[1:]),
-                    each[1][image:image_end].view(run.rows, run.image_tokens, *each[1].shape[1:]),
-                ],
-                dim=1,
-            )
-            for each in (queries, keys, values)
-        )
-        attended = dispatch_attention_fn(query, key, value, backend=backend)
-        texts.append(attended[:, : run.text_tokens].flatten(0, 1))
-        images.append(attended[:, run.text_tokens :].flatten(0, 1))
-        text, image = text_end, image_end
-    return (texts[0], images[0]) if len(layout.runs) == 1 else (torch.cat(texts), torch.cat(images))
+    lengths = [rows * tokens for rows, tokens in layout.runs]
+    parts = zip(layout.runs, *(torch.split(each, lengths) for each in (query, key, value)), strict=True)
+    attended = [
+        dispatch_attention_fn(*(part.unflatten(0, run) for part in of_run), backend=backend).flatten(0, 1)
+        for run, *of_run in parts
+    ]
+    return attended[0] if len(attended) == 1 else torch.cat(attended)
 
 
 class VarlenAttention:
@@ -198,14 +192,16 @@ class VarlenAttention:
     def __init__(self, varlen_attn: Callable[..., Any] = varlen_attn) -> None:
         self._varlen_attn = varlen_attn
 
-    def __call__(self, queries: Joint, keys: Joint, values: Joint, layout: Layout, backend: Any = None) -> Joint:
+    def __call__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, backend: Any = None
+    ) -> torch.Tensor:
         joint = layout.joint
-        if backend is not None or joint is None:
-            return attend_by_runs(queries, keys, values, layout, backend)
-        query, key, value = (torch.cat(each)[joint.places] for each in (queries, keys, values))
-        attended = self._varlen_attn(query, key, value, joint.starts, joint.starts, joint.longest, joint.longest)
-        text, image = torch.split(attended[joint.inverse], [layout.text.tokens, layout.image.tokens])
-        return text, image
+        if backend is not None or joint is None or len(layout.runs) == 1:
+            return attend_by_runs(query, key, value, layout, backend)
+        attended: torch.Tensor = self._varlen_attn(
+            query, key, value, joint.starts, joint.starts, joint.longest, joint.longest
+        )
+        return attended
 
 
 # --- the forward --------------------------------------------------------------------------------------------------
@@ -223,19 +219,21 @@ class PackedBlock(QwenImageTransformerBlock):  # type: ignore[misc]
 
         `temb`: the embedded times, rows × width; with `zero_cond_t`, those of time 0 follow.
         """
-        image_shift, image_scale, image_gate, image_shift2, image_scale2, image_gate2 = self.img_mod(temb).chunk(6, -1)
+        # Each row's shift and scale (side by side) and gate of the attention, then those of the feed-forward.
+        parts = [2 * image.shape[-1], image.shape[-1]] * 2
+        image_enter, image_gate, image_enter2, image_gate2 = self.img_mod(temb).split(parts, -1)
         times = temb.chunk(2)[0] if self.zero_cond_t else temb
-        text_shift, text_scale, text_gate, text_shift2, text_scale2, text_gate2 = self.txt_mod(times).chunk(6, -1)
+        text_enter, text_gate, text_enter2, text_gate2 = self.txt_mod(times).split(parts, -1)
         attended, text_attended = self._attend(
-            layout.image.modulate(self.img_norm1(image), image_shift, image_scale),
-            layout.text.modulate(self.txt_norm1(text), text_shift, text_scale),
+            layout.image.modulate(self.img_norm1(image), image_enter),
+            layout.text.modulate(self.txt_norm1(text), text_enter),
             layout,
         )
         image = layout.image.add_gated(image, image_gate, attended)
         text = layout.text.add_gated(text, text_gate, text_attended)
-        fed = self.img_mlp(layout.image.modulate(self.img_norm2(image), image_shift2, image_scale2))
+        fed = self.img_mlp(layout.image.modulate(self.img_norm2(image), image_enter2))
         image = layout.image.add_gated(image, image_gate2, fed)
-        text_fed = self.txt_mlp(layout.text.modulate(self.txt_norm2(text), text_shift2, text_scale2))
+        text_fed = self.txt_mlp(layout.text.modulate(self.txt_norm2(text), text_enter2))
         text = layout.text.add_gated(text, text_gate2, text_fed)
         if image.dtype == torch.float16:
             # As diffusers does, against overflow.
@@ -249,21 +247,22 @@ class PackedBlock(QwenImageTransformerBlock):  # type: ignore[misc]
         def heads(tokens: torch.Tensor) -> torch.Tensor:
             return tokens.view(len(tokens), -1, width)
 
-        def rotate(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            rotated: torch.Tensor = apply_rotary_emb_qwen(tokens[None], positions, use_real=False)[0]
-            return rotated
-
-        queries = (
-            rotate(attn.norm_added_q(heads(attn.add_q_proj(text))), layout.text_positions),
-            rotate(attn.norm_q(heads(attn.to_q(image))), layout.positions),
+        # In one tensor, since launches cost: queries, keys and values, each of all text and then all image tokens.
+        projected = torch.cat(
+            [
+                attn.norm_added_q(heads(attn.add_q_proj(text))),
+                attn.norm_q(heads(attn.to_q(image))),
+                attn.norm_added_k(heads(attn.add_k_proj(text))),
+                attn.norm_k(heads(attn.to_k(image))),
+                heads(attn.add_v_proj(text)),
+                heads(attn.to_v(image)),
+            ]
         )
-        keys = (
-            rotate(attn.norm_added_k(heads(attn.add_k_proj(text))), layout.text_positions),
-            rotate(attn.norm_k(heads(attn.to_k(image))), layout.positions),
-        )
-        values = heads(attn.add_v_proj(text)), heads(attn.to_v(image))
-        text_attended, attended = self.attend(queries, keys, values, layout, attn.processor._attention_backend)
-        return attn.to_out[0](attended.flatten(1)), attn.to_add_out(text_attended.flatten(1))
+        joint = layout.join(projected)
+        query, key = apply_rotary_emb_qwen(joint[:2], layout.positions, use_real=False)
+        attended = self.attend(query, key, joint[2], layout, attn.processor._attention_backend)
+        text_attended, image_attended = layout.separate(attended)
+        return attn.to_out[0](image_attended.flatten(1)), attn.to_add_out(text_attended.flatten(1))
 
 
 def _forward(
@@ -282,10 +281,11 @@ def _forward(
     temb = transformer.time_text_embed(times, image)
     for block in transformer.transformer_blocks:
         image, text = block(image, text, temb, layout)
-    image = image[layout.output_places]
+    image = image.index_select(0, layout.output_places)
     norm = transformer.norm_out
     scale, shift = norm.linear(norm.silu(temb[: len(layout.rows)]).to(image.dtype)).chunk(2, dim=1)
-    velocity: torch.Tensor = transformer.proj_out(layout.output.modulate(norm.norm(image), shift, scale))
+    modulated = layout.output.modulate(norm.norm(image), torch.cat([shift, scale], dim=1))
+    velocity: torch.Tensor = transformer.proj_out(modulated)
     return velocity
 
 

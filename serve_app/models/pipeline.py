@@ -101,7 +101,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         merge_windows(text_encoder)
         skip_absent_frames(vae)
         pack(transformer)
-        self._last_layout: Layout | None = None
+        self._last_plan: _Plan | None = None
         # Diffusers has a constant 64, which is right for the published tokenizer only.
         prefix = self.prompt_template_encode.split("<|vision_start|>")[0]
         self.prompt_template_encode_start_idx = len(tokenizer(prefix)["input_ids"])
@@ -257,53 +257,43 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     def step(self, states: Sequence[SampleState]) -> None:
         """Take one denoising step of every sample, in one forward. A step that raises leaves all states unchanged."""
         with translated_errors():
-            velocity = self._predict(states)
-            samples = Stream([(len(state.latents), index) for index, state in enumerate(states)], velocity.device)
+            plan = self._plan(states)
+            # Before the forward, since a copy to the GPU waits for all that is queued there.
+            times, scales, moves = plan.numbers(states)
             latents = torch.cat([state.latents for state in states])
-            moves = [state.sigmas[state.step + 1] - state.sigmas[state.step] for state in states]
+            velocity = self._predict(states, plan, times, scales)
             # The Euler step of FlowMatchEulerDiscreteScheduler, with each row's own sigmas.
-            steps = samples.per_token(_column(moves, latents)) * velocity.float()
+            steps = plan.samples.per_token(moves) * velocity.float()
             moved = (latents.float() + steps).to(latents.dtype)
             # Kernels run asynchronously: wait, so that errors and timings belong to this step.
             if moved.is_cuda:
                 torch.cuda.synchronize(moved.device)
-        for state, row, prediction in zip(states, samples.split(moved), samples.split(velocity), strict=True):
+        for state, row, prediction in zip(states, plan.samples.split(moved), plan.samples.split(velocity), strict=True):
             state.latents, state.velocity, state.step = row, prediction, state.step + 1
 
-    def _predict(self, states: Sequence[SampleState]) -> torch.Tensor:
+    def _plan(self, states: Sequence[SampleState]) -> "_Plan":
+        """Return the plan of these samples, which is that of the last step unless a sample has joined or left."""
+        shapes = tuple(_row_shapes(state) for state in states)
+        if self._last_plan is None or self._last_plan.shapes != shapes:
+            self._last_plan = _Plan(shapes, self.transformer, self._execution_device)
+        return self._last_plan
+
+    def _predict(
+        self, states: Sequence[SampleState], plan: "_Plan", times: torch.Tensor, scales: torch.Tensor
+    ) -> torch.Tensor:
         """Return the velocities of the samples end to end (tokens × 64), guided where there is a negative text."""
-        guided = [index for index, state in enumerate(states) if state.encoding.negative is not None]
-        rows = [_Row(state, state.encoding.positive) for state in states]
-        rows += [_Row(states[index], states[index].encoding.negative) for index in guided]  # type: ignore[arg-type]
-        velocities = self._forward(rows)
-        if guided:
-            positive = torch.cat([velocities[index] for index in guided])
-            samples = Stream([(len(velocities[index]), place) for place, index in enumerate(guided)], positive.device)
-            scales = _column([states[index].guidance for index in guided], positive).to(positive.dtype)
-            combined = _guide(positive, torch.cat(velocities[len(states) :]), samples.per_token(scales))
-            for index, velocity in zip(guided, samples.split(combined), strict=True):
-                velocities[index] = velocity
-        return torch.cat(velocities[: len(states)])
-
-    def _forward(self, rows: Sequence["_Row"]) -> list[torch.Tensor]:
-        """Return the velocity of each row (tokens × 64)."""
-        # Neighbours of equal sizes share an attention call.
-        order = sorted(range(len(rows)), key=lambda index: rows[index].shape.sort_key)
-        ordered = [rows[index] for index in order]
-        layout = self._layout([row.shape for row in ordered])
-        image = torch.cat([part for row in ordered for part in (row.state.latents, row.state.encoding.reference)])
-        times = _column([row.state.timesteps[row.state.step] for row in ordered], image).flatten()
-        predicted = self.transformer(
-            image, torch.cat([row.text for row in ordered]), times.to(image.dtype) / 1000, layout
+        image = torch.cat(
+            [part for index, _ in plan.rows for part in (states[index].latents, states[index].encoding.reference)]
         )
-        velocities = dict(zip(order, layout.output.split(predicted), strict=True))
-        return [velocities[index] for index in range(len(rows))]
-
-    def _layout(self, shapes: Sequence[RowShape]) -> Layout:
-        """Return the layout of these rows, which is that of the last step unless a row has joined or left."""
-        if self._last_layout is None or self._last_layout.rows != tuple(shapes):
-            self._last_layout = Layout(shapes, self.transformer, self._execution_device)
-        return self._last_layout
+        text = torch.cat([_texts(states[index])[place] for index, place in plan.rows])
+        predicted = self.transformer(image, text, times.flatten().to(image.dtype) / 1000, plan.layout)
+        velocities = dict(zip(plan.rows, plan.layout.output.split(predicted), strict=True))
+        if plan.guided:
+            positive, negative = (torch.cat([velocities[index, place] for index in plan.guided]) for place in (0, 1))
+            combined = _guide(positive, negative, plan.pairs.per_token(scales.to(positive.dtype)))
+            for index, velocity in zip(plan.guided, plan.pairs.split(combined), strict=True):
+                velocities[index, 0] = velocity
+        return torch.cat([velocities[index, 0] for index in range(len(states))])
 
     @torch.no_grad()
     def preview(self, states: Sequence[SampleState]) -> list[Pixels]:
@@ -360,25 +350,46 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Row:
-    """A row of the forward: a sample with one of its texts (tokens × width)."""
+class _Plan:
+    """How a set of samples is stepped: what stays the same until one of them leaves, or another joins.
 
-    state: SampleState
-    text: torch.Tensor
-
-    @property
-    def shape(self) -> RowShape:
-        grids = self.state.grids
-        return RowShape(grids[0], grids[1:], len(self.text))
-
-
-def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
-    """Return one float32 value per row, on the device of `like`.
-
-    The pipeline's own `device` property walks through all modules.
+    `shapes`: for each sample, that of its row and, if it is guided, of its unguided twin. `rows`: those of the forward
+    in their order, by sample and place among its texts. `guided`: the samples with a twin. `samples`, `pairs`: the
+    outputs' tokens of all samples, and of the guided ones.
     """
-    return torch.tensor(values, dtype=torch.float32, device=like.device).view(-1, 1)
+
+    def __init__(self, shapes: Sequence[tuple[RowShape, ...]], transformer: Any, device: torch.device) -> None:
+        self.shapes = tuple(shapes)
+        rows = [(index, place) for index, of_sample in enumerate(shapes) for place in range(len(of_sample))]
+        # Neighbours with equally many tokens share an attention call.
+        self.rows = sorted(rows, key=lambda row: shapes[row[0]][row[1]].tokens)
+        self.guided = [index for index, of_sample in enumerate(shapes) if len(of_sample) == 2]
+        self.layout = Layout([shapes[index][place] for index, place in self.rows], transformer, device)
+        lengths = [of_sample[0].output_tokens for of_sample in shapes]
+        self.samples = Stream([(length, index) for index, length in enumerate(lengths)], device)
+        self.pairs = Stream([(lengths[index], place) for place, index in enumerate(self.guided)], device)
+        self._device = device
+
+    def numbers(self, states: Sequence[SampleState]) -> tuple[torch.Tensor, ...]:
+        """Return the timestep of each row, the guidance of each guided sample, and each sample's change of sigma.
+
+        Columns of float32 on the device, in one copy to it.
+        """
+        times = [states[index].timesteps[states[index].step] for index, _ in self.rows]
+        scales = [states[index].guidance for index in self.guided]
+        moves = [state.sigmas[state.step + 1] - state.sigmas[state.step] for state in states]
+        column = torch.tensor([*times, *scales, *moves], dtype=torch.float32, device=self._device).view(-1, 1)
+        return torch.split(column, [len(times), len(scales), len(moves)])
+
+
+def _texts(state: SampleState) -> list[torch.Tensor]:
+    """Return the text of a sample's row and, if it is guided, of its twin (tokens × width)."""
+    encoding = state.encoding
+    return [encoding.positive] if encoding.negative is None else [encoding.positive, encoding.negative]
+
+
+def _row_shapes(state: SampleState) -> tuple[RowShape, ...]:
+    return tuple(RowShape(state.grids[0], state.grids[1:], len(text)) for text in _texts(state))
 
 
 def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
