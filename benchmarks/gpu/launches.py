@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import diffusers
 import numpy as np
@@ -19,6 +20,7 @@ from serve_app.engine.scheduler import Sample, expand
 from serve_app.images.geometry import Size
 from serve_app.models.packed import VarlenAttention, pack
 from serve_app.models.pipeline import Encoding, SampleState, StepwiseQwenImageEditPipeline
+from serve_app.models.vision import attend_at_once, merge_windows
 from serve_app.request import EditRequest
 
 _DTYPE = torch.bfloat16
@@ -65,6 +67,7 @@ def build(cuda: FakeCuda, size: ModelSize) -> StepwiseQwenImageEditPipeline:
     """Return the pipeline as `serve_app.models.loading` tunes it for a GPU. Call it inside `cuda.counting()`."""
     pipeline = build_pipeline(size, CUDA, _DTYPE)
     pack(pipeline.transformer, VarlenAttention(cuda.varlen_attn))
+    merge_windows(pipeline.text_encoder, partial(attend_at_once, varlen_attn=cuda.varlen_attn))
     return pipeline
 
 
