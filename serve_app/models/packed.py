@@ -170,6 +170,8 @@ Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Layout, Any], to
 attention), by a backend of diffusers; None: by PyTorch's choice."""
 
 
+# A graph would hold the number of runs, and be compiled anew for each.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def attend_by_runs(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, backend: Any = None
 ) -> torch.Tensor:
@@ -197,7 +199,8 @@ class VarlenAttention:
     ) -> torch.Tensor:
         joint = layout.joint
         if backend is not None or joint is None or len(layout.runs) == 1:
-            return attend_by_runs(query, key, value, layout, backend)
+            by_runs: torch.Tensor = attend_by_runs(query, key, value, layout, backend)
+            return by_runs
         attended: torch.Tensor = self._varlen_attn(
             query, key, value, joint.starts, joint.starts, joint.longest, joint.longest
         )

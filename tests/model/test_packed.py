@@ -130,17 +130,23 @@ def test_an_attention_backend_reaches_every_block(packed):
 
 
 @torch.no_grad()
-def test_blocks_are_compiled_once_for_rows_of_any_sizes(stock):
+@pytest.mark.parametrize(
+    "attend",
+    [attend_by_runs, VarlenAttention(torch.compiler.disable(varlen_on_cpu))],
+    ids=["by runs", "varlen"],
+)
+def test_blocks_are_compiled_once_for_rows_of_any_sizes(stock, attend):
     packed = copy.deepcopy(stock)
-    pack(packed, VarlenAttention(torch.compiler.disable(varlen_on_cpu)))
+    pack(packed, attend)
     packed.compile_repeated_blocks(backend="eager", dynamic=True)
+    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     graphs = []
     for seed in range(12):
         rows = mix(seed)
         layout = Layout(rows, packed, CPU)
         image, text = (torch.zeros(stream.tokens, width) for stream, width in ((layout.image, 64), (layout.text, 24)))
-        if layout.joint is not None:
+        if len(layout.runs) > 1:
             packed(image, text, torch.zeros(len(rows)), layout)
             graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
     assert len(graphs) > 6
