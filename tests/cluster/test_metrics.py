@@ -29,7 +29,7 @@ TIMEOUT_S = 20.0
 # Four samples in a forward, two paused, four may wait.
 ENGINE = EngineSettings(batch_tokens=100_000, max_samples=4, max_paused=2, max_waiting=4)
 # So late a deadline that even an edit too large for any memory is begun.
-LIMITS = LimitSettings(max_outputs=4, request_timeout_s=1e12, max_area_factor=1e12)
+LIMITS = LimitSettings(max_outputs=4, request_timeout_s=1e24, max_area_factor=1e12)
 
 Traffic = tuple[list[Pixels], dict[str, Any]]
 # One after the other. The random model's native area is 256 × 256, and 16 pixels square are a token.
