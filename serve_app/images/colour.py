@@ -125,9 +125,12 @@ def to_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         mode = _MODES[source.profile.xcolor_space]
         colours = _for_profile(image, mode)
-        if colours is None or _is_srgb(source, mode):
+        if colours is None:
             return image
-        converted = _transform(source, mode).apply(colours)
+        transform = _transform(source, mode)
+        if _changes_nothing(transform, mode):
+            return image
+        converted = transform.apply(colours)
     except (ImageCms.PyCMSError, OSError, KeyError, ValueError):
         return image
     if image.has_transparency_data:
@@ -155,8 +158,8 @@ def _transform(source: ImageCms.ImageCmsProfile, mode: str) -> ImageCms.ImageCms
     )
 
 
-def _is_srgb(source: ImageCms.ImageCmsProfile, mode: str) -> bool:
-    """Return whether a profile moves no colour of a cube of 9 × 9 × 9 by more than 1 of 255."""
+def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Return whether a transform moves no colour of a cube of 9 × 9 × 9 by more than 1 of 255."""
     if mode == "CMYK":
         return False
     levels = np.linspace(0, 255, 9).round().astype(np.uint8)
@@ -164,7 +167,7 @@ def _is_srgb(source: ImageCms.ImageCmsProfile, mode: str) -> bool:
     if mode == "L":
         cube = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     probe = PIL.Image.fromarray(cube).convert(mode)
-    moved = np.asarray(_transform(source, mode).apply(probe)).astype(int) - cube
+    moved = np.asarray(transform.apply(probe)).astype(int) - cube
     return bool(np.abs(moved).max() <= 1)
 
 
