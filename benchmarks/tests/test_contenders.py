@@ -1,14 +1,18 @@
 """The real contenders: all of them make the same pictures of the same edits."""
 
+import numpy as np
 import pytest
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
-from benchmarks.edits import Edit
+from benchmarks.edits import Edit, Effort, photos
 from benchmarks.load import generator
 from benchmarks.load.contender import CONTENDERS, Contender
 from benchmarks.load.contenders.direct import saturate
+from benchmarks.load.contenders.stock import Counter, StockEditor
 from benchmarks.load.measures import worst_difference
 from benchmarks.load.servers import running
 from benchmarks.load.traces import at_once
+from serve_app.errors import EditError
 from serve_app.images.geometry import Size
 from serve_app.models import runtime
 from serve_app.settings import BUILTIN_TINY, AppSettings, ModelSettings
@@ -49,6 +53,22 @@ def test_all_programs_start_answer_alike_count_and_stop(tmp_path):
         for some, others in zip(found, pictures["lock"], strict=True):
             assert worst_difference(some, others) <= BOUND, name
     assert all(server.process.returncode is not None for server in servers)
+
+
+def test_stock_reads_a_photo_at_the_size_at_which_ours_does(monkeypatch):
+    # StockEditor sets it for the whole process.
+    monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", pipeline_qwenimage_edit.calculate_dimensions)
+    settings = ModelSettings(source=BUILTIN_TINY, native_area=72**2)
+    editor = runtime.start(AppSettings(model=settings))
+    stock = StockEditor(settings, Counter())
+    try:
+        for photo in photos(Effort(plain=2, photo_side=72))[:4]:
+            [ours] = editor.engine.submit([photo.request()])
+            assert not isinstance(ours, EditError)
+            [[expected]], [[found]] = ours.result(60).pixels, stock.edit([photo.request()])[0].pixels
+            assert np.abs(expected.astype(int) - found).max() <= BOUND, photo.name
+    finally:
+        editor.engine.stop()
 
 
 def test_the_engine_in_one_process_takes_the_same_edits():
