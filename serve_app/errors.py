@@ -16,7 +16,8 @@
     │   ├── NotFinite                                        models.pipeline: a sample holds NaN or infinity
     │   └── DeviceLost                                       models.device, engine: the replica has to be replaced
     ├── Overloaded              503  OVERLOADED              engine.admission, jobs.store, idempotency.ledger,
-    │                                                        forms.memory, api.load_shedding, api.proxy_connection
+    │   │                                                    forms.memory, api.load_shedding, api.proxy_connection
+    │   └── TooMuchWork                                      engine.admission: an edit with less work may find room
     ├── NotReady                503  NOT_READY               api.app, api.load_shedding: no replica has a warm model
     │   └── ReplicaStopping                                  engine.admission, jobs.store: retry at another replica
     └── DeadlineExceeded        504  TIMEOUT                 engine.admission, forms.form, deployments.retries
@@ -135,9 +136,13 @@ class Overloaded(EditError):
 
     status, code = 503, "OVERLOADED"
     when = (
-        "the queue is full, too many bytes are being uploaded, too many connections are open, or the store of jobs or "
-        "idempotency keys is full; with `Retry-After`"
+        "the queue is full, or holds more work than can be done before the edit's deadline; too many bytes are being "
+        "uploaded, too many connections are open, or the store of jobs or idempotency keys is full; with `Retry-After`"
     )
+
+
+class TooMuchWork(Overloaded):
+    """Too much work waits for this edit to be done before its deadline: one with less work may still be accepted."""
 
 
 class NotReady(EditError):
@@ -159,6 +164,14 @@ class DeadlineExceeded(EditError):
     def after(cls, seconds: float) -> "DeadlineExceeded":
         """Return the error of an edit whose deadline was `seconds` after its arrival."""
         return cls(f"The edit was not done within {seconds:g} s")
+
+    @classmethod
+    def before_start(cls, work_s: float, seconds: float) -> "DeadlineExceeded":
+        """Return the error of an edit that takes at least `work_s` seconds on an idle server, of `seconds` allowed."""
+        return cls(
+            f"This edit takes at least {work_s:.3g} s, and its deadline is {seconds:g} s after its arrival. Ask for "
+            "fewer steps, a smaller size or fewer outputs"
+        )
 
 
 def from_body(

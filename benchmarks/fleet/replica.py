@@ -92,7 +92,7 @@ class Replica:
         self.sample_steps += steps * len(self._batch)
 
     def _start_batch(self, now_s: float) -> None:
-        self._batch = plan(self.entries, self._policy)
+        self._batch = plan(self.entries, self._policy, now_s)
         for sample in self._batch:
             sample.encoded = True
         tokens = max(self.speed.knee_tokens, sum(sample.tokens for sample in self._batch))

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from serve_app.errors import RETRY_AFTER_S, NotReady, Overloaded
+from serve_app.errors import RETRY_AFTER_S, NotReady, Overloaded, TooMuchWork
 
 _REPEAT_S = 1.0
 """How long the refusal of one edit is repeated for others: short, since nothing reports when there is room again."""
@@ -38,6 +38,7 @@ class LoadShedder:
         try:
             yield
         except Overloaded as refusal:
-            if outputs <= _SMALL_OUTPUTS:
+            # An edit with less work may find room where one with much finds none.
+            if outputs <= _SMALL_OUTPUTS and not isinstance(refusal, TooMuchWork):
                 self._refusal, self._refused_at_s = refusal, self._clock()
             raise

@@ -1,6 +1,7 @@
 """Admission: accept or refuse requests, keep those in the engine until they leave, and count them."""
 
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,6 +22,7 @@ from serve_app.errors import (
     Overloaded,
     ReplicaStopping,
     TooManySamples,
+    TooMuchWork,
 )
 from serve_app.request import EditRequest, TokenCounts
 from serve_app.settings import EngineSettings
@@ -29,8 +31,8 @@ logger = logging.getLogger("ray.serve")
 
 # Weight of the newest step in the running average of seconds per token.
 _RATE_WEIGHT = 0.1
-# A token may take this share of the fastest time so far: merging halves it if only lone samples were measured.
-_BEST_CASE = 0.5
+# Work may take this share of the fastest time so far, if only lone samples were measured: merging may halve it.
+_UNMERGED = 0.5
 # An idle engine waits at most this long for pictures in preparation, so that requests that arrive together also start
 # together.
 _GATHER_PREPARED_S = 0.05
@@ -66,7 +68,8 @@ class Admission:
             seconds_per_flop=calibration.seconds_per_token / calibration.flops_per_token,
             join_s=calibration.join_s,
         )
-        self._fastest_s = self.policy.seconds_per_flop
+        # Seconds per operation that no step has undercut. What cannot be done at this rate cannot be done in time.
+        self._fastest_s = self.policy.seconds_per_flop * (1.0 if calibration.merged else _UNMERGED)
         # Guards the attributes below, and is notified when work arrives.
         self._lock = threading.Condition()
         self._active: dict[int, ActiveRequest] = {}
@@ -81,7 +84,7 @@ class Admission:
     ) -> list[EditFuture | EditError]:
         """Admit each request: return its future, or the error that refuses it.
 
-        The errors are InvalidInput, TooManySamples, Overloaded and ReplicaStopping.
+        The errors are InvalidInput, TooManySamples, Overloaded, DeadlineExceeded and ReplicaStopping.
         """
         options = options or [RunOptions()] * len(requests)
         expanded = [self._expand(*pair) for pair in zip(requests, options, strict=True)]
@@ -114,7 +117,7 @@ class Admission:
         queued = active.queued
         if self._closed:
             return ReplicaStopping("This replica accepts no new edits", retry_after_s=RETRY_AFTER_S)
-        refusal = self._exceeded_quota(active) or self._exceeded_queue(queued)
+        refusal = self._exceeded_quota(active) or self._exceeded_queue(queued) or self._exceeded_time(queued)
         if refusal is not None:
             self._counts["refused"] += 1
             return refusal
@@ -127,22 +130,44 @@ class Admission:
     def _exceeded_queue(self, queued: QueuedRequest) -> Overloaded | None:
         """Return the error for a request that does not fit into the queue."""
         waiting = self._waiting()
-        if waiting + len(queued.samples) <= self._settings.max_waiting:
+        excess = waiting + len(queued.samples) - self._settings.max_waiting
+        if excess <= 0:
             return None
-        seconds = scheduler.drain_s([active.queued for active in self._active.values()], self.policy)
+        seconds = scheduler.until_joined_s(self._queued(), self.policy, self._clock(), excess)
         message = f"The queue is full: {waiting} outputs wait. Try again in {seconds} s"
         return Overloaded(message, retry_after_s=seconds)
+
+    def _exceeded_time(self, queued: QueuedRequest) -> TooMuchWork | DeadlineExceeded | None:
+        """Return the error for a request that would probably miss its deadline, or make another one miss it."""
+        now_s, best = self._clock(), self._best_case
+        own_s = scheduler.work_s([queued], best)
+        if now_s + own_s > queued.deadline_s:
+            return DeadlineExceeded.before_start(own_s, queued.deadline_s - queued.arrived_s)
+        seconds = math.ceil(scheduler.excess_s(self._queued(), queued, best, now_s))
+        if seconds <= 0:
+            return None
+        message = f"Too much work waits for this edit to be done before its deadline. Try again in {seconds} s"
+        return TooMuchWork(message, retry_after_s=seconds)
+
+    @property
+    def _best_case(self) -> Policy:
+        """The policy at the fastest rate so far, which errs on the side of trying."""
+        return replace(self.policy, seconds_per_flop=self._fastest_s)
+
+    def _queued(self) -> list[QueuedRequest]:
+        return [active.queued for active in self._active.values()]
 
     def _exceeded_quota(self, active: ActiveRequest) -> TooManySamples | None:
         """Return the error for a request that would exceed its caller's quota of samples."""
         most, caller = self._settings.max_caller_samples, active.request.caller
         if most is None or caller is None:
             return None
-        others = [other.queued for other in self._active.values() if other.request.caller == caller]
-        held, requested = sum(len(queued.samples) for queued in others), len(active.queued.samples)
-        if held + requested <= most:
+        own = [other.queued for other in self._active.values() if other.request.caller == caller]
+        held, requested = sum(len(queued.samples) for queued in own), len(active.queued.samples)
+        excess = held + requested - most
+        if excess <= 0:
             return None
-        seconds = scheduler.drain_s(others, self.policy)
+        seconds = scheduler.until_done_s(self._queued(), self.policy, self._clock(), excess, own)
         message = (
             f"This caller has {held} unfinished outputs, and {requested} more would exceed its limit of {most}. "
             f"Try again in {seconds} s"
@@ -209,23 +234,17 @@ class Admission:
         return len(self._prepared()) == len(self._active)
 
     def _drop_departed(self) -> None:
-        now_s = self._clock()
+        now_s, best = self._clock(), self._best_case
         for active in list(self._active.values()):
             if active.future.done():
                 # The caller has cancelled the request, or it has failed on a picture thread.
                 self._counts["cancelled" if active.future.cancelled() else "failed"] += 1
                 del self._active[active.queued.sequence]
-            elif now_s + self._least_s(active.queued) >= active.queued.deadline_s:
+            elif now_s + scheduler.work_s([active.queued], best) >= active.queued.deadline_s:
+                # Also if it has begun: work on it would be taken from those that can be in time.
                 self._counts["expired"] += 1
                 allowed_s = active.queued.deadline_s - active.queued.arrived_s
                 self.reject(active, DeadlineExceeded.after(allowed_s))
-
-    def _least_s(self, queued: QueuedRequest) -> float:
-        """Return the least time that a request still takes, in seconds: 0 once it has begun.
-
-        A request that cannot end before its deadline does not begin, but one that has begun may run until then.
-        """
-        return 0.0 if queued.joined else _BEST_CASE * queued.work_flops * self._fastest_s
 
     # ---- lookup ----
 

@@ -39,6 +39,11 @@ class Calibration:
     join_s: float = 0.0
     mixed_s: float = 0.0
 
+    @property
+    def merged(self) -> bool:
+        """Whether more than one sample was measured in one step."""
+        return len(self.seconds_by_samples) > 1
+
 
 def calibrate(
     backend: Backend,

@@ -71,7 +71,7 @@ class EditEngine:
     ) -> list[EditFuture | EditError]:
         """Admit each request: return its future, or the error that refuses it.
 
-        The errors are InvalidInput, TooManySamples, Overloaded and ReplicaStopping.
+        The errors are InvalidInput, TooManySamples, Overloaded, DeadlineExceeded and ReplicaStopping.
         """
         return self._admission.submit(requests, options)
 
@@ -119,7 +119,7 @@ class EditEngine:
         """Run one round: plan, join new samples, step, send previews, finish samples that are done."""
         start_s = self._clock()
         queued, policy = self._admission.prepared(), self._admission.policy
-        batch, deferred = scheduler.plan_joins(queued, policy, self._deferred_s, self._stages.memory_tokens)
+        batch, deferred = scheduler.plan_joins(queued, policy, start_s, self._deferred_s, self._stages.memory_tokens)
         self._report()
         self._join([sample for sample in batch if not sample.encoded])
         self._step(batch)
@@ -135,7 +135,7 @@ class EditEngine:
         places: dict[int, int] = {}
         if any(request.joined_s is None for request in listening):
             waiting = [request.queued for request in active if request.joined_s is None]
-            ordered = scheduler.in_order(waiting, self._admission.policy)
+            ordered = scheduler.in_order(waiting, self._admission.policy, self._clock())
             places = {queued.sequence: place for place, queued in enumerate(ordered, 1)}
         for request in listening:
             request.report(places.get(request.queued.sequence, 0))

@@ -1,11 +1,12 @@
 """The scheduler policy: expand requests into samples, and choose the samples that join and that step next.
 
-Pure: no torch, no Ray, no thread, no clock. The engine calls `plan_joins` before every step and runs the batch that it
-returns.
+Pure: no torch, no Ray, no thread, no clock: callers pass the time as `now_s`. The engine calls `plan_joins` before
+every step and runs the batch that it returns.
 """
 
+import heapq
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,6 +18,11 @@ KNEE_TOLERANCE = 0.05
 # Samples wait to join until their total wait costs as much as this many joins. docs/design/performance.md compares 1, 2
 # and 3, simulated.
 JOINS_WAITED = 2
+# Requests are served by their deadlines once one of them has less than this share of its time to spare.
+_URGENT_SHARE = 0.05
+# The work that goes before a newcomer may take this share of the time that it has to spare. The rest is for shorter
+# requests that will come later and go before it as well. docs/design/performance.md compares other shares, simulated.
+_WAIT_SHARE = 0.55
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,31 +220,65 @@ def _conditions(request: EditRequest, framings: Sequence[Framing], negative: str
 # --- the next step ------------------------------------------------------------------------------------------------
 
 
-def in_order(requests: Sequence[QueuedRequest], policy: Policy) -> list[QueuedRequest]:
-    """Return the requests in the order in which the policy serves them.
+def in_order(requests: Collection[QueuedRequest], policy: Policy, now_s: float) -> list[QueuedRequest]:
+    """Return the requests in the order in which the policy serves them at the time `now_s`.
 
-    `shortest` sorts by remaining work minus `aging` × time waited, both in seconds. The present time cancels out of
-    every comparison, so the order needs no clock. Aging bounds the wait: a request with work W is never overtaken by
-    one that arrived more than W / aging seconds after it.
+    `fifo`: by arrival. `shortest`: by remaining work minus `aging` × time waited, both in seconds, unless a request
+    would then be late: those of `_urgent` come first.
     """
     if policy.order == "fifo":
         return sorted(requests, key=lambda queued: queued.sequence)
-    return sorted(
-        requests,
-        key=lambda queued: (
-            queued.work_flops * policy.seconds_per_flop + policy.aging * queued.arrived_s,
-            queued.sequence,
-        ),
+    works = [(queued, queued.work_flops * policy.seconds_per_flop) for queued in requests]
+    urgent = _urgent(works, policy, now_s)
+    others = sorted(
+        (work_s + policy.aging * queued.arrived_s, queued.sequence, queued)
+        for queued, work_s in works
+        if queued.sequence not in urgent
     )
+    return [*urgent.values(), *(queued for *_, queued in others)]
 
 
-def plan(requests: Sequence[QueuedRequest], policy: Policy, memory_tokens: float = math.inf) -> list[Sample]:
+def _urgent(works: Sequence[tuple[QueuedRequest, float]], policy: Policy, now_s: float) -> dict[int, QueuedRequest]:
+    """Return the requests that must be served by their deadlines now, in that order, by their sequence numbers.
+
+    `works`: requests and their remaining work in seconds. If a request has little time to spare, although all served
+    before it have earlier deadlines, it is urgent together with these. Requests that cannot all be in time leave out
+    the longest of them, so that most are in time (Moore-Hodgson).
+    """
+    total_s, last = 0.0, -1
+    in_time: list[tuple[float, int]] = []
+    by_deadline = sorted((queued.deadline_s, queued.sequence, queued, work_s) for queued, work_s in works)
+    for place, (deadline_s, _, queued, work_s) in enumerate(by_deadline):
+        heapq.heappush(in_time, (-work_s, place))
+        total_s += work_s
+        if now_s + total_s > deadline_s:
+            longest_s, _ = heapq.heappop(in_time)
+            total_s += longest_s
+        end_s = now_s + max(total_s, _shared_s(queued, policy))
+        if deadline_s - end_s < _URGENT_SHARE * (deadline_s - queued.arrived_s):
+            last = place
+    places = sorted(place for _, place in in_time if place <= last)
+    return {queued.sequence: queued for _, _, queued, _ in (by_deadline[place] for place in places)}
+
+
+def _shared_s(queued: QueuedRequest, policy: Policy) -> float:
+    """Return the time that a request takes if every forward is full, in seconds."""
+    flops = (
+        sample.steps_left * sample.flops * max(1.0, min(policy.max_samples, policy.batch_tokens / sample.tokens))
+        for sample in queued.samples
+    )
+    return max(flops, default=0.0) * policy.seconds_per_flop
+
+
+def plan(
+    requests: Sequence[QueuedRequest], policy: Policy, now_s: float, memory_tokens: float = math.inf
+) -> list[Sample]:
     """Return the samples that take the next step, in the policy's order. Samples that are not encoded join with it.
 
     A batch has at most `max_samples` samples and at most `batch_tokens` tokens, or `memory_tokens` if memory ran out
     with more; but always room for one sample. At most `max_samples` + `max_paused` samples are encoded at any time.
     """
-    samples = [sample for queued in _exclusive(in_order(requests, policy)) for sample in queued.samples]
+    samples = [sample for queued in _exclusive(in_order(requests, policy, now_s)) for sample in queued.samples]
     encoded = sum(sample.encoded for sample in samples)
     if policy.join == "batch" and encoded:
         samples = [sample for sample in samples if sample.encoded]
@@ -264,14 +304,18 @@ def should_defer_joins(batch: Sequence[Sample], policy: Policy, deferred_s: floa
 
 
 def plan_joins(
-    requests: Sequence[QueuedRequest], policy: Policy, deferred_s: float, memory_tokens: float = math.inf
+    requests: Sequence[QueuedRequest],
+    policy: Policy,
+    now_s: float,
+    deferred_s: float,
+    memory_tokens: float = math.inf,
 ) -> tuple[list[Sample], int]:
     """Return the batch of `plan` without the samples that `should_defer_joins` defers, and the number of these."""
-    batch = plan(requests, policy, memory_tokens)
+    batch = plan(requests, policy, now_s, memory_tokens)
     if not should_defer_joins(batch, policy, deferred_s):
         return batch, 0
     deferred = sum(not sample.encoded for sample in batch)
-    return plan(requests, replace(policy, join="batch"), memory_tokens), deferred
+    return plan(requests, replace(policy, join="batch"), now_s, memory_tokens), deferred
 
 
 def _exclusive(ordered: list[QueuedRequest]) -> list[QueuedRequest]:
@@ -323,6 +367,66 @@ def work_s(requests: Iterable[QueuedRequest], policy: Policy) -> float:
     return sum(queued.work_flops for queued in requests) * policy.seconds_per_flop
 
 
-def drain_s(requests: Iterable[QueuedRequest], policy: Policy) -> int:
-    """Return the time until the present work is done, in whole seconds and at least 1, for `Retry-After`."""
-    return max(1, math.ceil(work_s(requests, policy)))
+def excess_s(requests: Collection[QueuedRequest], newcomer: QueuedRequest, policy: Policy, now_s: float) -> float:
+    """Return how much of the present work has to be done before a newcomer can be accepted, in seconds.
+
+    0 or less: now. At the rate of `policy`. A newcomer is accepted if the work that goes before it leaves it time to
+    spare (`_WAIT_SHARE`), and if it makes no other request late.
+    """
+    spare_s = newcomer.deadline_s - now_s - work_s([newcomer], policy)
+    if policy.order == "fifo":
+        return work_s(requests, policy) - spare_s
+    before = (queued for queued in requests if queued.work_flops <= newcomer.work_flops)
+    return max(work_s(before, policy) - _WAIT_SHARE * spare_s, _late_s(requests, newcomer, policy, now_s))
+
+
+def _late_s(requests: Iterable[QueuedRequest], newcomer: QueuedRequest, policy: Policy, now_s: float) -> float:
+    """Return by how many seconds a newcomer would be late, or would make another request late that is in time so far.
+
+    In the order of their deadlines, which makes the fewest requests late.
+    """
+    own_s = work_s([newcomer], policy)
+    end_s, late, is_after = now_s, -math.inf, False
+    for queued in sorted([*requests, newcomer], key=lambda queued: (queued.deadline_s, queued is newcomer)):
+        is_after = is_after or queued is newcomer
+        end_s += work_s([queued], policy)
+        missing_s = end_s - queued.deadline_s
+        if queued is newcomer or (is_after and missing_s <= own_s):
+            late = max(late, missing_s)
+    return late
+
+
+def until_joined_s(requests: Collection[QueuedRequest], policy: Policy, now_s: float, samples: int) -> int:
+    """Return the time until so many samples fewer wait, in whole seconds and at least 1, for `Retry-After`."""
+    return _until_s(requests, policy, now_s, samples, before=lambda queued: queued.waiting)
+
+
+def until_done_s(
+    requests: Collection[QueuedRequest], policy: Policy, now_s: float, samples: int, own: Collection[QueuedRequest]
+) -> int:
+    """Return the time until so many samples of the requests `own` are done, in whole seconds and at least 1."""
+    return _until_s(requests, policy, now_s, samples, after=lambda queued: len(queued.samples) if queued in own else 0)
+
+
+def _until_s(
+    requests: Collection[QueuedRequest],
+    policy: Policy,
+    now_s: float,
+    samples: int,
+    before: Callable[[QueuedRequest], int] = lambda queued: 0,
+    after: Callable[[QueuedRequest], int] = lambda queued: 0,
+) -> int:
+    """Return the time until the requests, served in order, have freed so many samples.
+
+    `before`, `after`: the samples that a request frees as it begins and as it ends.
+    """
+    seconds = 0.0
+    for queued in in_order(requests, policy, now_s):
+        samples -= before(queued)
+        if samples <= 0:
+            break
+        seconds += queued.work_flops * policy.seconds_per_flop
+        samples -= after(queued)
+        if samples <= 0:
+            break
+    return max(1, math.ceil(seconds))

@@ -3,7 +3,7 @@
 import pytest
 
 from serve_app.api.load_shedding import LoadShedder
-from serve_app.errors import GenerationError, NotReady, Overloaded
+from serve_app.errors import GenerationError, NotReady, Overloaded, TooMuchWork
 from tests.fakes import Clock
 
 
@@ -27,6 +27,13 @@ def test_after_a_refusal_the_next_callers_get_the_same_for_a_second():
 def test_that_a_large_edit_did_not_fit_says_nothing_about_others():
     shedder = LoadShedder(Clock())
     refuse(shedder, outputs=64)
+    shedder.check()
+
+
+def test_that_an_edit_with_much_work_did_not_fit_says_nothing_about_others():
+    shedder = LoadShedder(Clock())
+    with pytest.raises(TooMuchWork), shedder.watch(1):
+        raise TooMuchWork("Too much work waits", retry_after_s=40)
     shedder.check()
 
 

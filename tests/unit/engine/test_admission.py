@@ -1,5 +1,6 @@
 """Admission alone, on a clock that a test moves: the rate of the steps, and which requests it lets begin."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 
@@ -8,7 +9,8 @@ import pytest
 from serve_app.engine.admission import Admission
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.model import ServedModel
-from serve_app.errors import DeadlineExceeded, EditError
+from serve_app.engine.requests import RunOptions
+from serve_app.errors import DeadlineExceeded, EditError, TooMuchWork
 from serve_app.settings import EngineSettings
 from tests.fakes import ArithmeticPipeline, Clock, edit_request
 
@@ -21,28 +23,58 @@ def executor() -> Iterator[Executor]:
         yield executor
 
 
-def admission(executor: Executor, timeout_s: float) -> Admission:
-    """Return the admission of a model whose steps take RATE seconds a token alone."""
-    calibration = Calibration({1: 0.01}, knee_tokens=1, seconds_per_token=RATE)
+def admission(executor: Executor, timeout_s: float, *, merged: bool = False, clock: Clock | None = None) -> Admission:
+    """Return the admission of a model whose steps take RATE seconds a token. `merged`: as in Calibration."""
+    seconds = {1: 0.01, 2: 0.02} if merged else {1: 0.01}
+    calibration = Calibration(seconds, knee_tokens=1, seconds_per_token=RATE)
     model = ServedModel(ArithmeticPipeline(), calibration, max_samples=8, default_steps=4, default_guidance=4.0)
-    return Admission(model, EngineSettings(), timeout_s, executor, Clock())
+    return Admission(model, EngineSettings(), timeout_s, executor, clock or Clock())
 
 
-def least_s(admission: Admission) -> float:
-    """Return half the time of one request at the calibrated rate: with less time left, no request begins."""
-    (future,) = admission.submit([edit_request(0)])
+WORK_S = RATE * 4 * 2 * 32
+"""Seconds of one edit: 4 steps of two rows of 32 tokens."""
+
+
+@pytest.mark.parametrize(("merged", "least_s"), [(True, WORK_S), (False, 0.5 * WORK_S)])
+def test_an_edit_that_takes_longer_than_it_may_is_refused(executor: Executor, merged: bool, least_s: float):
+    (refused,) = admission(executor, 0.99 * least_s, merged=merged).submit([edit_request(1)])
+    assert isinstance(refused, DeadlineExceeded)
+    assert "Ask for fewer steps" in refused.message
+    (future,) = admission(executor, 1.01 * least_s, merged=merged).submit([edit_request(1)])
     assert not isinstance(future, EditError)
-    (active,) = admission.all()
-    admission.finish(active)
-    return 0.5 * RATE * active.queued.work_flops
 
 
-def test_a_request_that_cannot_end_in_time_is_not_begun(executor: Executor):
-    needed_s = least_s(admission(executor, timeout_s=600))
-    hopeless = admission(executor, timeout_s=0.9 * needed_s)
+def test_an_edit_behind_too_much_work_is_refused(executor: Executor):
+    # It has 2 × WORK_S to spare, of which the work before it may take 1.1.
+    waiting = admission(executor, 3 * WORK_S, merged=True)
+    *accepted, refused = waiting.submit([edit_request(k) for k in range(3)])
+    assert not any(isinstance(future, EditError) for future in accepted)
+    assert isinstance(refused, TooMuchWork)
+    assert (refused.status, refused.code, refused.retry_after_s) == (503, "OVERLOADED", math.ceil(0.9 * WORK_S))
+    assert waiting.stats(running=0).refused == 1
+    # One of half the work goes before them.
+    (shorter,) = waiting.submit([edit_request(5, num_inference_steps=2)])
+    assert not isinstance(shorter, EditError)
+
+
+def test_an_edit_that_would_make_another_one_late_is_refused(executor: Executor):
+    waiting = admission(executor, 10 * WORK_S, merged=True)
+    long, early = waiting.submit(
+        [edit_request(1, n=4), edit_request(2)], [RunOptions(timeout_s=4.5 * WORK_S), RunOptions(timeout_s=2 * WORK_S)]
+    )
+    assert not isinstance(long, EditError)
+    assert isinstance(early, TooMuchWork)
+
+
+def test_a_request_that_cannot_end_in_time_any_more_is_not_begun(executor: Executor):
+    clock = Clock()
+    hopeless = admission(executor, 2 * WORK_S, merged=True, clock=clock)
     (future,) = hopeless.submit([edit_request(1)])
     assert not isinstance(future, EditError)
     assert hopeless.wait_for_work()
+    clock.now_s += 0.99 * WORK_S
+    assert len(hopeless.prepared()) == 1
+    clock.now_s += 0.02 * WORK_S
     assert hopeless.prepared() == []
     with pytest.raises(DeadlineExceeded):
         future.result(0)
@@ -50,16 +82,14 @@ def test_a_request_that_cannot_end_in_time_is_not_begun(executor: Executor):
 
 
 def test_steps_that_became_faster_let_a_request_with_less_time_begin(executor: Executor):
-    needed_s = least_s(admission(executor, timeout_s=600))
-    faster = admission(executor, timeout_s=0.9 * needed_s)
+    faster = admission(executor, 0.6 * WORK_S, merged=True)
     faster.record_rate(RATE / 2)
     # A slow step afterwards takes nothing back: the fastest one counts.
     faster.record_rate(10 * RATE)
     (future,) = faster.submit([edit_request(1)])
+    assert not isinstance(future, EditError)
     assert faster.wait_for_work()
     assert len(faster.prepared()) == 1
-    assert not isinstance(future, EditError)
-    assert not future.done()
 
 
 def test_the_rate_moves_a_tenth_of_the_way_with_each_step(executor: Executor):

@@ -1,24 +1,27 @@
 """The scheduler policy by simulation: a simulated clock, no thread, no model."""
 
+import math
 import random
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from serve_app.engine import scheduler
 from serve_app.engine.scheduler import (
     ONE_PER_TOKEN,
     Policy,
     QueuedRequest,
     Sample,
     StepCost,
-    drain_s,
+    excess_s,
     expand,
     in_order,
     knee,
-    plan,
     preview_steps,
     should_defer_joins,
+    until_done_s,
+    until_joined_s,
 )
 from serve_app.images.geometry import WHOLE, Geometry, Size
 from serve_app.request import EditRequest, arrange
@@ -50,6 +53,7 @@ def queued(
     seed=0,
     alone=False,
     cost=ONE_PER_TOKEN,
+    deadline_s=1e9,
     **fields,
 ) -> QueuedRequest:
     request = EditRequest(
@@ -66,12 +70,16 @@ def queued(
         GEOMETRY,
         sequence=sequence,
         arrived_s=arrived_s,
-        deadline_s=1e9,
+        deadline_s=deadline_s,
         default_steps=50,
         default_guidance=4.0,
         alone=alone,
         cost=cost,
     )
+
+
+def plan(requests, policy, memory_tokens=math.inf, now_s=0.0) -> list[Sample]:
+    return scheduler.plan(requests, policy, now_s, memory_tokens)
 
 
 def advance(batch: list[Sample]) -> None:
@@ -208,7 +216,7 @@ class TestPlan:
         long = queued(0, steps=50)
         advance(plan([long], POLICY))
         exclusive = queued(1, steps=2, alone=True)
-        assert in_order([long, exclusive], POLICY)[0] is exclusive
+        assert in_order([long, exclusive], POLICY, 0.0)[0] is exclusive
         assert {s.request.sequence for s in plan([long, exclusive], POLICY)} == {0}
 
     def test_no_samples_no_batch(self):
@@ -268,12 +276,12 @@ class TestOrder:
         just_before, just_after = (
             queued(1, steps=1, arrived_s=bound_s - tiny_s / POLICY.aging + d) for d in (-0.1, 0.1)
         )
-        assert in_order([old, just_before], POLICY)[0] is just_before
-        assert in_order([old, just_after], POLICY)[0] is old
+        assert in_order([old, just_before], POLICY, 0.0)[0] is just_before
+        assert in_order([old, just_after], POLICY, 0.0)[0] is old
 
     def test_equal_work_is_served_in_order_of_arrival(self):
         queue = [queued(k, arrived_s=float(k)) for k in range(5)]
-        assert in_order(queue[::-1], POLICY) == queue
+        assert in_order(queue[::-1], POLICY, 0.0) == queue
 
 
 def test_arrange_gives_every_variant_of_the_first_picture_first():
@@ -289,9 +297,96 @@ def test_the_knee_is_the_smallest_batch_within_five_percent_of_the_best():
     assert knee({1: 1.0, 2: 1.04, 4: 2.0, 8: 4.0}) == 2
 
 
-def test_drain_is_the_remaining_work_in_whole_seconds_and_at_least_one():
-    assert drain_s([queued(steps=25)], POLICY) == 3
-    assert drain_s([], POLICY) == 1
+class TestUrgency:
+    """One sample fills a forward; a step of one takes 0.1 s, and SHORT has 1 s of work, LONG 20 s."""
+
+    POLICY = replace(POLICY, batch_tokens=TOKENS)
+
+    def long(self, deadline_s, sequence=0):
+        return queued(sequence, steps=50, n=4, deadline_s=deadline_s)
+
+    def short(self, arrived_s, sequence=1, deadline_s=1e6):
+        return queued(sequence, steps=10, arrived_s=arrived_s, deadline_s=deadline_s)
+
+    def test_an_edit_with_little_time_to_spare_goes_before_a_shorter_one(self):
+        # A twentieth of the 100 s is 5 s; the long one's work is 20 s.
+        queue = [self.long(100.0), self.short(70.0)]
+        assert in_order(queue, self.POLICY, 74.9)[0] is queue[1]
+        assert in_order(queue, self.POLICY, 75.1)[0] is queue[0]
+
+    def test_those_with_earlier_deadlines_are_urgent_with_it(self):
+        # The second has time to spare by itself, but not after the first.
+        first, second, short = self.long(140.0, 0), self.long(160.0, 1), self.short(100.0, 2)
+        assert in_order([short, second, first], self.POLICY, 112.1) == [first, second, short]
+        assert in_order([short, second], self.POLICY, 112.1) == [short, second]
+
+    def test_those_that_cannot_all_be_in_time_leave_out_the_longest(self):
+        hopeless, possible = self.long(60.0, 0), queued(1, steps=30, arrived_s=0.0, deadline_s=60.5)
+        later = queued(2, steps=40, arrived_s=0.0, deadline_s=62.0)
+        # 20 s, 3 s and 4 s of work in the 19 s to the first deadline.
+        assert in_order([hopeless, possible, later], replace(self.POLICY, aging=1e-9), 41.0)[-1] is hopeless
+
+    def test_a_shared_forward_takes_longer_than_an_edits_own_work(self):
+        # In forwards of four samples, 50 steps of one take 20 s, though its work is 5 s.
+        wide = queued(0, steps=50, deadline_s=100.0)
+        short = self.short(30.0)
+        assert in_order([wide, short], POLICY, 76.0)[0] is wide
+        assert in_order([wide, short], self.POLICY, 76.0)[0] is short
+
+    def test_fifo_knows_no_urgency(self):
+        late, urgent = queued(0, steps=50), self.long(100.0, 1)
+        assert in_order([urgent, late], replace(self.POLICY, order="fifo"), 90.0)[0] is late
+
+
+class TestExcess:
+    """Each step takes 0.1 s; all edits here have 5 s of work, unless `n` says more."""
+
+    def newcomer(self, deadline_s, **fields):
+        return queued(9, steps=50, deadline_s=deadline_s, **fields)
+
+    def test_the_work_before_a_newcomer_may_take_a_share_of_its_spare_time(self):
+        first = queued(0, steps=50)
+        # With 20 s, it has 15 s to spare, and 55 % of them are 8.25 s.
+        assert excess_s([first], self.newcomer(20.0), POLICY, 0.0) == pytest.approx(5 - 8.25)
+        assert excess_s([first, queued(1, steps=50)], self.newcomer(20.0), POLICY, 0.0) == pytest.approx(10 - 8.25)
+
+    def test_longer_requests_do_not_go_before_it(self):
+        assert excess_s([queued(0, steps=50, n=9)], self.newcomer(20.0), POLICY, 0.0) < 0
+
+    def test_a_newcomer_may_not_make_a_longer_one_late(self):
+        # 10 s of work to a deadline in 14 s, and then 5 s of work before it.
+        long = queued(0, steps=50, n=2, deadline_s=14.0)
+        assert excess_s([long], self.newcomer(13.0), POLICY, 0.0) == pytest.approx(1.0)
+        # One that is late already is not made late.
+        assert excess_s([long], self.newcomer(13.0), POLICY, 4.5) < 0.55 * 5
+
+    def test_an_idle_engine_accepts_what_it_can_do(self):
+        assert excess_s([], self.newcomer(5.01), POLICY, 0.0) < 0
+        assert excess_s([], self.newcomer(4.99), POLICY, 0.0) > 0
+
+    def test_under_fifo_all_that_came_before_counts(self):
+        long = queued(0, steps=50, n=9, deadline_s=1000.0)
+        fifo = replace(POLICY, order="fifo")
+        assert excess_s([long], self.newcomer(49.0), fifo, 0.0) == pytest.approx(1.0)
+        assert excess_s([long], self.newcomer(51.0), fifo, 0.0) == pytest.approx(-1.0)
+
+
+class TestRetryAfter:
+    """Each step takes 0.1 s a sample."""
+
+    def test_a_place_in_the_queue_is_free_once_enough_samples_have_joined(self):
+        running = queued(0, steps=100)
+        advance(plan([running], POLICY))
+        waiting = [queued(k, steps=115 + k) for k in range(1, 4)]
+        # The first joins when the running one's 99 steps are over, the second 116 steps later.
+        assert [until_joined_s([running, *waiting], POLICY, 0.0, samples) for samples in (1, 2)] == [10, 22]
+
+    def test_a_callers_place_is_free_once_enough_of_its_own_samples_are_done(self):
+        own, others = [queued(0, steps=99), queued(1, steps=120, n=2)], [queued(2, steps=140)]
+        assert [until_done_s([*own, *others], POLICY, 0.0, samples, own) for samples in (1, 2, 3)] == [10, 48, 48]
+
+    def test_it_is_at_least_a_second(self):
+        assert until_joined_s([queued(0, steps=1)], POLICY, 0.0, 1) == 1
 
 
 @dataclass
@@ -317,7 +412,7 @@ def simulate(policy: Policy, arrivals: list[QueuedRequest], watch=lambda now_s, 
             now_s = max(now_s, coming[0].arrived_s)
         while coming and coming[0].arrived_s <= now_s:
             present.append(coming.pop(0))
-        batch = plan(present, policy)
+        batch = plan(present, policy, now_s=now_s)
         watch(now_s, batch, present)
         now_s += sum(s.tokens for s in batch) * policy.seconds_per_flop
         advance(batch)
