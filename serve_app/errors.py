@@ -61,7 +61,7 @@ class Unauthorized(EditError):
 
 class NotFound(EditError):
     status, code, type = 404, "NOT_FOUND", "invalid_request_error"
-    when = "the path or the job does not exist"
+    when = "the path does not exist, or the caller has no such job"
 
 
 class ModelNotFound(NotFound):

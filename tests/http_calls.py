@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,7 +15,7 @@ from starlette.types import Message, Receive
 from serve_app.api.app import create_app
 from serve_app.jobs.store import JobStore
 from serve_app.jobs.vault import MemoryVault
-from serve_app.settings import AppSettings, JobSettings, ModelSettings
+from serve_app.settings import AppSettings, AuthSettings, JobSettings, ModelSettings
 from tests.editors import Gated
 from tests.pictures import png
 
@@ -96,11 +97,16 @@ def log_lines(caplog: pytest.LogCaptureFixture, message: str = "edit") -> list[d
 class JobCaller:
     """A client of one application, on one event loop, where its jobs run."""
 
-    def __init__(self, editor: Gated, vault: MemoryVault | None = None, **jobs: Any) -> None:
-        settings = AppSettings(jobs=JobSettings(**jobs))
+    def __init__(
+        self, editor: Gated, vault: MemoryVault | None = None, keys_file: Path | None = None, **jobs: Any
+    ) -> None:
+        settings = AppSettings(jobs=JobSettings(**jobs), auth=AuthSettings(keys_file=keys_file))
         self.store = JobStore(editor, settings.jobs, settings.log, vault)
         app = create_app(editor, settings, jobs=self.store)
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+
+    def use_key(self, key: str) -> None:
+        self.http.headers["authorization"] = f"Bearer {key}"
 
     async def post(self, query: str = "async=true", values: tuple[int, ...] = (10,), **fields: str) -> httpx.Response:
         files = [("images", (f"{value}.png", png(value), "image/png")) for value in values]

@@ -183,7 +183,8 @@ class _Api:
 
     async def job(self, request: Request) -> Response:
         call = self._jobs.delete if request.method == "DELETE" else self._jobs.get
-        return Response((await call(request.path_params["id"])).body, media_type="application/json")
+        view = await call(request.path_params["id"], request.scope["key_name"])
+        return Response(view.body, media_type="application/json")
 
     async def models(self, request: Request) -> Response:
         models: ModelListBody = {

@@ -43,13 +43,13 @@ class AuthMiddleware:
         name = None if sent is None else self._keys.name_of(sent)
         if name is not None:
             return name
-        # The log does not hold the text that was sent: it may be a key with a typing error.
+        # The log does not hold the text that was sent: it may be a key with a typing error. Nor the path, which may
+        # hold the id of a job: Serve adds the route.
         client = scope.get("client")
         logger.warning(
             "unauthorized",
             extra={
                 "request_id": scope["request_id"],
-                "path": _path(scope)[:_LOGGED_PATH_CHARS],
                 "client": None if client is None else client[0],
                 "with_key": sent is not None,
             },

@@ -42,11 +42,11 @@ class JobKeeper:
     async def create(self, form: EditForm, id: str) -> JobView:
         return await self._store.create(form, id)
 
-    async def get(self, id: str) -> JobView:
-        return await self._store.get(id)
+    async def get(self, id: str, caller: str | None) -> JobView:
+        return await self._store.get(id, caller)
 
-    async def delete(self, id: str) -> JobView:
-        return await self._store.delete(id)
+    async def delete(self, id: str, caller: str | None) -> JobView:
+        return await self._store.delete(id, caller)
 
 
 class JobsHandle:
@@ -65,13 +65,13 @@ class JobsHandle:
         known = id or new_id()
         return await self._call(lambda: self._handle.create.remote(form, known))
 
-    async def get(self, id: str) -> JobView:
+    async def get(self, id: str, caller: str | None) -> JobView:
         """As Jobs.get."""
-        return await self._call(lambda: self._handle.get.remote(id))
+        return await self._call(lambda: self._handle.get.remote(id, caller))
 
-    async def delete(self, id: str) -> JobView:
+    async def delete(self, id: str, caller: str | None) -> JobView:
         """As Jobs.delete."""
-        return await self._call(lambda: self._handle.delete.remote(id))
+        return await self._call(lambda: self._handle.delete.remote(id, caller))
 
     async def _call(self, start: Callable[[], DeploymentResponse]) -> JobView:
         attempts = Attempts(self._timeout_s + DEADLINE_MARGIN_S)

@@ -23,12 +23,14 @@ def new_id() -> str:
 class Job:
     """A job without its form and its result, which are in the vault.
 
-    `created_s`, `ended_s`: seconds since the epoch; a job is open until `ended_s` is set. `starts`: how many processes
-    have started it. `open_bytes`: size of its decoded images, which are in memory while it is open.
+    `caller`: the name of the key that it belongs to; None if the server had no keys. `created_s`, `ended_s`: seconds
+    since the epoch; a job is open until `ended_s` is set. `starts`: how many processes have started it. `open_bytes`:
+    size of its decoded images, which are in memory while it is open.
     """
 
     entry: LogEntry
     id: str
+    caller: str | None = None
     created_s: float = field(default_factory=time.time)
     starts: int = 1
     progress: Progress = field(default_factory=lambda: Progress(0, 0, 1))
@@ -38,6 +40,11 @@ class Job:
     error: ErrorObject | None = None
 
     @property
+    def short_id(self) -> str:
+        """The beginning of the id, for the log. On a server without keys, who reads the whole id may fetch the job."""
+        return self.id[:8]
+
+    @property
     def status(self) -> Literal["queued", "running", "succeeded", "failed"]:
         if self.ended_s is None:
             return "queued" if self.progress.place else "running"
@@ -45,24 +52,25 @@ class Job:
 
     def fail(self, error: Exception) -> None:
         """Set the error with which the job ends, as its caller may see it."""
-        public = to_public_error(error, self.id)
+        public = to_public_error(error, self.short_id)
         self.entry.record_error(public)
         self.error = error_body(public)["error"]
 
     def dump_state(self, *, ended_s: float | None = None, result_bytes: int = 0) -> bytes:
         """Return as JSON what a later process needs, besides the form or the result."""
         progress = {"steps_done": self.progress.steps_done, "steps": self.progress.steps}
-        state = {"created_s": self.created_s, "starts": self.starts, "error": self.error}
+        state = {"caller": self.caller, "created_s": self.created_s, "starts": self.starts, "error": self.error}
         return orjson.dumps({**state, "progress": progress, "ended_s": ended_s, "result_bytes": result_bytes})
 
     @classmethod
     def from_state(cls, id: str, dumped: bytes, log: LogSettings) -> "Job":
         """Return the job whose state `dump_state` has written; an open job is queued again."""
+        # A state of an older version has no caller: with keys, nobody gets such a job.
         state = orjson.loads(dumped)
         progress = Progress(**state.pop("progress"), place=0)
         if state["ended_s"] is None:
             progress = Progress(0, progress.steps, place=1)
-        return cls(LogEntry(log, is_job=True), id, progress=progress, **state)
+        return cls(LogEntry(log, key_name=state.get("caller"), is_job=True), id, progress=progress, **state)
 
     def body(self, ttl_s: float, result: bytes | None) -> bytes:
         """Return the JobBody as JSON; `result`: an EditResponse as JSON, `ttl_s`: how long an ended job is kept."""

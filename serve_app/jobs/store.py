@@ -42,7 +42,10 @@ class JobView:
 
 
 class Jobs(Protocol):
-    """A store of jobs, in this process or in another one. Raises EditError."""
+    """A store of jobs, in this process or in another one. Raises EditError.
+
+    A job belongs to the caller that has created it; for every other caller there is no such job.
+    """
 
     async def create(self, form: EditForm, id: str | None = None) -> JobView:
         """Start a job. Raises the error that rejects the edit, as without a job.
@@ -51,10 +54,10 @@ class Jobs(Protocol):
         job.
         """
 
-    async def get(self, id: str) -> JobView:
-        """Return a job. Raises NotFound."""
+    async def get(self, id: str, caller: str | None) -> JobView:
+        """Return a job of that caller. Raises NotFound."""
 
-    async def delete(self, id: str) -> JobView:
+    async def delete(self, id: str, caller: str | None) -> JobView:
         """Cancel a job's edit if it is open, and forget the job. Raises NotFound."""
 
 
@@ -83,11 +86,12 @@ class JobStore:
         """As Jobs.create. Raises Overloaded if too many jobs are open, or their images are too large."""
         await self.restore()
         if id is not None and (known := self._open.get(id) or self._ended.get(id)):
-            return await self.get(known.id)
+            return await self.get(known.id, known.caller)
         open_bytes = form.request.picture_bytes
         self._make_room(open_bytes)
-        entry = LogEntry(self._log, key_name=form.request.caller, form=form, is_job=True)
-        job = Job(entry, id or new_id(), open_bytes=open_bytes)
+        caller = form.request.caller
+        entry = LogEntry(self._log, key_name=caller, form=form, is_job=True)
+        job = Job(entry, id or new_id(), caller, open_bytes=open_bytes)
         self._open[job.id] = job
         try:
             edit = await self._start_and_store(job, form)
@@ -110,9 +114,9 @@ class JobStore:
             raise
         return edit
 
-    async def get(self, id: str) -> JobView:
+    async def get(self, id: str, caller: str | None) -> JobView:
         """As Jobs.get."""
-        job = await self._find(id)
+        job = await self._find(id, caller)
         if job.status != "succeeded":
             return self._view(job)
         try:
@@ -123,19 +127,19 @@ class JobStore:
             self._forget(id)
             raise self._not_found() from None
 
-    async def delete(self, id: str) -> JobView:
+    async def delete(self, id: str, caller: str | None) -> JobView:
         """As Jobs.delete."""
-        job = await self._find(id)
+        job = await self._find(id, caller)
         if task := self._tasks.get(job.id):
             task.cancel()
         self._forget(job.id)
         deleted: DeletedJobBody = {"id": job.id, "object": "image_edit.job", "deleted": True}
         return JobView(job.id, orjson.dumps(deleted))
 
-    async def _find(self, id: str) -> Job:
+    async def _find(self, id: str, caller: str | None) -> Job:
         await self.restore()
         job = self._open.get(id) or self._ended.get(id)
-        if job is None:
+        if job is None or job.caller != caller:
             raise self._stopping() if self._superseded else self._not_found()
         return job
 
@@ -190,7 +194,7 @@ class JobStore:
         """Return the result of a job that the previous process has accepted."""
         job.starts += 1
         form = await self._load_form(job)
-        job.entry.key_name, job.entry.form = form.request.caller, form
+        job.entry.form = form
         job.open_bytes = form.request.picture_bytes
         await self._store_form(job, form)
         edit = await runner.restart_edit(self._editor, job, form, self._settings.ttl_s)
@@ -204,7 +208,7 @@ class JobStore:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, kept_form.load, data)
         except Exception as error:
-            logger.warning("The form of job %s cannot be read: %r", job.id, error)
+            logger.warning("The form of job %s cannot be read: %r", job.short_id, error)
             raise GenerationError("the server was updated, and its new version cannot read this job") from None
 
     async def _store_form(self, job: Job, form: EditForm) -> None:

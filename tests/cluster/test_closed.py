@@ -46,6 +46,11 @@ class Closed:
         words = {"prompt": f"paint {SECRET}", "num_inference_steps": 2}
         return requests.post(url, files=files, data={**words, **data}, headers=headers, timeout=TIMEOUT_S)
 
+    def job(self, key: str, id: str, method: str = "GET", request_id: str = "any") -> requests.Response:
+        headers = {"Authorization": f"Bearer {KEYS.get(key, key)}", "x-request-id": request_id}
+        url = f"{self.served.client.base}/v1/jobs/{id}"
+        return requests.request(method, url, headers=headers, timeout=TIMEOUT_S)
+
     def leave_stream(self, key: str, request_id: str) -> None:
         """Begin a long stream, and close the connection after its first event."""
         headers = {"Authorization": f"Bearer {KEYS[key]}", "x-request-id": request_id}
@@ -159,7 +164,8 @@ class TestLog:
     def test_a_failed_attempt_is_one_line(self, closed: Closed):
         assert closed.edit(f"wrong-{SECRET}", "log-6").status_code == 401
         line = line_of("log-6", "unauthorized")
-        assert (line["levelname"], line["path"], line["client"]) == ("WARNING", "/v1/images/edits", "127.0.0.1")
+        assert (line["levelname"], line["client"]) == ("WARNING", "127.0.0.1")
+        assert line["route"] == "/closed/v1/images/edits"
         # Uvicorn trusts a proxy on the same machine, or those that FORWARDED_ALLOW_IPS names.
         headers = {"x-forwarded-for": "203.0.113.9", "x-request-id": "log-12"}
         assert closed.served.client.get("/v1/models", headers=headers).status_code == 401
@@ -188,8 +194,13 @@ class TestLog:
         assert {line_of(id)["status"] for id in ids} == {499}
         assert [line for line in log_lines("EditIngress") if line["levelname"] == "ERROR"] == []
 
-    def test_no_file_holds_a_key_or_a_prompt(self, closed: Closed):
+    def test_no_file_holds_a_key_a_prompt_or_the_id_of_a_job(self, closed: Closed):
         """Search the files of Ray's own processes too."""
+        job = closed.start_job("log-13").json()["id"]
+        line_of("log-13", "job", "JobKeeper")
+        for name, request_id, status in (("wrong", "log-14", 401), ("bob", "log-15", 404), ("ann", "log-16", 200)):
+            assert closed.job(name, job, request_id=request_id).status_code == status
+        assert line_of("log-14", "unauthorized")["route"] == "/closed/v1/jobs/{id}"
         closed.edit(f"wrong-{SECRET}", "log-9")
         closed.edit(request_id="log-10", size="4000x4000")
         closed.edit(request_id="log-11", stream="true")
@@ -198,7 +209,8 @@ class TestLog:
         line_of("log-11")
         files = [path for path in logs().rglob("*") if path.is_file()]
         assert len(files) > 5
-        assert [path.name for path in files if SECRET.encode() in path.read_bytes()] == []
+        secrets = (SECRET.encode(), job.encode())
+        assert [path.name for path in files if any(secret in path.read_bytes() for secret in secrets)] == []
 
 
 class TestShare:
@@ -224,6 +236,17 @@ class TestShare:
         call.cancel()
         wait_until(lambda: closed.served.stats().open_requests == 0, "ann's share is free")
         assert closed.edit("ann").status_code == 200
+
+
+class TestJobs:
+    def test_a_job_is_its_keys_alone(self, closed: Closed):
+        job = closed.start_job("job-1", num_inference_steps=150).json()["id"]
+        for method in ("GET", "DELETE"):
+            refused = closed.job("bob", job, method)
+            assert (refused.status_code, refused.json()) == (404, closed.job("bob", "unknown").json())
+        assert closed.job("ann", job).status_code == 200
+        assert closed.job("ann", job, "DELETE").json()["deleted"] is True
+        assert closed.job("ann", job).status_code == 404
 
 
 class TestRotation:

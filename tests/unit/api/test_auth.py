@@ -47,14 +47,12 @@ def test_a_failed_attempt_leaves_a_line_without_what_was_sent(
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="ray.serve")
     headers = {"authorization": authorization, "x-request-id": "req-1"}
-    path = f"/v1/models/\n{'x' * 300}"
-    assert call(app, "GET", path.replace("\n", "%0A"), headers=headers).status_code == 401
+    assert call(app, "GET", "/v1/jobs/4f0f2f6e7c8f4d0f9f0a6a3b1c2d3e4f", headers=headers).status_code == 401
     (line,) = log_lines(caplog, "unauthorized")
     assert (line["levelname"], line["request_id"], line["client"]) == ("WARNING", "req-1", "127.0.0.1")
-    assert line["path"] == path[:200]
     assert line["with_key"] is (not authorization.startswith("Token"))
     everything = "".join(str(vars(record)) for record in caplog.records)
-    for secret in (SENT, basic(f"ann:{SENT}")[6:], base64.b64encode(SENT.encode()).decode()):
+    for secret in (SENT, "4f0f2f6e", basic(f"ann:{SENT}")[6:], base64.b64encode(SENT.encode()).decode()):
         assert secret not in everything
 
 

@@ -6,10 +6,12 @@ No Ray, no model.
 import asyncio
 import gc
 import weakref
+from pathlib import Path
 
 import orjson
 import pytest
 
+from serve_app.api.keys import ApiKey
 from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
 from serve_app.forms.form import EditForm
 from serve_app.jobs.vault import MemoryVault, Superseded
@@ -192,8 +194,8 @@ def test_the_same_id_again_gets_the_same_job() -> None:
         other = await store.create(form)
         assert (first.id, again.id) == ("1234", "1234") != (other.id, other.id)
         assert editor.begun == 2
-        await store.delete("1234")
-        await store.delete(other.id)
+        await store.delete("1234", None)
+        await store.delete(other.id, None)
         await asyncio.sleep(0)
         assert editor.closed == [5, 5]
 
@@ -216,6 +218,41 @@ def test_what_has_ended_keeps_its_result_and_not_its_pictures() -> None:
                 await asyncio.sleep(0.01)
                 gc.collect()
         assert (await caller.get(view.id)).json()["status"] == "succeeded"
+
+    play(story)
+
+
+# ---- whose they are ----
+
+
+def test_a_job_is_its_callers_in_every_process_and_unknown_to_others(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("".join(f"{ApiKey.of(name, name).line}\n" for name in ("ann", "bob")))
+
+    async def check_owner(caller: JobCaller, id: str) -> None:
+        caller.use_key("bob")
+        unknown = await caller.get("unknown")
+        for method in ("GET", "DELETE"):
+            refused = await caller.http.request(method, f"/v1/jobs/{id}")
+            assert (refused.status_code, refused.content) == (404, unknown.content)
+        caller.use_key("ann")
+        assert (await caller.get(id)).json()["id"] == id
+
+    async def story(editor: Gated) -> None:
+        vault = MemoryVault()
+        first, second, third = (JobCaller(editor, vault, keys) for _ in range(3))
+        first.use_key("ann")
+        id = await first.start()
+        await check_owner(first, id)
+        await check_owner(second, id)
+        editor.gate.set()
+        await second.until(id, "succeeded")
+        await check_owner(third, id)
+        # Of a server whose keys were taken away.
+        assert (await JobCaller(editor, vault).get(id)).status_code == 404
+        fourth = JobCaller(editor, vault, keys)
+        fourth.use_key("ann")
+        assert (await fourth.http.delete(f"/v1/jobs/{id}")).json()["deleted"] is True
 
     play(story)
 
