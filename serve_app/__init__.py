@@ -32,6 +32,7 @@ _MODULES = {
     "serve_app.errors": (
         "DeadlineExceeded",
         "EditError",
+        "Forbidden",
         "GenerationError",
         "IdempotencyKeyReused",
         "InvalidInput",

@@ -3,6 +3,7 @@
     EditError                                                raised in
     ├── InvalidInput            400  INVALID_INPUT           forms, api, request, images, decoding.pool, models.pipeline
     ├── Unauthorized            401  UNAUTHORIZED            api.auth
+    ├── Forbidden               403  FORBIDDEN               api.cross_origin
     ├── NotFound                404  NOT_FOUND               responses.errors, jobs.store
     │   └── ModelNotFound       404  MODEL_NOT_FOUND         forms.fields, api.app
     ├── MethodNotAllowed        405  METHOD_NOT_ALLOWED      responses.errors
@@ -57,6 +58,13 @@ class InvalidInput(EditError):
 class Unauthorized(EditError):
     status, code, type = 401, "UNAUTHORIZED", "authentication_error"
     when = "API keys are set and the request has no valid one; with `WWW-Authenticate`"
+
+
+class Forbidden(EditError):
+    """A request that a page of another site has sent, or that names a host which is not this server."""
+
+    status, code, type = 403, "FORBIDDEN", "permission_error"
+    when = "a page of another origin sent the request, or its `Host` is not a name of this server"
 
 
 class NotFound(EditError):

@@ -31,6 +31,8 @@ OPENAI_MODELS = (
 # An origin as browsers write it, since origins are compared letter by letter.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+
 
 class Settings(BaseModel):
     """Base of all settings: frozen, without unknown names, and with validated defaults."""
@@ -243,6 +245,27 @@ class CorsSettings(Settings):
         return origins
 
 
+class HttpSettings(Settings):
+    """The names of the server in `Host` headers."""
+
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="names, without a port, by which a server without API keys may be reached, beside `localhost` and "
+        "IP addresses; `*`: any. With keys, a list restricts the names too",
+    )
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if host != "*" and not _HOST_NAME.fullmatch(host):
+                raise ValueError(
+                    f"http.allowed_hosts: {host!r} is not the name of a host; write it in lower case, without a scheme "
+                    "and a port, such as edits.example"
+                )
+        return hosts
+
+
 class PageSettings(Settings):
     """The page for browsers."""
 
@@ -263,9 +286,15 @@ class AppSettings(Settings):
     limits: LimitSettings = LimitSettings()
     auth: AuthSettings = AuthSettings()
     cors: CorsSettings = CorsSettings()
+    http: HttpSettings = HttpSettings()
     jobs: JobSettings = JobSettings()
     page: PageSettings = PageSettings()
     log: LogSettings = LogSettings()
+
+    def with_host(self, name: str) -> "AppSettings":
+        """Return the same settings with one more name in `http.allowed_hosts`."""
+        hosts = (*self.http.allowed_hosts, name.lower())
+        return self.model_copy(update={"http": self.http.model_copy(update={"allowed_hosts": hosts})})
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> "AppSettings":

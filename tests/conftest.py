@@ -65,8 +65,8 @@ def browser() -> "Iterator[Browser]":
         pytest.skip("needs Chromium: apt-get install chromium")
     # For machines whose cores are busy.
     expect.set_options(timeout=30_000)
-    # edits.test: an address that browsers do not know as this machine, and so not as a secure context.
-    arguments = ["--host-resolver-rules=MAP edits.test 127.0.0.1"]
+    # Names that browsers do not know as this machine, and so not as a secure context.
+    arguments = ["--host-resolver-rules=MAP *.test 127.0.0.1"]
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=path, args=arguments) as browser:
         yield browser
 

@@ -27,7 +27,7 @@ PATIENCE_S = 20
 def call(app: Starlette, method: str, url: str, **options: Any) -> httpx.Response:
     async def go() -> httpx.Response:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, url, **options)
 
     return asyncio.run(go())
@@ -53,7 +53,7 @@ async def drive(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await app({**scope, "headers": list(headers)}, receive, send)
+    await app({**scope, "headers": [(b"host", b"localhost"), *headers]}, receive, send)
     return sent
 
 

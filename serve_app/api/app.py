@@ -18,6 +18,7 @@ from starlette.routing import Route
 from serve_app.api import openapi
 from serve_app.api.auth import AuthMiddleware
 from serve_app.api.cors import cors_middleware
+from serve_app.api.cross_origin import CrossOriginMiddleware
 from serve_app.api.keys import KeyRing
 from serve_app.api.load_shedding import LoadShedder
 from serve_app.api.pages import docs_routes, page_routes
@@ -57,6 +58,7 @@ def create_app(
         *cors_middleware(settings.cors),
         Middleware(ErrorMiddleware),
         Middleware(AuthMiddleware, keys=keys),
+        Middleware(CrossOriginMiddleware, settings=settings, needs_key=bool(keys)),
     ]
     app = Starlette(
         routes=_routes(api, settings, needs_key=bool(keys)),

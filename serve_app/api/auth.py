@@ -13,11 +13,10 @@ from serve_app.errors import Unauthorized
 
 logger = logging.getLogger("ray.serve")
 
+HEALTH_PATHS = re.compile(r"/health(/live|/ready)?")
 # Load balancers and Kubernetes probes send no key, and users enter theirs on the page and at /docs. Beyond what is in
 # the source, the OpenAPI document shows only the names of the model and the limits.
-_OPEN_PATHS = re.compile(r"/health(/live|/ready)?|/?|/static/[^/]+|/openapi\.json|/docs(/[^/]+)?")
-
-_LOGGED_PATH_CHARS = 200
+_OPEN_PATHS = re.compile(rf"{HEALTH_PATHS.pattern}|/?|/static/[^/]+|/openapi\.json|/docs(/[^/]+)?")
 
 
 class AuthMiddleware:
@@ -33,7 +32,7 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            is_open = not self._keys or _OPEN_PATHS.fullmatch(_path(scope))
+            is_open = not self._keys or _OPEN_PATHS.fullmatch(path_of(scope))
             scope["key_name"] = None if is_open else self._authenticate(scope)
         await self.app(scope, receive, send)
 
@@ -59,7 +58,8 @@ class AuthMiddleware:
         )
 
 
-def _path(scope: Scope) -> str:
+def path_of(scope: Scope) -> str:
+    """Return the path without the route prefix."""
     # Under a route prefix, Ray Serve sets root_path and leaves the prefix in path.
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))

@@ -16,6 +16,7 @@ from serve_app.decoding.files import READ_FORMATS_TEXT
 from serve_app.errors import (
     DeadlineExceeded,
     EditError,
+    Forbidden,
     GenerationError,
     IdempotencyKeyReused,
     InvalidInput,
@@ -68,9 +69,13 @@ def document(settings: AppSettings, needs_key: bool) -> Schema:
     }
     about = {"title": "Image edits", "version": version("serve-image-edits"), "description": _ABOUT}
     components: Schema = {"schemas": _schemas(settings)}
+    operations = [paths[path][method] for path in paths for method in paths[path] if method != "parameters"]
+    guarded = [operation for operation in operations if "security" not in operation]
+    for operation in guarded:
+        operation["responses"].update(_error_responses([Forbidden]))
     if needs_key:
         components["securitySchemes"] = _SECURITY_SCHEMES
-        for operation in (paths[path][method] for path in paths for method in paths[path] if method != "parameters"):
+        for operation in guarded:
             _require_key(operation)
     return {"openapi": "3.1.1", "info": about, "paths": paths, "components": components}
 
@@ -275,8 +280,6 @@ _SECURITY_SCHEMES = {
 
 
 def _require_key(operation: Schema) -> None:
-    if "security" in operation:
-        return
     operation["security"] = [{name: []} for name in _SECURITY_SCHEMES]
     operation["responses"].update(_error_responses([Unauthorized]))
 

@@ -14,7 +14,7 @@ from serve_app.api.keys import load_keys
 from serve_app.cli.machine import Disk, Gpu, available_memory
 from serve_app.client.blocking import ImageEdits
 from serve_app.client.connection import KEY_ENV, Unreachable
-from serve_app.errors import EditError, Unauthorized
+from serve_app.errors import EditError, Forbidden, Unauthorized
 from serve_app.settings import BUILTIN_TINY, AppSettings, AuthSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def check_server(url: str) -> Iterator[Finding]:
         yield Finding("problem", str(error))
     except Unreachable as error:
         yield Finding("problem", error.message, "start it with `image-edits serve`, or check the address")
+    except Forbidden as error:
+        yield Finding("problem", error.message)
     except EditError as error:
         yield Finding("problem", f"{url} answers, but not as this server does: {error.message}", "check the address")
 

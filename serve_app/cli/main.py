@@ -145,13 +145,14 @@ def serve(read: Callable[[], AppSettings], host: str, port: int) -> None:
     try:
         settings = read()
         # Ray would start all processes three times before it says that one of these cannot be used.
-        load_keys(settings.auth)
+        keys = load_keys(settings.auth)
         check_source(settings.model)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
     from serve_app.cli.serve import serve_until_stopped
 
-    serve_until_stopped(settings, host, port)
+    # A server with keys that restricts its names names all of them.
+    serve_until_stopped(settings if keys else settings.with_host(host), host, port)
 
 
 @main.command()

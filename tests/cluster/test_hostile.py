@@ -41,7 +41,7 @@ def form(**fields: str) -> tuple[bytes, str]:
 
 
 def head(headers: str = "", method: str = "POST", path: str = "/v1/images/edits") -> bytes:
-    return f"{method} {path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n".encode("latin-1")
+    return f"{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n".encode("latin-1")
 
 
 def edit(headers: str = "", **fields: str) -> bytes:
@@ -166,8 +166,19 @@ class TestHttp:
         found = talk(served.client.base, garbage)
         assert {answer.status for answer in found} <= {400, 404, 408, 501, 505}
 
+    @pytest.mark.parametrize("header", ["origin: https://evil.example", "sec-fetch-site: cross-site"])
+    def test_a_form_of_another_site_is_refused_unread(self, served: Served, header: str):
+        answer = only(talk(served.client.base, head(f"{MULTIPART}content-length: 100000\r\n{header}\r\n")))
+        assert (answer.status, answer.code) == (403, "FORBIDDEN")
+
+    def test_the_name_of_another_site_is_refused_and_probes_are_not(self, served: Served):
+        def status(path: str) -> int:
+            return served.client.get(path, headers={"host": "evil.example"}).status_code
+
+        assert [status(path) for path in ("/v1/models", "/", "/health/ready", "/-/healthz")] == [403, 403, 200, 200]
+
     def test_an_unknown_version_is_answered_or_refused(self, served: Served):
-        answer = only(talk(served.client.base, b"GET /v1/models HTTP/9.9\r\n\r\n"))
+        answer = only(talk(served.client.base, b"GET /v1/models HTTP/9.9\r\nhost: localhost\r\n\r\n"))
         assert answer.status in (200, 400, 505)
 
     def test_a_query_that_is_no_text_is_refused(self, served: Served):

@@ -89,7 +89,7 @@ class TestHttp:
         before = served.stats()
         with connect(served.client.base) as connection:
             connection.sendall(
-                b"POST /v1/images/edits HTTP/1.1\r\nhost: x\r\ncontent-length: 100000\r\n"
+                b"POST /v1/images/edits HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000\r\n"
                 b"content-type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
             )
         assert served.client.edit([scene(1)], prompt="x", num_inference_steps=1).status_code == 200
@@ -156,7 +156,7 @@ class TestBounds:
         with connect(strict.client.base) as connection:
             connection.settimeout(1.0)
             connection.sendall(
-                b"POST /strict/v1/images/edits HTTP/1.1\r\nhost: x\r\ncontent-length: 100000000\r\n"
+                b"POST /strict/v1/images/edits HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100000000\r\n"
                 b"content-type: multipart/form-data; boundary=b\r\n\r\n"
             )
             try:

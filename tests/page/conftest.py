@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 from serve_app.api.app import create_app
 from serve_app.events import Completed, Event
 from serve_app.request import EditRequest
-from serve_app.settings import AppSettings
+from serve_app.settings import AppSettings, HttpSettings
 from tests.editors import Inverter
 from tests.http_server import listening
 
@@ -52,7 +52,8 @@ def editor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
 
 @pytest.fixture
 def url(editor: Held) -> Iterator[str]:
-    with listening(create_app(editor, AppSettings())) as address:
+    settings = AppSettings(http=HttpSettings(allowed_hosts=("edits.test",)))
+    with listening(create_app(editor, settings)) as address:
         yield f"{address}/"
 
 

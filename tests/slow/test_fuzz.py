@@ -194,8 +194,9 @@ def test_any_header_is_taken_or_refused(
     method, path = target
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers]
     body, content_type = body_of([PROMPT, PICTURE])
-    if not any(name == "content-type" for name, _ in headers):
-        raw.append((b"content-type", content_type.encode()))
+    for name, usual in ((b"content-type", content_type.encode()), (b"host", b"localhost")):
+        if not any(sent == name for sent, _ in raw):
+            raw.append((name, usual))
     scope = {"method": method, "path": path, "query_string": query, "headers": raw}
     status, answer = ask(app, scope, [body])
     tried[f"headers answered with {status}"] += 1

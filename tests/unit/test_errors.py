@@ -36,7 +36,7 @@ def test_param_and_retry_after_are_no_class_attributes(cls: Any) -> None:
 def test_the_docstring_draws_every_error(cls: Any) -> None:
     assert cls.__name__ in errors.__doc__
     if cls is not EditError:
-        assert cls.status in (400, 401, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
+        assert cls.status in (400, 401, 403, 404, 405, 408, 413, 415, 422, 429, 500, 503, 504)
         assert cls.code in errors.__doc__
 
 

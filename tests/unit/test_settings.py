@@ -14,6 +14,7 @@ from serve_app.settings import (
     AuthSettings,
     CorsSettings,
     EngineSettings,
+    HttpSettings,
     LimitSettings,
     LogSettings,
     LoraSettings,
@@ -23,7 +24,7 @@ from serve_app.settings import (
 
 MODELS = [
     *(AppSettings, ModelSettings, EngineSettings, LimitSettings),
-    *(AuthSettings, CorsSettings, LogSettings, LoraSettings),
+    *(AuthSettings, CorsSettings, HttpSettings, LogSettings, LoraSettings),
 ]
 
 
@@ -71,6 +72,10 @@ def test_settings_are_frozen() -> None:
         ({"cors": {"origins": ["lab.example"]}}, "is not an origin"),
         ({"cors": {"origins": ["null"]}}, "is not an origin"),
         ({"cors": {"origins": ["https://*.example"]}}, "is not an origin"),
+        *(
+            ({"http": {"allowed_hosts": [host]}}, "is not the name of a host")
+            for host in ("https://lab.example", "lab.example:8000", "Lab.example", "*.example", "[::1]", "a..b", "")
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_with_the_reason(values: Any, complaint: str) -> None:
@@ -111,6 +116,12 @@ def test_settings_survive_json(model: Any) -> None:
 def test_origins_are_taken_as_browsers_write_them() -> None:
     origins = ["https://lab.example", "http://localhost:5173", "http://[::1]:8080", "chrome-extension://abc", "*"]
     assert CorsSettings.model_validate({"origins": origins}).origins == tuple(origins)
+
+
+def test_hosts_are_names_without_a_port() -> None:
+    hosts = ["gpu-box", "edits.example", "a_b.lan", "*"]
+    settings = AppSettings.model_validate({"http": {"allowed_hosts": hosts}})
+    assert settings.with_host("GPU2").http.allowed_hosts == (*hosts, "gpu2")
 
 
 def test_a_file_holds_what_it_sets(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def bomb(side: int = 60_000) -> bytes:
 
 _CUT_OFF = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nhalf of a'
 _FORM = b"content-type: multipart/form-data; boundary=b\r\n"
-_HEAD = f"POST {EDITS} HTTP/1.1\r\nhost: x\r\n".encode()
+_HEAD = f"POST {EDITS} HTTP/1.1\r\nhost: localhost\r\n".encode()
 
 ALL = (
     _fields("n is zero", n="0"),

@@ -225,7 +225,7 @@ def test_every_error_of_an_edit_is_as_documented(app: Starlette, editor: Inverte
 
 def test_a_key_that_comes_again_is_answered_as_documented(app: Starlette) -> None:
     async def go() -> list[httpx.Response]:
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
             headers = {"Idempotency-Key": "k"}
             bodies = [{**EXAMPLES["batch"]["value"], "n": n} for n in (1, 1, 2)]
             return [await client.post(EDITS, json=body, headers=headers) for body in bodies]

@@ -96,12 +96,12 @@ def test_the_page_can_be_switched_off() -> None:
 def test_under_a_route_prefix_addresses_count_from_its_slash(app: Starlette, path: str) -> None:
     async def go() -> httpx.Response:
         transport = httpx.ASGITransport(app, root_path="/edits")
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.get(path, follow_redirects=True)
 
     response = asyncio.run(go())
     assert response.status_code == 200
-    assert str(response.url) == "http://test/edits/"
+    assert str(response.url) == "http://localhost/edits/"
     assert b"<h1>" in response.content
 
 

@@ -56,6 +56,14 @@ class TestServer:
                 ("ok", f"names of its model: {', '.join(AppSettings().model.all_names)}"),
             ]
 
+    def test_a_server_that_does_not_know_its_name(self) -> None:
+        with listening(create_app(Inverter(), AppSettings())) as url:
+            # Another way to write the address, which is a name to the server.
+            url = url.replace("127.0.0.1", "127.1")
+            first, last = said(check_server(url))
+            assert first == ("ok", f"{url} is alive and ready")
+            assert (last[0], "http.allowed_hosts" in last[1]) == ("problem", True)
+
     def test_no_server_and_another_one(self) -> None:
         assert [level for level, _ in said(check_server("http://127.0.0.1:1"))] == ["problem"]
         assert said(check_server("nowhere"))[0][1].startswith("'nowhere' is not a server address")

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from time import sleep
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -404,6 +405,22 @@ def test_what_cannot_be_served_is_told_in_one_line_before_anything_starts(settin
     Path("in").mkdir()
     Path("settings.yaml").write_text(settings)
     assert run("serve", "--settings", "settings.yaml", status=1) == ("", f"Error: {message}\n")
+
+
+def test_the_name_to_listen_on_is_a_host_of_a_server_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[tuple[str, ...]] = []
+
+    def serve(settings: AppSettings, host: str, port: int) -> None:
+        served.append(settings.http.allowed_hosts)
+
+    # The module itself would import Ray.
+    monkeypatch.setitem(sys.modules, "serve_app.cli.serve", SimpleNamespace(serve_until_stopped=serve))
+    monkeypatch.delenv("IMAGE_EDITS_API_KEYS", raising=False)
+    words = ["serve", "--host", "gpu-box"]
+    assert CliRunner().invoke(main, words).exit_code == 0
+    monkeypatch.setenv("IMAGE_EDITS_API_KEYS", "secret")
+    assert CliRunner().invoke(main, words).exit_code == 0
+    assert served == [("gpu-box",), ()]
 
 
 def test_ctrl_c_has_its_status_in_every_command(monkeypatch: pytest.MonkeyPatch) -> None:

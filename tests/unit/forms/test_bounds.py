@@ -43,7 +43,7 @@ class Patient(Inverter):
 class Caller:
     def __init__(self, editor: Inverter, limits: LimitSettings = LIMITS) -> None:
         transport = httpx.ASGITransport(create_app(editor, AppSettings(limits=limits)))
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=60)
 
     async def edit(self, body: bytes | AsyncIterator[bytes] = BODY, **headers: str) -> httpx.Response:
         sent = {"content-type": CONTENT_TYPE, **{name.replace("_", "-"): value for name, value in headers.items()}}

@@ -341,7 +341,7 @@ class Caller:
 
     def __init__(self, app: ASGIApp, api_key: str = "none") -> None:
         headers = {"Authorization": f"Bearer {api_key}"}
-        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=headers)
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=headers)
 
     async def post(
         self, key: str | None = "k", values: tuple[int, ...] = (10, 20), query: str = "", **fields: str

@@ -183,6 +183,7 @@ async def leave_after_the_first_event(editor: Sleeper, *, reads: bool) -> list[M
 
     scope: Scope = {"type": "http", "method": "POST", "path": "/v1/images/edits", "root_path": ""}
     app = create_app(editor, AppSettings())
+    headers = [(b"host", b"localhost"), *headers]
     await asyncio.wait_for(app({**scope, "query_string": b"", "headers": headers}, receive, send), 10)
     return sent
 
