@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve_app.api import openapi
+from serve_app.api.answer_headers import AnswerHeadersMiddleware
 from serve_app.api.auth import AuthMiddleware
 from serve_app.api.cors import cors_middleware
 from serve_app.api.cross_origin import CrossOriginMiddleware
@@ -56,6 +57,7 @@ def create_app(
     keys = KeyRing(settings.auth)
     middleware = [
         *cors_middleware(settings.cors),
+        Middleware(AnswerHeadersMiddleware),
         Middleware(ErrorMiddleware),
         Middleware(AuthMiddleware, keys=keys),
         Middleware(CrossOriginMiddleware, settings=settings, needs_key=bool(keys)),

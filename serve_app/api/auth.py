@@ -38,8 +38,10 @@ class AuthMiddleware:
 
     def _authenticate(self, scope: Scope) -> str:
         """Return the name of the request's key. Raises Unauthorized, and logs it."""
-        sent = _parse_key(Headers(scope=scope).get("authorization", ""))
-        name = None if sent is None else self._keys.name_of(sent)
+        headers = Headers(scope=scope).getlist("authorization")
+        sent = [key for header in headers if (key := _parse_key(header)) is not None]
+        # Of two headers, a proxy in front may have checked the other one.
+        name = self._keys.name_of(sent[0]) if sent and len(headers) == 1 else None
         if name is not None:
             return name
         # The log does not hold the text that was sent: it may be a key with a typing error. Nor the path, which may
@@ -50,12 +52,16 @@ class AuthMiddleware:
             extra={
                 "request_id": scope["request_id"],
                 "client": None if client is None else client[0],
-                "with_key": sent is not None,
+                "with_key": bool(sent),
             },
         )
-        raise Unauthorized(
-            "An API key is required: send `Authorization: Bearer KEY`" if sent is None else "The API key is not valid"
-        )
+        raise Unauthorized(_complaint(len(headers), bool(sent)))
+
+
+def _complaint(headers: int, with_key: bool) -> str:
+    if headers > 1:
+        return f"One Authorization header is expected, not {headers}"
+    return "The API key is not valid" if with_key else "An API key is required: send `Authorization: Bearer KEY`"
 
 
 def path_of(scope: Scope) -> str:

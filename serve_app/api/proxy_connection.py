@@ -13,7 +13,8 @@ from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serve_app.errors import RETRY_AFTER_S, Overloaded
+from serve_app.api.request_target import RequestTargetMiddleware
+from serve_app.errors import RETRY_AFTER_S, EditError, InvalidInput, Overloaded
 from serve_app.responses.errors import error_response
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
@@ -54,9 +55,17 @@ class BoundedConnection(H11Protocol):
         self._stop_head_timer()
         super().connection_lost(exc)
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what h11 cannot read, or what has no `Host`, with the error body of this API in place of `msg`."""
+        message = "This is no valid HTTP request. HTTP/1.1 needs one Host header, and at most 64 KiB of headers"
+        self._answer(InvalidInput(message))
+
     def _refuse(self) -> None:
         message = f"{self.max_connections} connections are open, as many as are allowed"
-        error = Overloaded(message, retry_after_s=RETRY_AFTER_S)
+        self._answer(Overloaded(message, retry_after_s=RETRY_AFTER_S))
+
+    def _answer(self, error: EditError) -> None:
+        """Send the error and close the connection."""
         response = error_response(error)
         response.headers["Connection"] = "close"
         for event in (
@@ -84,6 +93,6 @@ def enable_bounds() -> None:
 
 
 def bound() -> list[Middleware]:
-    """Use BoundedConnection in this process, which is one of Serve's proxies. Returns no middleware."""
+    """Use BoundedConnection in this process, which is one of Serve's proxies. Return the middleware of a proxy."""
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedConnection.__name__}"
-    return []
+    return [Middleware(RequestTargetMiddleware)]

@@ -166,6 +166,22 @@ class TestHttp:
         found = talk(served.client.base, garbage)
         assert {answer.status for answer in found} <= {400, 404, 408, 501, 505}
 
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b"GET http://localhost/v1/models HTTP/1.1\r\nhost: localhost",
+            b"GET http://example.com/ HTTP/1.1\r\nhost: localhost",
+            b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443",
+            b"OPTIONS * HTTP/1.1\r\nhost: localhost",
+            b"GET /v1/models HTTP/1.1\r\nx: y",
+            b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nhost: localhost",
+        ],
+        ids=["own URL", "other URL", "tunnel", "star", "no host", "two hosts"],
+    )
+    def test_what_asks_for_no_path_or_has_not_one_host_has_the_error_body(self, served: Served, line: bytes):
+        answer = only(talk(served.client.base, line + b"\r\n\r\n"))
+        assert (answer.status, answer.code) == (400, "INVALID_INPUT")
+
     @pytest.mark.parametrize("header", ["origin: https://evil.example", "sec-fetch-site: cross-site"])
     def test_a_form_of_another_site_is_refused_unread(self, served: Served, header: str):
         answer = only(talk(served.client.base, head(f"{MULTIPART}content-length: 100000\r\n{header}\r\n")))

@@ -107,6 +107,25 @@ def png_noise() -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("method", "url", "fields"),
+    [
+        ("POST", "/v1/images/edits", {"prompt": "x"}),
+        ("POST", "/v1/images/edits", {"prompt": "x", "stream": "true"}),
+        ("POST", "/v1/images/edits?async=true", {"prompt": "x"}),
+        ("POST", "/v1/images/edits", {"prompt": "x", "n": "0"}),
+        ("GET", "/v1/jobs/unknown", None),
+        ("GET", "/v1/models", None),
+        ("GET", "/nothing", None),
+    ],
+)
+def test_no_answer_is_kept_or_taken_for_another_type(app: Starlette, method: str, url: str, fields: Any) -> None:
+    files = {"image": ("a.png", png(10))} if fields else None
+    headers = call(app, method, url, files=files, data=fields).headers
+    assert headers.get_list("cache-control") == ["no-store"]
+    assert headers.get_list("x-content-type-options") == ["nosniff"]
+
+
 def test_server_timing_is_in_milliseconds(app: Starlette) -> None:
     header = edit(app).headers["server-timing"]
     assert re.fullmatch(

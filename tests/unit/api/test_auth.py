@@ -68,6 +68,16 @@ def test_a_request_with_a_key_leaves_no_such_line(app: Starlette, caplog: pytest
     assert log_lines(caplog, "unauthorized") == []
 
 
+@pytest.mark.parametrize("others", [("Bearer beta",), ("Bearer alpha",), ("Token x",), ("",), ("Bearer beta", "x")])
+def test_of_several_keys_none_opens(app: Starlette, others: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> None:
+    headers = [("authorization", value) for value in ("Bearer alpha", *others)]
+    for sent in (headers, headers[::-1]):
+        response = call(app, "GET", "/v1/models", headers=sent)
+        assert (response.status_code, error_of(response)["code"]) == (401, "UNAUTHORIZED")
+        assert error_of(response)["message"] == f"One Authorization header is expected, not {len(headers)}"
+    assert [line["with_key"] for line in log_lines(caplog, "unauthorized")] == [True, True]
+
+
 @pytest.mark.parametrize("query", ["", "?async=true"])
 def test_an_edit_is_its_keys(app: Starlette, editor: Inverter, query: str) -> None:
     for key in ("alpha", "beta", "plain"):

@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api.proxy_connection import VALUE, BoundedConnection
+from serve_app.api.request_target import RequestTargetMiddleware
 from tests.http_server import listening
 from tests.raw_http import answers, connect, sent_until_refused, talk
 
@@ -69,6 +70,33 @@ class TestLength:
         found = talk(base, head(headers="".join(f"x-{k}: {'v' * 20}\r\n" for k in range(5000))), count=0)
         # Unread bytes reset the connection, and the answer may be lost with it.
         assert [answer.status for answer in found] in ([400], [])
+
+
+class TestReading:
+    @pytest.mark.parametrize(
+        "sent",
+        [
+            b"GET / HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n",
+            b"GET / HTTP/1.1\r\nhost: x\r\nno colon\r\n\r\n",
+            b"\x16\x03\x01\x02\x00",
+        ],
+        ids=["no host", "two hosts", "no colon", "TLS"],
+    )
+    def test_what_cannot_be_read_has_the_error_body(self, base: str, sent: bytes):
+        [answer] = talk(base, sent + b"\r\n\r\n")
+        assert (answer.status, answer.code) == (400, "INVALID_INPUT")
+        assert answer.headers["content-type"] == "application/json"
+
+    @pytest.mark.parametrize(
+        "line", ["GET http://x/", "GET https://x", "CONNECT x:80", "OPTIONS *"], ids=["http", "https", "host", "star"]
+    )
+    def test_what_is_no_path_has_the_error_body(self, line: str):
+        with listening(RequestTargetMiddleware(_late_length), BoundedConnection) as base:
+            for sent, status in ((f"{line} HTTP/1.1\r\nhost: x\r\n\r\n".encode(), 400), (head(), 200)):
+                [answer] = talk(base, sent, quiet_s=0.2)
+                assert answer.status == status
+                assert status == 200 or answer.code == "INVALID_INPUT"
 
 
 class TestTime:
@@ -152,7 +180,7 @@ def test_the_callback_changes_the_parser_of_its_process():
 import uvicorn
 from ray._common.utils import import_attr
 from ray.serve._private.http_util import validate_http_proxy_callback_return
-assert validate_http_proxy_callback_return(import_attr({VALUE!r})()) == []
+validate_http_proxy_callback_return(import_attr({VALUE!r})())
 config = uvicorn.Config("tests.http_server:listening")
 config.load()
 print(config.http_protocol_class.__name__)"""
