@@ -67,7 +67,7 @@ ONE_PER_TOKEN = StepCost(1.0, 0.0)
 class Condition:
     """The inputs that the variants of one picture share, and that are encoded once for all of them.
 
-    `reference`, `text_reference`, `crop`: as in Framing.
+    `reference`, `text_reference`, `output`, `crop`: as in Framing.
     """
 
     picture: Pixels
@@ -76,6 +76,7 @@ class Condition:
     """None if guidance is off."""
     reference: Size
     text_reference: Size
+    output: Size
     crop: Box
 
 
@@ -212,7 +213,7 @@ def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
 
 def _conditions(request: EditRequest, framings: Sequence[Framing], negative: str | None) -> tuple[Condition, ...]:
     return tuple(
-        Condition(picture, prompt, negative, framing.reference, framing.text_reference, framing.crop)
+        Condition(picture, prompt, negative, framing.reference, framing.text_reference, framing.output, framing.crop)
         for picture, prompt, framing in zip(request.images, request.prompts, framings, strict=True)
     )
 

@@ -127,15 +127,19 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
     def check(self, condition: Condition) -> None:
         """Raise InvalidInput for a text with more tokens than the model has positions. Fast, and safe on any thread."""
-        reference, seen, merge = condition.reference, condition.text_reference, self._patcher.merge_size
+        seen, merge = condition.text_reference, self._patcher.merge_size
         patches = self._patcher.get_number_of_image_patches(seen.height, seen.width, {})
-        longest_side = max(reference.width, reference.height) // self.geometry.multiple
-        positions = self.transformer.pos_embed.pos_freqs.shape[0] - longest_side - patches // merge**2
+        sides = [side for size in (condition.reference, condition.output) for side in (size.width, size.height)]
+        # A picture lies around position 0, and the text behind the longest half of a side.
+        half = max(sides) // self.geometry.multiple // 2
+        positions = self.transformer.pos_embed.pos_freqs.shape[0] - half - patches // merge**2
         for param in ("prompt", "negative_prompt"):
             tokens = len(self._tokenize(getattr(condition, param) or "", patches=1))
             if tokens > positions:
                 raise InvalidInput(
-                    f"{param}: the text has {tokens} tokens, more than this model's {positions}", param=param
+                    f"{param}: the text has {tokens} tokens, more than the {max(0, positions)} that this model has for "
+                    f"it beside an output of {condition.output}",
+                    param=param,
                 )
 
     @property

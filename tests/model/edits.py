@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from serve_app.engine.scheduler import Sample, expand
+from serve_app.engine.scheduler import Condition, QueuedRequest, Sample, expand
 from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, Pixels
 from tests.scenes import scene
@@ -31,12 +31,21 @@ def request(**fields) -> EditRequest:
     )
 
 
-def samples_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Sample]:
-    """Return the started samples of all requests, encoded in one call."""
-    queue = [
+def queue_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[QueuedRequest]:
+    return [
         expand(r, random_model.geometry, sequence=k, arrived_s=0, deadline_s=1, default_steps=5, default_guidance=4.0)
         for k, r in enumerate(requests)
     ]
+
+
+def condition_of(random_model: StepwiseQwenImageEditPipeline, request: EditRequest) -> Condition:
+    """Return the condition of the first picture."""
+    return queue_of(random_model, [request])[0].conditions[0]
+
+
+def samples_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Sample]:
+    """Return the started samples of all requests, encoded in one call."""
+    queue = queue_of(random_model, requests)
     conditions = [condition for request in queue for condition in request.conditions]
     encodings = dict(
         zip(map(id, conditions), random_model.encode(list(map(random_model.prepare, conditions))), strict=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from serve_app.models.pipeline import SampleState, StepwiseQwenImageEditPipeline
-from tests.model.edits import BOUND, edit, request, samples_of
+from tests.model.edits import BOUND, condition_of, edit, request, samples_of
 from tests.scenes import difference
 
 GPU, HOST = torch.device("meta"), torch.device("cpu")
@@ -86,7 +86,7 @@ def test_previews_and_results_leave_the_transformer_on_the_gpu(random_model, off
 
 def test_text_encoder_and_transformer_take_turns_on_the_gpu(random_model, offloaded):
     [sample] = samples_of(random_model, [request()])
-    prepared = random_model.prepare(sample.request.conditions[0])
+    prepared = random_model.prepare(condition_of(random_model, request()))
     for _ in range(2):
         # A GPU that holds no data cannot tell how long texts are, but it has been asked.
         with pytest.raises(NotImplementedError, match="meta"):

@@ -7,11 +7,12 @@ import torch
 from diffusers import QwenImageEditPipeline, QwenImageTransformer2DModel
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
-from serve_app.engine.scheduler import Condition, Shape
+from serve_app.engine.scheduler import Shape
 from serve_app.errors import InvalidInput, NotFinite, OutOfMemory
-from serve_app.images.geometry import WHOLE, Geometry, Size
+from serve_app.images.geometry import Geometry, Size
 from serve_app.models.pipeline import NATIVE_AREA, StepwiseQwenImageEditPipeline
-from tests.model.edits import BOUND, MIXED, edit, request, samples_of, step
+from serve_app.request import EditRequest
+from tests.model.edits import BOUND, MIXED, condition_of, edit, request, samples_of, step
 from tests.scenes import difference, scene
 
 # Of one aspect ratio: with `free`, the shape depends on the picture.
@@ -177,31 +178,36 @@ def test_a_sample_that_is_not_a_number_is_reported_and_does_not_touch_its_neighb
 
 
 class TestCheck:
-    def condition(self, prompt="x", negative_prompt=" ") -> Condition:
-        return Condition(scene(1), prompt, negative_prompt, Size(256, 256), Size(256, 256), WHOLE)
-
     def test_a_text_longer_than_the_positions_is_refused_by_name(self, random_model):
-        random_model.check(self.condition("字" * 1000))
+        random_model.check(condition_of(random_model, request(size=None, prompt="字" * 1000)))
         for name in ("prompt", "negative_prompt"):
             with pytest.raises(InvalidInput, match="tokens") as caught:
-                random_model.check(self.condition(**{name: "字" * 1330}))
+                random_model.check(condition_of(random_model, request(size=None, **{name: "字" * 1330})))
             assert caught.value.param == name
 
-    def test_the_longest_text_that_passes_goes_through_the_model(self, random_model):
+    @pytest.mark.parametrize(
+        "fields",
+        [{"size": None}, {"size": "2048x16"}, {"size": "16000x16", "fit": "free"}],
+        ids=["auto", "wide", "free"],
+    )
+    def test_the_longest_text_that_passes_goes_through_the_model(self, random_model, fields):
+        def edit_with(length: int) -> EditRequest:
+            return request(prompt="a" * length, guidance_scale=1.0, num_inference_steps=1, **fields)
+
         def passes(length: int) -> bool:
             try:
-                random_model.check(self.condition("a" * length))
+                random_model.check(condition_of(random_model, edit_with(length)))
             except InvalidInput:
                 return False
             return True
 
-        assert passes(3000)
-        assert not passes(4096)
-        low, high = 3000, 4096
+        low, high = 2500, 4000
+        assert passes(low)
+        assert not passes(high)
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if passes(middle) else (low, middle)
-        assert edit(random_model, [request(prompt="a" * low, guidance_scale=1.0, num_inference_steps=1)])
+        assert edit(random_model, [edit_with(low)])
 
 
 def test_the_template_is_dropped_up_to_the_picture(random_model):
@@ -230,7 +236,7 @@ def test_the_model_is_the_same_at_every_build(random_model):
 
 def test_the_text_encoder_has_a_pictures_tokens_on_their_grid(random_model):
     """Return the positions that transformers' own processor and model compute."""
-    condition = samples_of(random_model, [request(size=None)])[0].request.conditions[0]
+    condition = condition_of(random_model, request(size=None))
     [encoding] = random_model.encode([random_model.prepare(condition)])
     size = condition.reference
     picture = random_model.image_processor.resize(PIL.Image.fromarray(condition.picture), size.height, size.width)
@@ -254,7 +260,7 @@ def test_the_autoencoder_keeps_nothing_of_a_pass_that_ran_out_of_memory(half: st
 
     model = build_random_model()
     [sample] = samples_of(model, [request(num_inference_steps=2)])
-    prepared = [model.prepare(sample.request.conditions[0])]
+    prepared = [model.prepare(condition_of(model, request()))]
 
     def fail(module, args):
         raise torch.OutOfMemoryError("CUDA out of memory")

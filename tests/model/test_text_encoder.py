@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from tests.model.edits import request, samples_of
+from tests.model.edits import condition_of, request
 from tests.model.reading import GRIDS, PAD, picture_of, random_text_encoder, read, text_with
 
 
@@ -37,12 +37,8 @@ def test_a_guided_picture_goes_through_the_vision_tower_once(random_model):
     hook = random_model.text_encoder.model.visual.register_forward_pre_hook(
         lambda module, args: patches.append(len(args[0]))
     )
-    conditions = [
-        sample.request.conditions[0]
-        for sample in samples_of(random_model, [request(guidance_scale=each) for each in (4.0, 1.0)])
-    ]
-    prepared = [random_model.prepare(condition) for condition in conditions]
-    patches.clear()
+    requests = [request(guidance_scale=each) for each in (4.0, 1.0)]
+    prepared = [random_model.prepare(condition_of(random_model, each)) for each in requests]
     encodings = random_model.encode(prepared)
     hook.remove()
     assert [encoding.negative is None for encoding in encodings] == [False, True]
