@@ -200,8 +200,8 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             pad=self.tokenizer.pad_token_id,
             grid_positions=self.config.grid_positions,
         )
-        # Without the template's prefix.
-        rows = [row[self.prompt_template_encode_start_idx :] for row in rows]
+        # Without the template's prefix. Copies, since a view would keep the texts of the whole batch.
+        rows = [row[self.prompt_template_encode_start_idx :].clone() for row in rows]
         negatives = dict(zip(guided, rows[len(prepared) :], strict=True))
         return [(row, negatives.get(index)) for index, row in enumerate(rows[: len(prepared)])]
 
@@ -214,7 +214,8 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             with _clearing_cache_on_failure(self.vae):
                 latents = self._encode_vae_image(pixels, generator=None)
             rows = self._pack_latents(latents, len(indices), self._channels, *latents.shape[3:])
-            packed.update(zip(indices, rows.to(self.transformer.dtype), strict=True))
+            # Copies, since a view would keep the latents of the whole batch.
+            packed.update(zip(indices, (row.clone() for row in rows.to(self.transformer.dtype)), strict=True))
         return [packed[index] for index in range(len(prepared))]
 
     @property
@@ -269,10 +270,12 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             # The Euler step of FlowMatchEulerDiscreteScheduler, with each row's own sigmas.
             steps = plan.samples.per_token(moves) * velocity.float()
             moved = (latents.float() + steps).to(latents.dtype)
+            # Copies, since a sample that pauses would keep the latents of its whole batch.
+            rows, predictions = ([row.clone() for row in plan.samples.split(each)] for each in (moved, velocity))
             # Kernels run asynchronously: wait, so that errors and timings belong to this step.
             if moved.is_cuda:
                 torch.cuda.synchronize(moved.device)
-        for state, row, prediction in zip(states, plan.samples.split(moved), plan.samples.split(velocity), strict=True):
+        for state, row, prediction in zip(states, rows, predictions, strict=True):
             state.latents, state.velocity, state.step = row, prediction, state.step + 1
 
     def _plan(self, states: Sequence[SampleState]) -> "_Plan":
