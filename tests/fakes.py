@@ -51,6 +51,7 @@ class ArithmeticPipeline:
     on_prepare: Callable[[Condition], None] = lambda condition: None
     on_encode: Callable[[Sequence[Condition]], None] = lambda conditions: None
     on_preview: Callable[[Sequence[State]], None] = lambda states: None
+    on_decode: Callable[[Sequence[State]], None] = lambda states: None
     gate: threading.Event = field(default_factory=threading.Event)
     at_step: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     batches: list[list[State]] = field(default_factory=list)
@@ -107,6 +108,7 @@ class ArithmeticPipeline:
         ]
 
     def decode(self, states: Sequence[State]) -> list[Pixels]:
+        self.on_decode(states)
         if any(state.poisoned for state in states):
             raise NotFinite("the model produced values that are not numbers")
         return [self._picture(state) for state in states]

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, takewhile
 from typing import Any, TypeVar
 
 from serve_app.engine.admission import Admission
@@ -15,6 +16,28 @@ from serve_app.request import Pixels
 logger = logging.getLogger("ray.serve")
 
 R = TypeVar("R")
+
+
+class Allowance:
+    """What one call of a stage may hold, by what its samples `weigh`: anything, until memory runs out."""
+
+    def __init__(self, weigh: Callable[[Sample], float]) -> None:
+        self.weigh = weigh
+        self.most = math.inf
+
+    def forget(self) -> None:
+        """Allow calls of any size again, since other work may fit where this did not."""
+        self.most = math.inf
+
+    def learn(self, error: Exception, half: Sequence[Sample]) -> None:
+        """After OutOfMemory, allow no more than `half`, which is tried next."""
+        if isinstance(error, OutOfMemory):
+            self.most = min(self.most, sum(map(self.weigh, half)))
+
+    def count(self, samples: Sequence[Sample]) -> int:
+        """Return how many of the samples, from the first on, fit into one call: at least one."""
+        sums = accumulate(map(self.weigh, samples))
+        return max(1, sum(1 for _ in takewhile(lambda weight: weight <= self.most, sums)))
 
 
 class Stages:
@@ -30,8 +53,15 @@ class Stages:
         self._stall_s = stall_s
         self._clock = clock
         self._busy_since_s: float | None = None
-        self.memory_tokens = math.inf
+        self._encoding = Allowance(lambda sample: sample.shape.reference.pixels)
+        self._stepping = Allowance(lambda sample: sample.tokens)
+        # Of previews and of finished samples alike.
+        self._decoding = Allowance(lambda sample: sample.shape.output.pixels)
+
+    @property
+    def memory_tokens(self) -> float:
         """The most tokens of one forward, since memory has run out with more."""
+        return self._stepping.most
 
     def check_stall(self) -> None:
         """Raise DeviceLost if one call of the backend has run for more than `stall_s`. Any thread may call this."""
@@ -40,8 +70,9 @@ class Stages:
             raise DeviceLost(f"one stage has run for more than {self._stall_s:g} s")
 
     def forget_memory(self) -> None:
-        """Allow forwards of any size again, since other work may fit where this did not."""
-        self.memory_tokens = math.inf
+        """Allow calls of any size again, since other work may fit where this did not."""
+        for allowance in (self._encoding, self._stepping, self._decoding):
+            allowance.forget()
 
     def encode(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
         """Encode the picture and the texts of each sample."""
@@ -52,7 +83,7 @@ class Stages:
                 [(self._admission.request_of(sample).prepared or [])[sample.image_index] for sample in some]
             )
 
-        return self._isolated(call, samples)
+        return self._isolated(call, samples, self._encoding)
 
     def start(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
         """Create the state of each sample, whose picture must be encoded."""
@@ -61,12 +92,13 @@ class Stages:
             encodings = [self._admission.request_of(sample).encodings[sample.image_index] for sample in some]
             return [self._backend.start(*pair) for pair in zip(encodings, some, strict=True)]
 
-        return self._isolated(call, samples)
+        # Memory that runs out here is that of all states: smaller calls would not need less.
+        return self._isolated(call, samples, Allowance(lambda sample: sample.tokens))
 
     def step(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], None]]:
         """Take one denoising step of each sample: in one forward, or in several if memory runs out."""
         return self._isolated(
-            lambda some: self._backend.step([sample.state for sample in some]), samples, halved=self._remember_memory
+            lambda some: self._backend.step([sample.state for sample in some]), samples, self._stepping
         )
 
     def preview(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Pixels]]]:
@@ -75,20 +107,25 @@ class Stages:
         A failed preview is skipped and ends no request: a preview only reads the state, so the edit is not affected.
         """
         return self._isolated(
-            lambda some: self._backend.preview([sample.state for sample in some]), samples, fail=_log_preview
+            lambda some: self._backend.preview([sample.state for sample in some]),
+            samples,
+            self._decoding,
+            fail=_log_preview,
         )
 
     def decode(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Pixels]]]:
         """Decode samples that have taken their last step."""
-        return self._isolated(lambda some: self._backend.decode([sample.state for sample in some]), samples)
+        return self._isolated(
+            lambda some: self._backend.decode([sample.state for sample in some]), samples, self._decoding
+        )
 
     def _isolated(
         self,
         call: Callable[[Sequence[Sample]], R],
         samples: Sequence[Sample],
+        allowance: Allowance,
         *,
         fail: Callable[[Sample, Exception], None] | None = None,
-        halved: Callable[[Exception, Sequence[Sample]], None] = lambda error, half: None,
     ) -> Iterator[tuple[Sequence[Sample], R]]:
         def watched(some: Sequence[Sample]) -> R:
             self._busy_since_s = self._clock()
@@ -97,22 +134,20 @@ class Stages:
             finally:
                 self._busy_since_s = None
 
-        return isolate(
-            watched,
-            samples,
-            alive=self._admission.holds,
-            fail=fail or self._fail_request,
-            weigh=lambda sample: sample.tokens,
-            halved=halved,
-        )
+        while samples:
+            count = allowance.count(samples)
+            yield from isolate(
+                watched,
+                samples[:count],
+                alive=self._admission.holds,
+                fail=fail or self._fail_request,
+                weigh=allowance.weigh,
+                halved=allowance.learn,
+            )
+            samples = samples[count:]
 
     def _fail_request(self, sample: Sample, error: Exception) -> None:
         self._admission.fail(self._admission.request_of(sample), error)
-
-    def _remember_memory(self, error: Exception, half: Sequence[Sample]) -> None:
-        """After OutOfMemory, limit forwards to the tokens of `half` until `forget_memory` is called."""
-        if isinstance(error, OutOfMemory):
-            self.memory_tokens = min(self.memory_tokens, sum(sample.tokens for sample in half))
 
 
 def _log_preview(sample: Sample, error: Exception) -> None:

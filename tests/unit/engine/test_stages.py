@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 
-from serve_app.errors import OutOfMemory
-from tests.engines import TIMEOUT_S, alone, assert_same, engine, start, submit
+import pytest
+
+from serve_app.engine.requests import EditFuture, RunOptions
+from serve_app.errors import EditError, OutOfMemory
+from tests.engines import TIMEOUT_S, alone, assert_same, engine, start, submit, wait_until_prepared
 from tests.fakes import ArithmeticPipeline, Clock, State, edit_request, picture
 
 
@@ -37,6 +40,35 @@ def test_out_of_memory_halves_by_tokens_and_the_rest_of_the_work_stays_below():
     # Four wide ones and the small one, in one forward, once; then never more than fits.
     assert too_large == [4 * 24 + 8]
     assert {sum(state.sample.tokens for state in batch) for batch in pipeline.batches} <= {8, 24, 48, 56, 72, 80}
+
+
+@pytest.mark.parametrize("stage", ["encode", "preview", "decode"])
+def test_a_stage_that_ran_out_of_memory_stays_below_from_then_on(stage):
+    too_large: list[int] = []
+    # By the step at whose end they join. A long edit keeps the engine busy, which else would try four again.
+    rounds = {k: [edit_request(k + j, partial_images=1) for j in range(4)] for k in (10, 20)}
+    futures: list[EditFuture] = []
+
+    def limited(inputs: Sequence[object]) -> None:
+        if len(inputs) > 2:
+            too_large.append(len(inputs))
+            raise OutOfMemory("CUDA out of memory")
+
+    def arrive(states: Sequence[State]) -> None:
+        if requests := rounds.get(len(pipeline.batches)):
+            answers = running.submit(requests, [RunOptions(lambda event: None)] * 4)
+            futures.extend(answer for answer in answers if not isinstance(answer, EditError))
+            wait_until_prepared(running)
+
+    pipeline = ArithmeticPipeline(on_step=arrive)
+    setattr(pipeline, f"on_{stage}", limited)
+    with engine(pipeline) as running:
+        submit(running, edit_request(1, num_inference_steps=40))[0].result(TIMEOUT_S)
+        for future, request in zip(futures, [*rounds[10], *rounds[20]], strict=True):
+            assert_same(future.result(TIMEOUT_S), alone(request))
+        assert running.stats().failed == 0
+    assert max(len(batch) for batch in pipeline.batches) == 5
+    assert too_large == [4]
 
 
 def test_a_batch_is_whole_again_once_the_engine_was_idle():
