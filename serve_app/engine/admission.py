@@ -24,7 +24,7 @@ from serve_app.errors import (
     TooManySamples,
     TooMuchWork,
 )
-from serve_app.request import EditRequest, TokenCounts
+from serve_app.request import EditRequest, EditResult, TokenCounts
 from serve_app.settings import EngineSettings
 
 logger = logging.getLogger("ray.serve")
@@ -73,6 +73,8 @@ class Admission:
         # Guards the attributes below, and is notified when work arrives.
         self._lock = threading.Condition()
         self._active: dict[int, ActiveRequest] = {}
+        # Requests whose samples are all done, until picture threads have delivered their results.
+        self._delivering: dict[int, ActiveRequest] = {}
         self._sequence = 0
         self._counts: Counter[str] = Counter()
         self._closed = False
@@ -273,10 +275,23 @@ class Admission:
             sample.request.samples.remove(sample)
 
     def finish(self, active: ActiveRequest) -> None:
-        """Remove a request whose samples are all done."""
+        """Remove a request whose samples are all done from the engine's work. It stays open until it is delivered."""
         with self._lock:
             del self._active[active.queued.sequence]
-            self._counts["finished"] += 1
+            self._delivering[active.queued.sequence] = active
+
+    def settle(self, active: ActiveRequest, outcome: EditResult | EditError | None) -> None:
+        """Resolve a request after the delivery of one of its outputs; `outcome`: None while others are to come.
+
+        A request is counted by what its caller gets, and in the same moment.
+        """
+        with self._lock:
+            if isinstance(outcome, EditError):
+                active.reject(outcome)
+            elif outcome is not None:
+                active.resolve(outcome)
+            if active.future.done() and self._delivering.pop(active.queued.sequence, None) is not None:
+                self._counts[_outcome(active.future)] += 1
 
     def fail(self, active: ActiveRequest, error: Exception) -> None:
         """Remove a request with an error and count it as failed. Other requests continue."""
@@ -330,10 +345,16 @@ class Admission:
                 waiting=waiting,
                 running=running,
                 paused=max(0, open_samples - waiting - running),
-                open_requests=len(self._active),
+                open_requests=len(self._active) + len(self._delivering),
                 work_s=scheduler.work_s((active.queued for active in self._active.values()), self.policy),
                 oldest_waiting_s=max(ages_s, default=0.0),
             )
+
+
+def _outcome(future: EditFuture) -> str:
+    if future.cancelled():
+        return "cancelled"
+    return "finished" if future.exception() is None else "failed"
 
 
 def as_edit_error(error: Exception) -> EditError:

@@ -19,7 +19,7 @@ from serve_app.engine.stages import Stages
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import DeviceLost, EditError
 from serve_app.images.pixels import PICTURE_THREADS
-from serve_app.request import EditRequest, Pixels
+from serve_app.request import EditRequest, EditResult, Pixels
 from serve_app.settings import EngineSettings
 
 logger = logging.getLogger("ray.serve")
@@ -224,7 +224,16 @@ class EditEngine:
             if not request.queued.samples:
                 self._admission.finish(request)
         for request, sample, picture in finished:
-            request.deliver(self._pool, sample, _keep, request, sample, picture)
+            request.deliver(self._pool, sample, self._deliver, request, sample, picture)
+
+    def _deliver(self, request: ActiveRequest, sample: Sample, picture: Pixels) -> None:
+        """Deliver a picture to its request. Runs on a picture thread."""
+        outcome: EditResult | EditError | None
+        try:
+            outcome = request.keep(sample, picture)
+        except Exception as error:
+            outcome = as_edit_error(error)
+        self._admission.settle(request, outcome)
 
 
 def _send_preview(request: ActiveRequest, sample: Sample, preview_index: int, picture: Pixels) -> None:
@@ -233,11 +242,3 @@ def _send_preview(request: ActiveRequest, sample: Sample, preview_index: int, pi
         request.send_preview(sample, preview_index, picture)
     except Exception as error:
         logger.warning("Preview %d of an output failed: %r", preview_index, error)
-
-
-def _keep(request: ActiveRequest, sample: Sample, picture: Pixels) -> None:
-    """Deliver a picture to its request. Runs on a picture thread."""
-    try:
-        request.keep(sample, picture)
-    except Exception as error:
-        request.reject(as_edit_error(error))

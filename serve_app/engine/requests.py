@@ -92,31 +92,26 @@ class ActiveRequest:
         pixels = resize(picture, sample.result)
         self.notify(Preview(sample.image_index, sample.variant_index, preview_index, pixels))
 
-    def keep(self, sample: Sample, picture: Pixels) -> None:
-        """Store a finished sample's picture, notify the listener, and resolve the future with the last picture.
+    def keep(self, sample: Sample, picture: Pixels) -> EditResult | None:
+        """Store a finished sample's picture and notify the listener. Return the result, once all pictures are stored.
 
-        Several threads may call this at once.
+        Several threads may call this at once, and more than one may get the result.
         """
         place, pixels = (sample.image_index, sample.variant_index), resize(picture, sample.result)
         self.notify(Completed(*place, sample.seed, pixels, self.tokens[sample.image_index]))
         self.pixels[place] = pixels
-        # Two threads may both find the request complete; `_resolve` sets the result once.
-        if len(self.pixels) == self.request.outputs:
-            self._resolve()
+        return self._result() if len(self.pixels) == self.request.outputs else None
 
-    def _resolve(self) -> None:
+    def _result(self) -> EditResult:
         images, variants = len(self.request.images), self.request.n
         seeds = {(i, j): self.request.output_seed(i, j) for i in range(images) for j in range(variants)}
-        result = EditResult(
+        return EditResult(
             pixels=arrange(self.pixels, images, variants),
             seeds=arrange(seeds, images, variants),
             timings=self._timings(),
             batch=self.batch,
             tokens=TokenCounts.total(self.tokens, variants),
         )
-        # The caller may have cancelled since the engine last checked, or another thread may have resolved the future.
-        with suppress(InvalidStateError):
-            self.future.set_result(result)
 
     def _timings(self) -> Timings:
         joined_s = self.decoded_s if self.joined_s is None else self.joined_s
@@ -126,6 +121,11 @@ class ActiveRequest:
             denoise_s=self.decoded_s - joined_s - self.encode_s - self.decode_s,
             decode_s=self.decode_s,
         )
+
+    def resolve(self, result: EditResult) -> None:
+        """Resolve the future with the result, unless it is done already."""
+        with suppress(InvalidStateError):
+            self.future.set_result(result)
 
     def reject(self, error: EditError) -> None:
         """Resolve the future with an error, unless it is done already."""

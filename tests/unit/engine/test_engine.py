@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from serve_app.engine.requests import RunOptions
+from serve_app.engine.requests import EditFuture, RunOptions
 from serve_app.engine.scheduler import Condition
 from serve_app.errors import (
     DeadlineExceeded,
@@ -22,10 +22,11 @@ from serve_app.errors import (
     ReplicaStopping,
     TooManySamples,
 )
-from serve_app.events import Event, Progress
+from serve_app.events import Completed, Event, Progress
 from serve_app.request import BatchStats, EditRequest
 from tests.engines import CALIBRATION, TIMEOUT_S, alone, assert_same, engine, start, submit
 from tests.fakes import ArithmeticPipeline, Clock, State, edit_request, picture
+from tests.waiting import wait_until
 
 
 def mixed_requests() -> list[EditRequest]:
@@ -354,6 +355,70 @@ class TestLeaving:
             possible.result(TIMEOUT_S)
             assert running.stats().expired == 1
         assert sum(state.prompt == "prompt 1" for batch in pipeline.batches for state in batch) == 1
+
+
+class TestDelivery:
+    def test_an_edit_is_finished_once_it_is_delivered(self):
+        delivering, hold = threading.Event(), threading.Event()
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Completed):
+                delivering.set()
+                assert hold.wait(TIMEOUT_S)
+
+        with engine(ArithmeticPipeline()) as running:
+            [future] = running.submit([edit_request(1)], [RunOptions(listen)])
+            assert not isinstance(future, EditError)
+            assert delivering.wait(TIMEOUT_S)
+            submit(running, edit_request(2))[0].result(TIMEOUT_S)
+            assert (running.stats().finished, running.stats().open_requests) == (1, 1)
+            hold.set()
+            future.result(TIMEOUT_S)
+            assert (running.stats().finished, running.stats().open_requests) == (2, 0)
+
+    def test_one_that_cannot_be_delivered_has_failed(self):
+        def listen(event: Event) -> None:
+            if isinstance(event, Completed):
+                raise ValueError("secret /path")
+
+        with engine(ArithmeticPipeline()) as running:
+            [future] = running.submit([edit_request(1, n=3)], [RunOptions(listen)])
+            assert not isinstance(future, EditError)
+            with pytest.raises(GenerationError, match=r"^Image generation failed: internal error$"):
+                future.result(TIMEOUT_S)
+            wait_until(lambda: running.stats().open_requests == 0, "the request has left")
+            assert (running.stats().failed, running.stats().finished) == (1, 0)
+
+    def test_one_that_is_cancelled_meanwhile_is_cancelled(self):
+        futures: list[EditFuture] = []
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Completed):
+                futures[0].cancel()
+
+        with engine(ArithmeticPipeline(), start=False) as running:
+            [future] = running.submit([edit_request(1)], [RunOptions(listen)])
+            assert not isinstance(future, EditError)
+            futures.append(future)
+            running.start()
+            wait_until(lambda: running.stats().open_requests == 0, "the request has left")
+            assert (running.stats().cancelled, running.stats().finished) == (1, 0)
+
+    def test_an_engine_that_stops_delivers_what_is_done(self):
+        delivering, hold = threading.Event(), threading.Event()
+
+        def listen(event: Event) -> None:
+            if isinstance(event, Completed):
+                delivering.set()
+                assert hold.wait(TIMEOUT_S)
+
+        with engine(ArithmeticPipeline()) as running:
+            [future] = running.submit([edit_request(1)], [RunOptions(listen)])
+            assert not isinstance(future, EditError)
+            assert delivering.wait(TIMEOUT_S)
+            running.stop(timeout_s=0)
+            hold.set()
+            assert_same(future.result(TIMEOUT_S), alone(edit_request(1)))
 
 
 class TestAlone:
