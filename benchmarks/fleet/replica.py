@@ -5,6 +5,7 @@ of T tokens takes `max(knee, T) × seconds_per_token`; encoding, decoding and th
 """
 
 import math
+import weakref
 from dataclasses import dataclass
 
 from serve_app.engine.scheduler import Policy, QueuedRequest, Sample, Shape, plan, work_s
@@ -104,7 +105,7 @@ class Replica:
 def samples_of(entry: QueuedRequest, edit: Edit) -> list[Sample]:
     return [
         Sample(
-            request=entry,
+            request_ref=weakref.ref(entry),
             image_index=0,
             variant_index=variant,
             shape=edit.shape,

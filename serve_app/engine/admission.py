@@ -218,10 +218,10 @@ class Admission:
         return self._closed
 
     @property
-    def has_encoded(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether any request has begun, so that the engine has work without new arrivals."""
         with self._lock:
-            return any(active.encodings for active in self._active.values())
+            return any(active.queued.joined for active in self._active.values())
 
     def prepared(self) -> list[QueuedRequest]:
         """Drop requests that are cancelled, failed or too late; return the others whose pictures are prepared."""
@@ -273,6 +273,7 @@ class Admission:
         """Remove a decoded sample from its request."""
         with self._lock:
             sample.request.samples.remove(sample)
+            self.request_of(sample).release(sample)
 
     def finish(self, active: ActiveRequest) -> None:
         """Remove a request whose samples are all done from the engine's work. It stays open until it is delivered."""
@@ -358,8 +359,12 @@ def _outcome(future: EditFuture) -> str:
 
 
 def as_edit_error(error: Exception) -> EditError:
-    """Return the error for the caller. An unexpected error is logged, and its caller gets only `internal error`."""
+    """Return the error for the caller. An unexpected error is logged, and its caller gets only `internal error`.
+
+    The error has no traceback: that would keep the frames of the failed stage, and with them its tensors, for as long
+    as the caller keeps the error.
+    """
     if isinstance(error, EditError):
-        return error
+        return error.with_traceback(None)
     logger.error("An edit failed", exc_info=error)
     return GenerationError("internal error")

@@ -111,7 +111,7 @@ class EditEngine:
         """Block until the engine has work. Returns False once it has to stop."""
         if self._admission.is_empty:
             self._stages.forget_memory()
-        if self._admission.has_encoded:
+        if self._admission.has_begun:
             return not self._admission.is_closed
         return self._admission.wait_for_work()
 

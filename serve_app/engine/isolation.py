@@ -48,7 +48,8 @@ def isolate(
             if len(some) == 1:
                 fail(some[0], error)
                 continue
-            logger.warning("A stage failed over %d items (%r); trying halves", len(some), error)
+            # As text: whoever keeps the error keeps the stage's frames, and with them its tensors.
+            logger.warning("A stage failed over %d items (%s); trying halves", len(some), repr(error))
             middle = _middle(list(map(weigh, some)))
             halved(error, some[:middle])
             pending[:0] = [some[:middle], some[middle:]]

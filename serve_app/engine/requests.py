@@ -46,7 +46,7 @@ class ActiveRequest:
     tokens: list[TokenCounts] = field(default_factory=list)
     """The tokens of one output of each picture, known once all pictures are prepared."""
     encodings: dict[int, Any] = field(default_factory=dict)
-    """The backend's encodings by picture, shared by the picture's variants."""
+    """The backend's encodings by picture, shared by the picture's variants, until all of them are done."""
     pixels: dict[tuple[int, int], Pixels] = field(default_factory=dict)
     """Finished outputs by (image, variant), at the size of the result."""
     deliveries: dict[tuple[int, int], Future[None]] = field(default_factory=dict)
@@ -91,6 +91,12 @@ class ActiveRequest:
         """Send the listener a preview at the size of the result."""
         pixels = resize(picture, sample.result)
         self.notify(Preview(sample.image_index, sample.variant_index, preview_index, pixels))
+
+    def release(self, sample: Sample) -> None:
+        """Let go of what the model keeps for a sample that is done, and for its picture once all variants are done."""
+        sample.state = None
+        if all(other.image_index != sample.image_index for other in self.queued.samples):
+            del self.encodings[sample.image_index]
 
     def keep(self, sample: Sample, picture: Pixels) -> EditResult | None:
         """Store a finished sample's picture and notify the listener. Return the result, once all pictures are stored.

@@ -6,6 +6,7 @@ every step and runs the batch that it returns.
 
 import heapq
 import math
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -88,7 +89,8 @@ class Sample:
     `result`: the size that the caller gets.
     """
 
-    request: "QueuedRequest"
+    request_ref: "weakref.ref[QueuedRequest]"
+    """A request holds its samples and not they it, so that all that was made for it is freed once it leaves."""
     image_index: int
     variant_index: int
     shape: Shape
@@ -106,11 +108,19 @@ class Sample:
     """The backend's state of the sample; opaque to the scheduler."""
 
     @property
+    def request(self) -> "QueuedRequest":
+        """Return the sample's request. Raises ReferenceError if nobody holds the request any more."""
+        request = self.request_ref()
+        if request is None:
+            raise ReferenceError("the request of this sample is gone")
+        return request
+
+    @property
     def steps_left(self) -> int:
         return self.steps - self.steps_done
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class QueuedRequest:
     """A request as the scheduler sees it; `samples`: those that are not finished, in output order."""
 
@@ -186,7 +196,7 @@ def expand(
         rows, tokens = 1 if negative is None else 2, shape.tokens(geometry.multiple)
         queued.samples += [
             Sample(
-                request=queued,
+                request_ref=weakref.ref(queued),
                 image_index=index,
                 variant_index=variant,
                 shape=shape,

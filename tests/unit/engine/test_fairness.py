@@ -134,6 +134,7 @@ class Simulation:
         self.clock.now_s += sum(sample.flops for sample in batch) * self._rate
         for sample in batch:
             sample.encoded = sample.request.joined = True
+            self._admission.request_of(sample).encodings[sample.image_index] = None
             sample.steps_done += 1
             step_s = sample.flops * self._rate
             self.outcome.busy_s += step_s
