@@ -73,14 +73,14 @@ class ArithmeticPipeline:
         if len(condition.prompt) > 1000:
             raise InvalidInput("prompt: too long", param="prompt")
 
-    def prepare(self, condition: Condition) -> Condition:
+    def prepare(self, condition: Condition) -> Any:
         self.on_prepare(condition)
         return condition
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())
 
-    def encode(self, conditions: Sequence[Condition]) -> list[Condition]:
+    def encode(self, conditions: Sequence[Any]) -> list[Condition]:
         self.on_encode(conditions)
         self.encoded += conditions
         return list(conditions)

@@ -50,7 +50,7 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600)
 
 EDITOR_METRICS = (
     Metric("waiting_samples", "gauge", "samples accepted and not yet encoded"),
-    Metric("preparing_samples", "gauge", "waiting samples whose images are not prepared yet"),
+    Metric("preparing_samples", "gauge", "waiting samples whose images are being prepared for the model"),
     Metric("running_samples", "gauge", "samples in the present forward"),
     Metric("paused_samples", "gauge", "samples encoded, and not in the present forward"),
     Metric("oldest_waiting_seconds", "gauge", "age of the oldest request with a waiting sample; 0 if none is waiting"),

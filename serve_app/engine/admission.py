@@ -91,10 +91,12 @@ class Admission:
         options = options or [RunOptions()] * len(requests)
         expanded = [self._expand(*pair) for pair in zip(requests, options, strict=True)]
         with self._lock:
-            return [
+            answers = [
                 queued if isinstance(queued, EditError) else self._admit(ActiveRequest(request, queued, run.listener))
                 for request, queued, run in zip(requests, expanded, options, strict=True)
             ]
+            self._prepare_first()
+            return answers
 
     def _expand(self, request: EditRequest, options: RunOptions) -> QueuedRequest | EditError:
         now_s = self._clock()
@@ -126,7 +128,6 @@ class Admission:
         queued.sequence, self._sequence = self._sequence, self._sequence + 1
         self._active[queued.sequence] = active
         self._counts.update(requests=1, samples=len(queued.samples))
-        self._executor.submit(self._prepare, active)
         return active.future
 
     def _exceeded_queue(self, queued: QueuedRequest) -> Overloaded | None:
@@ -176,19 +177,61 @@ class Admission:
         )
         return TooManySamples(message, retry_after_s=seconds)
 
+    # ---- preparing pictures ----
+
+    def prepare_next(self) -> None:
+        """Prepare the pictures of the requests that can join next, while the engine works."""
+        with self._lock:
+            self._prepare_first()
+
+    def _prepare_first(self) -> None:
+        """Prepare the pictures of the requests whose samples would fill the next batch.
+
+        A prepared picture is many times as large as the picture, so those of a long queue would not fit into memory.
+        """
+        for active in self._first(self._active.values(), self.policy.max_samples):
+            if active.prepared is None and not active.is_preparing:
+                active.is_preparing = True
+                self._executor.submit(self._prepare, active)
+
+    def _drop_overtaken(self) -> None:
+        """Drop prepared pictures of requests that others have overtaken; they are prepared again when it is their turn.
+
+        Twice as many stay as are prepared ahead, so that most of the overtaken are not prepared twice.
+        """
+        prepared = [active for active in self._prepared() if not active.queued.joined]
+        kept = self._first(prepared, 2 * self.policy.max_samples)
+        for active in prepared:
+            if active not in kept:
+                active.prepared = None
+
+    def _first(self, requests: Iterable[ActiveRequest], samples: int) -> list[ActiveRequest]:
+        """Return the first of `requests` in order, up to the one that has the last of so many waiting samples."""
+        first: list[ActiveRequest] = []
+        waiting = [active.queued for active in requests if active.queued.waiting]
+        for queued in scheduler.in_order(waiting, self.policy, self._clock()):
+            if samples <= 0:
+                break
+            samples -= queued.waiting
+            first.append(self._active[queued.sequence])
+        return first
+
     def _prepare(self, active: ActiveRequest) -> None:
         """Prepare the pictures of a request, so that it can join. Runs on a picture thread."""
-        prepared: list[Any] = []
+        prepared: dict[int, Any] = {}
+        tokens: list[TokenCounts] = []
         try:
             for index, condition in enumerate(active.queued.conditions):
                 if active.future.done():
                     break
-                prepared.append(self._model.backend.prepare(condition))
-                active.tokens.append(self._count_tokens(condition, active.queued.samples[index * active.request.n]))
+                prepared[index] = self._model.backend.prepare(condition)
+                tokens.append(self._count_tokens(condition, active.queued.samples[index * active.request.n]))
         except Exception as error:
             self.fail(active, error)
         with self._lock:
-            active.prepared = prepared
+            active.prepared, active.tokens, active.is_preparing = prepared, tokens, False
+            # If this request has failed, another takes its place.
+            self._prepare_first()
             self._lock.notify_all()
 
     def _count_tokens(self, condition: Condition, sample: Sample) -> TokenCounts:
@@ -206,7 +249,7 @@ class Admission:
         """Block until a request can join. Returns False once admission is closed."""
         with self._lock:
             self._lock.wait_for(lambda: self._closed or self._prepared())
-            self._lock.wait_for(lambda: self._closed or self._all_prepared(), _GATHER_PREPARED_S)
+            self._lock.wait_for(lambda: self._closed or not self._is_preparing(), _GATHER_PREPARED_S)
             return not self._closed
 
     @property
@@ -227,13 +270,15 @@ class Admission:
         """Drop requests that are cancelled, failed or too late; return the others whose pictures are prepared."""
         with self._lock:
             self._drop_departed()
+            self._drop_overtaken()
+            self._prepare_first()
             return [active.queued for active in self._prepared()]
 
     def _prepared(self) -> list[ActiveRequest]:
         return [active for active in self._active.values() if active.prepared is not None]
 
-    def _all_prepared(self) -> bool:
-        return len(self._prepared()) == len(self._active)
+    def _is_preparing(self) -> bool:
+        return any(active.is_preparing for active in self._active.values())
 
     def _drop_departed(self) -> None:
         now_s, best = self._clock(), self._best_case
@@ -342,7 +387,7 @@ class Admission:
             ages_s = [now_s - active.queued.arrived_s for active in self._active.values() if active.queued.waiting]
             return EngineStats(
                 **self._counts,
-                preparing=sum(active.queued.waiting for active in self._active.values() if active.prepared is None),
+                preparing=sum(active.queued.waiting for active in self._active.values() if active.is_preparing),
                 waiting=waiting,
                 running=running,
                 paused=max(0, open_samples - waiting - running),

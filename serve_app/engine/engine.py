@@ -154,10 +154,12 @@ class EditEngine:
         for some, encodings in self._stages.encode(list(firsts.values())):
             self._admission.count(encoded_images=len(some))
             for sample, encoding in zip(some, encodings, strict=True):
-                self._admission.request_of(sample).encodings[sample.image_index] = encoding
+                self._admission.request_of(sample).keep_encoding(sample.image_index, encoding)
         for some, states in self._stages.start(samples):
             for sample, state in zip(some, states, strict=True):
                 sample.state, sample.encoded = state, True
+        if samples:
+            self._admission.prepare_next()
         elapsed_s = self._clock() - start_s
         for request in requests:
             request.encode_s += elapsed_s

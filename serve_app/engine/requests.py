@@ -41,8 +41,13 @@ class ActiveRequest:
     queued: QueuedRequest
     listener: Listener | None = None
     future: EditFuture = field(default_factory=Future)
-    prepared: list[Any] | None = None
-    """The backend's prepared inputs by picture. None until all are prepared; no sample may join before."""
+    is_preparing: bool = False
+    """Whether a picture thread prepares the pictures, or will once it is free."""
+    prepared: dict[int, Any] | None = None
+    """The backend's prepared inputs of the pictures that are not encoded yet, by picture.
+
+    None until all are prepared; no sample may join before.
+    """
     tokens: list[TokenCounts] = field(default_factory=list)
     """The tokens of one output of each picture, known once all pictures are prepared."""
     encodings: dict[int, Any] = field(default_factory=dict)
@@ -91,6 +96,12 @@ class ActiveRequest:
         """Send the listener a preview at the size of the result."""
         pixels = resize(picture, sample.result)
         self.notify(Preview(sample.image_index, sample.variant_index, preview_index, pixels))
+
+    def keep_encoding(self, image_index: int, encoding: Any) -> None:
+        """Store the encoding of a picture, in place of its prepared inputs."""
+        self.encodings[image_index] = encoding
+        if self.prepared is not None:
+            del self.prepared[image_index]
 
     def release(self, sample: Sample) -> None:
         """Let go of what the model keeps for a sample that is done, and for its picture once all variants are done."""

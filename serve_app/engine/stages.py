@@ -80,7 +80,7 @@ class Stages:
         def call(some: Sequence[Sample]) -> Sequence[Any]:
             # The scheduler plans only samples whose requests are prepared.
             return self._backend.encode(
-                [(self._admission.request_of(sample).prepared or [])[sample.image_index] for sample in some]
+                [(self._admission.request_of(sample).prepared or {})[sample.image_index] for sample in some]
             )
 
         return self._isolated(call, samples, self._encoding)

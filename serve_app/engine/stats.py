@@ -23,7 +23,7 @@ class EngineStats:
     failed: int = 0
     refused: int = 0
     preparing: int = 0
-    """Waiting samples whose pictures are not prepared yet."""
+    """Waiting samples whose pictures are being prepared."""
     waiting: int = 0
     running: int = 0
     paused: int = 0
