@@ -34,7 +34,7 @@ from serve_app.images.geometry import (
     check_picture_size,
     is_shrunk,
 )
-from serve_app.images.pixels import convert
+from serve_app.images.pixels import convert, naming
 from serve_app.settings import LimitSettings
 
 MAX_VARIANTS = 10
@@ -150,10 +150,14 @@ class EditParams(BaseModel):
 class EditRequest(EditParams):
     """A caller's edit. `images` may be PIL pictures or uint8 RGB arrays, and are stored as arrays.
 
+    `references`: pictures that the edits look at beside their own: a list for every image, or a list of lists, one for
+    each image. They are stored for each image.
+
     Raises InvalidInput, whose `param` names the first invalid field.
     """
 
     images: tuple[Pixels, ...]
+    references: tuple[tuple[Pixels, ...], ...] = ()
     original_sizes: tuple[Annotated[Size, BeforeValidator(_as_size)], ...] | None = None
     """The size of each picture before it was shrunk, from which `size` counts. None: the images are as they were."""
     caller: str | None = Field(None, min_length=1, max_length=256)
@@ -173,6 +177,22 @@ class EditRequest(EditParams):
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"images must be a list of pictures, not {type(value).__name__}")
         return tuple(as_pixels(image, index) for index, image in enumerate(value))
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _check_references(cls, value: Any, info: ValidationInfo) -> tuple[tuple[Pixels, ...], ...]:
+        images = len(info.data.get("images", ()))
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"must be a list of pictures, or of such lists, not {type(value).__name__}")
+        nested = [isinstance(item, (list, tuple)) for item in value]
+        if not any(nested):
+            shared = _as_references(value)
+            return (shared,) * images if shared else ()
+        if not all(nested):
+            raise ValueError("must be a list of pictures, or of such lists, not both")
+        if len(value) != images:
+            raise ValueError(f"{len(value)} lists for {images} images; send one for each image, or pictures for all")
+        return tuple(map(_as_references, value)) if any(value) else ()
 
     @field_validator("original_sizes")
     @classmethod
@@ -207,13 +227,20 @@ class EditRequest(EditParams):
         return self.original_sizes or tuple(map(size_of, self.images))
 
     @property
+    def references_by_image(self) -> tuple[tuple[Pixels, ...], ...]:
+        """The references of each picture, in order."""
+        return self.references or ((),) * len(self.images)
+
+    @property
     def outputs(self) -> int:
         return len(self.images) * self.n
 
     @property
     def picture_bytes(self) -> int:
         """Bytes of the decoded pictures in memory, and of the outputs that are as large as the pictures were."""
-        return sum(image.nbytes for image in self.images) + _PIXEL_BYTES * original_pixels(self, self.sizes)
+        pictures = {id(picture): picture for pictures in (self.images, *self.references) for picture in pictures}
+        decoded = sum(picture.nbytes for picture in pictures.values())
+        return decoded + _PIXEL_BYTES * original_pixels(self, self.sizes)
 
     def output_seed(self, image_index: int, variant_index: int) -> int:
         """Return the seed of one output: the request's seed plus the output's place in output order."""
@@ -235,6 +262,11 @@ def as_pixels(image: Any, index: int) -> Pixels:
     raise ValueError(
         f"Invalid image format at index {index}: expected a PIL image or a uint8 array of height × width × 3"
     )
+
+
+def _as_references(pictures: Sequence[Any]) -> tuple[Pixels, ...]:
+    with naming("references"):
+        return tuple(as_pixels(picture, index) for index, picture in enumerate(pictures))
 
 
 def invalid_input(error: ValidationError) -> InvalidInput:
@@ -262,11 +294,23 @@ def check_limits(request: EditRequest, limits: LimitSettings) -> None:
         )
     for index, size in enumerate(request.sizes):
         check_picture_size(size, index, limits)
+    with naming("references"):
+        for pictures in request.references:
+            check_references(len(pictures), limits)
+            for index, picture in enumerate(pictures):
+                check_picture_size(size_of(picture), index, limits)
     if isinstance(request.size, Size) and request.size.aspect_ratio > limits.max_aspect_ratio:
         raise InvalidInput(
             f"size: {request.size} has an aspect ratio above {limits.max_aspect_ratio:g}:1", param="size"
         )
     check_original_size(request, request.sizes, limits)
+
+
+def check_references(count: int, limits: LimitSettings) -> None:
+    """Raise InvalidInput for more references than one edit may have."""
+    if count > limits.max_references:
+        message = f"references: at most {limits.max_references} are allowed for each image, not {count}"
+        raise InvalidInput(message, param="references")
 
 
 def original_pixels(params: EditParams, pictures: Sequence[Size]) -> int:

@@ -152,6 +152,7 @@ class LimitSettings(Settings):
     """The limits beyond which requests are refused."""
 
     max_images: int = Field(16, ge=1, description="pictures in one request")
+    max_references: int = Field(4, ge=0, description="pictures that one edit looks at beside its own")
     max_outputs: int = Field(64, ge=1, description="outputs of one request: pictures × n")
     max_file_bytes: int = Field(50 * 2**20, ge=1, description="bytes of one picture file")
     max_request_bytes: int = Field(128 * 2**20, ge=1, description="bytes of one request body")

@@ -13,7 +13,7 @@ from tests.ports import free_port
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-    from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+    from serve_app.models.families import StepwiseQwenImageEditPipeline
 
 
 @pytest.fixture(scope="session")

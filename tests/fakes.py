@@ -86,7 +86,7 @@ class ArithmeticPipeline:
         return list(conditions)
 
     def start(self, encoding: Condition, sample: Sample) -> State:
-        base = int(encoding.picture.astype(int).sum())
+        base = sum(index * int(each.picture.astype(int).sum()) for index, each in enumerate(encoding.references, 1))
         return State(encoding.prompt, base, sample.seed, sample.steps, sample.guidance, sample)
 
     def step(self, states: Sequence[State]) -> None:

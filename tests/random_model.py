@@ -4,6 +4,8 @@ The weights are fixed, and scaled so that the result depends strongly on picture
 trained model edits every picture alike and would hide some mix-ups.
 """
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from tokenizers.pre_tokenizers import ByteLevel
@@ -14,30 +16,40 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline, StepwiseQwenImageEditPlusPipeline
 from training.parts import SPECIAL_TOKENS, build_scheduler, build_text_encoder
 
 NATIVE_AREA = 256 * 256
+TEXT_AREA = 112 * 112
 _WEIGHTS_SEED = 20260101
 _HIDDEN_SIZE = 64
 
 
 def build_random_model() -> StepwiseQwenImageEditPipeline:
     """Build the pipeline on the CPU in float32, with the same weights at every call."""
+    return StepwiseQwenImageEditPipeline(**_parts(zero_cond_t=False), native_area=NATIVE_AREA)
+
+
+def build_random_plus_model(zero_cond_t: bool = True) -> StepwiseQwenImageEditPlusPipeline:
+    """As `build_random_model`, of the Plus classes. `zero_cond_t`: as in 2511; 2509 has it not."""
+    parts = _parts(zero_cond_t)
+    return StepwiseQwenImageEditPlusPipeline(**parts, native_area=NATIVE_AREA, text_area=TEXT_AREA)
+
+
+def _parts(zero_cond_t: bool) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_WEIGHTS_SEED)
         tokenizer = _tokenizer()
-        vae, transformer = _vae(), _transformer()
+        vae, transformer = _vae(), _transformer(zero_cond_t)
         _strengthen(vae, transformer)
-        return StepwiseQwenImageEditPipeline(
-            scheduler=build_scheduler(),
-            vae=vae,
-            text_encoder=build_text_encoder(tokenizer, width=_HIDDEN_SIZE, heads=4, rope_section=(2, 3, 3)),
-            tokenizer=tokenizer,
-            processor=Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor()),
-            transformer=transformer,
-            native_area=NATIVE_AREA,
-        )
+        return {
+            "scheduler": build_scheduler(),
+            "vae": vae,
+            "text_encoder": build_text_encoder(tokenizer, width=_HIDDEN_SIZE, heads=4, rope_section=(2, 3, 3)),
+            "tokenizer": tokenizer,
+            "processor": Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor()),
+            "transformer": transformer,
+        }
 
 
 def _tokenizer() -> Qwen2Tokenizer:
@@ -62,13 +74,14 @@ def _vae() -> AutoencoderKLQwenImage:
     ).eval()
 
 
-def _transformer() -> QwenImageTransformer2DModel:
+def _transformer(zero_cond_t: bool) -> QwenImageTransformer2DModel:
     return QwenImageTransformer2DModel(
         num_layers=4,
         attention_head_dim=32,
         num_attention_heads=4,
         joint_attention_dim=_HIDDEN_SIZE,
         axes_dims_rope=(8, 12, 12),
+        zero_cond_t=zero_cond_t,
     ).eval()
 
 

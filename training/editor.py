@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.models.packed import Grid, Layout, RowShape
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from training.edits import Edits, edits_of, embed, half
 from training.loop import batches, train
 from training.recipe import Run

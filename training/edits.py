@@ -9,7 +9,7 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from training.data import example
 from training.instructions import INSTRUCTIONS
 from training.recipe import Run, Stage

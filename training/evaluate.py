@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from serve_app.engine.scheduler import Sample, expand
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.models.loading import BUILTIN_GUIDANCE, BUILTIN_STEPS
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest
 from training.instructions import IDENTITY, INSTRUCTIONS, Instruction
 from training.photos import Held, evaluation_pictures

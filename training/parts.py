@@ -25,8 +25,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.models.patches import skip_absent_frames
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
 from training.recipe import Recipe
 
 LATENT_CHANNELS = 16

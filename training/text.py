@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from training.edits import NO_INSTRUCTION, edits_of, embed, half
 from training.loop import batches, train
 from training.recipe import Run

@@ -16,7 +16,7 @@ REPLICAS = 3
 SENDERS = (1, 4)
 
 # Equal in tokens, so that a forward of any takes the same time.
-SQUARE, _WIDE, _TALL = (Shape(size, size) for size in (Size(64, 64), Size(128, 32), Size(32, 128)))
+SQUARE, _WIDE, _TALL = (Shape(size, (size,)) for size in (Size(64, 64), Size(128, 32), Size(32, 128)))
 SHAPES = {"one": [SQUARE], "three": [SQUARE, _WIDE, _TALL]}
 # By knee, in place of the 0.646 s of an H100. More merging means more requests a second, each of which costs CPU.
 STEP_S = {1: 0.04, 4: 0.06}

@@ -14,7 +14,7 @@ HOUR_S = 3600.0
 _SIDE = 1024
 TOKENS = 2 * 2 * (_SIDE // 16) ** 2
 H100 = Speed(seconds_per_token=0.646 / TOKENS, knee_tokens=TOKENS, startup_s=120.0)
-SQUARE, WIDE, TALL = (Shape(size, size) for size in (Size(1024, 1024), Size(1360, 768), Size(768, 1360)))
+SQUARE, WIDE, TALL = (Shape(size, (size,)) for size in (Size(1024, 1024), Size(1360, 768), Size(768, 1360)))
 
 # The mixture: 40 % of 8 steps and 60 % of 50; 1, 2 or 4 samples.
 _STEPS, _SAMPLES = ((8, 50), (40, 60)), ((1, 2, 4), (60, 25, 15))

@@ -97,7 +97,7 @@ def handle_of(app: str) -> DeploymentHandle:
 
 
 def request_of(edit: Edit, seed: int) -> EditRequest:
-    size = edit.shape.reference
+    [size] = edit.shape.references
     image = picture(seed, size.width, size.height)
     return edit_request(seed, images=[image], n=edit.samples, num_inference_steps=edit.steps)
 

@@ -73,7 +73,7 @@ class WaitingPipeline:
 
 def _result(condition: Condition, sample: Sample) -> Pixels:
     size = sample.shape.output
-    values = (int(condition.picture.sum()), condition.prompt, sample.seed, sample.steps, sample.guidance)
+    values = (int(condition.references[0].picture.sum()), condition.prompt, sample.seed, sample.steps, sample.guidance)
     # Not `hash`, which differs from process to process.
     color = zlib.crc32(repr(values).encode()).to_bytes(4, "big")[:3]
     return np.full((size.height, size.width, 3), list(color), np.uint8)

@@ -18,8 +18,9 @@ from benchmarks.gpu.report import Row
 from benchmarks.markdown import table
 from serve_app.engine.scheduler import Sample, expand
 from serve_app.images.geometry import Size
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.models.packed import VarlenAttention, pack
-from serve_app.models.pipeline import Encoding, SampleState, StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import Encoding, SampleState
 from serve_app.models.vision import attend_at_once, merge_windows
 from serve_app.request import EditRequest
 

@@ -16,7 +16,8 @@ from benchmarks.gpu.model import ModelSize
 from benchmarks.gpu.prompts import BLANK
 from serve_app.engine.scheduler import QueuedRequest, expand
 from serve_app.images.geometry import Size
-from serve_app.models.pipeline import SampleState, StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import SampleState
 from serve_app.request import EditRequest, Pixels
 
 GUIDANCE = 4.0

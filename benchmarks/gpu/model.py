@@ -21,7 +21,7 @@ from transformers import (
 
 from benchmarks.gpu.floor import TransformerCost
 from benchmarks.gpu.prompts import PROMPT, SENTENCES
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from training.parts import build_scheduler, build_tokenizer
 
 _WEIGHTS_SEED = 20260101

@@ -10,7 +10,7 @@ from benchmarks.gpu.fake import CUDA, FakeCuda
 from benchmarks.gpu.launches import EIGHT, LONE, MIXES, Edit, build, computed_flop, count_stages, count_step, report
 from benchmarks.gpu.model import SIZES
 from serve_app.images.geometry import Size
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 
 Published = tuple[FakeCuda, StepwiseQwenImageEditPipeline]
 

@@ -14,7 +14,7 @@ from serve_app.deployments.autoscaling import Load
 from serve_app.engine.scheduler import QueuedRequest, Shape
 from serve_app.images.geometry import Size
 
-SQUARE, WIDE = (Shape(Size(*size), Size(*size)) for size in ((64, 64), (128, 64)))
+SQUARE, WIDE = (Shape(Size(*size), (Size(*size),)) for size in ((64, 64), (128, 64)))
 TOKENS = 100
 # A step takes a second, with up to two samples in it.
 SPEED = Speed(seconds_per_token=1 / (2 * TOKENS), knee_tokens=2 * TOKENS, startup_s=60)

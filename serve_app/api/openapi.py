@@ -34,7 +34,7 @@ from serve_app.forms import fields, json_body, multipart
 from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KEY_PATTERN, MAX_KEY_CHARS, REPLAYED
 from serve_app.responses import schemas
 from serve_app.responses.edits import IGNORED
-from serve_app.settings import AppSettings, ModelSettings
+from serve_app.settings import AppSettings, LimitSettings, ModelSettings
 
 Schema = dict[str, Any]
 
@@ -288,6 +288,7 @@ def _require_key(operation: Schema) -> None:
 
 
 _BATCH = f"a batch: each picture is edited on its own. {READ_FORMATS_TEXT}"
+_REFERENCES = "pictures that every edit looks at beside its own, if the model takes several"
 
 
 def _edit_form(settings: AppSettings) -> Schema:
@@ -298,12 +299,20 @@ def _edit_form(settings: AppSettings) -> Schema:
         "minItems": 1,
         "maxItems": settings.limits.max_images,
         # `image` has no property: Swagger UI would send it empty beside `images`.
-        "description": f"{_BATCH}. `images[]` is the same; `image`, `image[]`: OpenAI's names, for one picture",
+        "description": f"{_BATCH}. `images[]` is the same; `image`, `image[]`: OpenAI's names, for one edit: of "
+        "several, the first is edited, and the others are references",
+    }
+    references = {
+        "type": "array",
+        "items": picture,
+        "maxItems": settings.limits.max_references,
+        "description": f"{_REFERENCES}. `references[]` is the same",
     }
     texts = _texts(settings)
     texts["prompt"]["description"] += ". `prompt[]` is the same field"
     about = "A field that is left empty, other than the prompt, is a field left out."
-    return {**_body({"images": pictures, **texts}), "required": ["images", "prompt"], "description": about}
+    body = _body({"images": pictures, "references": references, **texts})
+    return {**body, "required": ["images", "prompt"], "description": about}
 
 
 def _edit_json(settings: AppSettings) -> Schema:
@@ -312,23 +321,55 @@ def _edit_json(settings: AppSettings) -> Schema:
     nullable = {name: texts[name] if name == "prompt" else _or_null(texts[name]) for name in texts}
     mask = {"type": "null", "description": "this model does not inpaint"}
     pictures = {
-        "images": {**_json_pictures(limits.max_images), "description": _BATCH},
-        "image": {**_json_pictures(1), "description": "OpenAI's name for one picture"},
+        "images": {
+            "anyOf": [_array(_TEXT, limits.max_images), *_one_edit(limits)],
+            "description": f"{_BATCH}. Several objects are one edit, as several `image` are",
+        },
+        "image": {
+            "anyOf": _one_edit(limits),
+            "description": "OpenAI's name for one edit: of several, the first is edited, and the others are references",
+        },
+        "references": _json_references(limits),
     }
     # Clients send it where no model is configured.
     nullable["model"]["anyOf"].append({"type": "string", "enum": [""]})
     body = _body({**pictures, **nullable, "mask": mask})
-    return {**body, "required": ["prompt"], "oneOf": [_given("images"), _given("image")]}
+    several = {"type": "array", "minItems": 2}
+    objects = {**several, "contains": {"type": "object"}}
+    twice = [{"properties": {"image": several}, "required": ["image"]}]
+    twice += [{"properties": {"images": objects}, "required": ["images"]}]
+    given = {"anyOf": [{"type": "array", "minItems": 1}, {"type": ["string", "object"]}]}
+    both = {"properties": {"references": given}, "required": ["references"], "anyOf": twice}
+    return {**body, "required": ["prompt"], "oneOf": [_given("images"), _given("image")], "not": both}
 
 
-def _json_pictures(most: int) -> Schema:
-    text = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*"}
-    url = {**text, "description": "a data URL; no URL is fetched"}
+_TEXT = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*"}
+
+
+def _array(items: Schema, most: int, least: int = 1) -> Schema:
+    return {"type": "array", "items": items, "minItems": least, "maxItems": most}
+
+
+def _one_edit(limits: LimitSettings) -> list[Schema]:
+    """Return what the pictures of one edit may be: one, or one and its references."""
+    picture = _json_picture()
+    return [_array(picture, 1 + limits.max_references), picture, {"type": "null"}]
+
+
+def _json_references(limits: LimitSettings) -> Schema:
+    picture = _json_picture()
+    shared = _array(picture, limits.max_references, least=0)
+    nested = _array(shared, limits.max_images)
+    return {
+        "anyOf": [shared, nested, picture, {"type": "null"}],
+        "description": f"{_REFERENCES}; or a list for each picture",
+    }
+
+
+def _json_picture() -> Schema:
+    url = {**_TEXT, "description": "a data URL; no URL is fetched"}
     # OpenAI's edits, xAI's, and chats.
-    wrapped = [_typed(image_url=url), _typed(url=url), _typed(image_url=_closed(url=url))]
-    several = {"type": "array", "items": text, "minItems": 1, "maxItems": most}
-    one = {"type": "array", "items": {"anyOf": wrapped}, "minItems": 1, "maxItems": 1}
-    return {"anyOf": [several, text, one, *wrapped, {"type": "null"}]}
+    return {"anyOf": [_TEXT, _typed(image_url=url), _typed(url=url), _typed(image_url=_closed(url=url))]}
 
 
 def _closed(**properties: Schema) -> Schema:

@@ -166,7 +166,7 @@ def _model(settings: ModelSettings) -> Iterator[Finding]:
     device = gpu if settings.device != "cpu" else None
     yield from _device(settings, device, reason)
     try:
-        size = weights(check_source(settings), settings.revision)
+        size = weights(check_source(settings).location, settings.revision)
     except (ValueError, OSError) as error:
         advice = "a directory with model_index.json, a hub id that can be reached from here, or builtin:tiny"
         yield Finding("problem", f"model {settings.source}: {_first_line(error)}", advice)

@@ -1,10 +1,12 @@
 """`image-edits edit`: each picture is a request of its own, several at a time."""
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any, cast
 
 import click
 
@@ -47,7 +49,8 @@ def edit_pictures(
         raise click.UsageError("there is no picture before the instruction")
     try:
         client = AsyncImageEdits(server)
-        tag, suffix = edit_tag({"prompt": prompt, **options}), _SUFFIXES[options["output_format"]]
+        options = _with_contents(options)
+        tag, suffix = edit_tag(_asked(prompt, options)), _SUFFIXES[options["output_format"]]
         found = select(named, out, tag=tag, n=options["n"], suffix=suffix)
         out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
@@ -69,6 +72,20 @@ def edit_pictures(
     if run.stopped_by is not None:
         return STOPPED
     return SOME_FAILED if report.counts["failed"] else EDITED
+
+
+def _with_contents(options: EditOptions) -> EditOptions:
+    """Return the options with the contents of the files of references. Raises OSError if one cannot be read."""
+    paths = cast(Sequence[Path], options.get("references", ()))
+    return {**options, "references": [path.read_bytes() for path in paths]} if paths else options
+
+
+def _asked(prompt: str, options: EditOptions) -> dict[str, Any]:
+    """Return what is asked for, as JSON has it, with digests in place of references."""
+    asked = {"prompt": prompt, **options}
+    if references := options.get("references"):
+        asked["references"] = [hashlib.sha256(cast(bytes, content)).hexdigest() for content in references]
+    return asked
 
 
 def _list(paths: Sequence[Path]) -> str:
@@ -123,7 +140,7 @@ class _Run:
                 return
 
     async def _edit(self, picture: EditTask) -> TaskOutcome:
-        asked = {"prompt": self._prompt, **self._options}
+        asked = _asked(self._prompt, self._options)
         try:
             content = await asyncio.to_thread(picture.source.read_bytes)
             seeds = None if self._overwrite else self._journal.seeds(picture, content, asked)

@@ -53,6 +53,14 @@ def main() -> None:
 @click.option("--overwrite", is_flag=True, help="Edit again what is done, and replace existing outputs.")
 @click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each picture.")
 @click.option("-n", type=click.IntRange(1, MAX_VARIANTS), default=1, help="Variants of each picture.")
+@click.option(
+    "--reference",
+    "references",
+    type=_PATH,
+    metavar="FILE",
+    multiple=True,
+    help="Picture that every edit looks at beside its own; may be repeated.",
+)
 @click.option("--size", help="Size of the outputs: auto, original, or WIDTHxHEIGHT in pixels.")
 @click.option("--fit", type=click.Choice(get_args(Fit)), help="If --size has another aspect ratio: crop, or recompose.")
 @click.option("--steps", type=click.IntRange(1, MAX_STEPS), help="Denoising steps.")
@@ -97,7 +105,7 @@ def edit(
     """  # noqa: D301 - click reads the character \\b
     from serve_app.cli.edit import edit_pictures
 
-    given = cast(EditOptions, {name: value for name, value in options.items() if value is not None})
+    given = cast(EditOptions, {name: value for name, value in options.items() if value not in (None, ())})
     sys.exit(
         edit_pictures(pictures, prompt, given, out=out, server=server, jobs=jobs, overwrite=overwrite, as_json=as_json)
     )

@@ -30,10 +30,11 @@ _ONE_PICTURE = (str, os.PathLike, bytes, PIL.Image.Image, np.ndarray)
 class EditOptions(TypedDict, total=False):
     """The optional parameters of an edit. The server's defaults apply to those that are omitted.
 
-    `steps`, `guidance`: the API's `num_inference_steps` and `guidance_scale`. All others have the API's names and
-    ranges.
+    `references`: pictures that every edit looks at beside its own. `steps`, `guidance`: the API's
+    `num_inference_steps` and `guidance_scale`. All others have the API's names and ranges.
     """
 
+    references: "Sequence[ImageSource]"
     n: int
     size: str
     fit: Fit
@@ -109,7 +110,8 @@ def build_form(
     """
     pictures = [images] if isinstance(images, _ONE_PICTURE) else images
     files = [("images", _file(picture, index)) for index, picture in enumerate(pictures)]
-    fields = {_API_NAMES.get(name, name): value for name, value in options.items()}
+    files += [("references", _file(picture, index)) for index, picture in enumerate(options.get("references", ()))]
+    fields = {_API_NAMES.get(name, name): value for name, value in options.items() if name != "references"}
     return {"files": files, "data": {"prompt": prompt, **fields, **others}}
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from serve_app.images.geometry import Box, Framing, Geometry, Size
-from serve_app.request import EditRequest, Pixels
+from serve_app.images.geometry import Framing, Geometry, Size, View
+from serve_app.request import EditRequest, Pixels, size_of
 
 # The knee is the smallest batch whose throughput is at most this much below the best one measured.
 KNEE_TOLERANCE = 0.05
@@ -28,10 +28,10 @@ _WAIT_SHARE = 0.55
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of one sample, in pixels: of the output that is made, and of the picture that it looks at."""
+    """The sizes of one sample, in pixels: of the output that is made, and of the references that it looks at."""
 
     output: Size
-    reference: Size
+    references: tuple[Size, ...]
 
     def tokens(self, multiple: int) -> int:
         """Return the image tokens of one transformer row; `multiple` is the side of a token in pixels."""
@@ -41,7 +41,7 @@ class Shape:
         return self.output.pixels // multiple**2
 
     def reference_tokens(self, multiple: int) -> int:
-        return self.reference.pixels // multiple**2
+        return sum(size.pixels // multiple**2 for size in self.references)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +65,25 @@ ONE_PER_TOKEN = StepCost(1.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """A picture that samples look at, and how."""
+
+    picture: Pixels
+    view: View
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     """The inputs that the variants of one picture share, and that are encoded once for all of them.
 
-    `reference`, `text_reference`, `output`, `crop`: as in Framing.
+    `references`: the picture that is edited, and then those that the edit looks at beside it. `output`: as in Framing.
     """
 
-    picture: Pixels
+    references: tuple[Reference, ...]
     prompt: str
     negative_prompt: str | None
     """None if guidance is off."""
-    reference: Size
-    text_reference: Size
     output: Size
-    crop: Box
 
 
 @dataclass(slots=True, eq=False)
@@ -190,9 +195,10 @@ def expand(
     guidance = request.guidance_scale or default_guidance
     negative = request.negative_prompt if guidance > 1 else None
     framings = [geometry.frame(picture, request.size, request.fit) for picture in request.sizes]
-    queued = QueuedRequest(sequence, arrived_s, deadline_s, _conditions(request, framings, negative), alone=alone)
-    for index, framing in enumerate(framings):
-        shape = Shape(framing.output, framing.reference)
+    conditions = _conditions(request, framings, geometry, negative)
+    queued = QueuedRequest(sequence, arrived_s, deadline_s, conditions, alone=alone)
+    for index, (framing, condition) in enumerate(zip(framings, conditions, strict=True)):
+        shape = Shape(framing.output, tuple(reference.view.size for reference in condition.references))
         rows, tokens = 1 if negative is None else 2, shape.tokens(geometry.multiple)
         queued.samples += [
             Sample(
@@ -221,10 +227,16 @@ def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
     return tuple(sorted({steps * k // (previews + 1) for k in range(1, previews + 1)} - {0}))
 
 
-def _conditions(request: EditRequest, framings: Sequence[Framing], negative: str | None) -> tuple[Condition, ...]:
+def _conditions(
+    request: EditRequest, framings: Sequence[Framing], geometry: Geometry, negative: str | None
+) -> tuple[Condition, ...]:
+    beside = [
+        tuple(Reference(picture, geometry.view(size_of(picture))) for picture in pictures)
+        for pictures in request.references_by_image
+    ]
     return tuple(
-        Condition(picture, prompt, negative, framing.reference, framing.text_reference, framing.output, framing.crop)
-        for picture, prompt, framing in zip(request.images, request.prompts, framings, strict=True)
+        Condition((Reference(picture, framing.view), *others), prompt, negative, framing.output)
+        for picture, prompt, framing, others in zip(request.images, request.prompts, framings, beside, strict=True)
     )
 
 

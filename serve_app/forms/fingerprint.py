@@ -5,7 +5,7 @@ from functools import partial
 
 import orjson
 
-from serve_app.forms.upload import ReadPicture, Values
+from serve_app.forms.upload import PictureFiles, ReadPicture, Values
 
 
 class Fingerprint:
@@ -14,10 +14,13 @@ class Fingerprint:
     Read `pictures` in place of those given: the first read of each picture hashes it.
     """
 
-    def __init__(self, values: Values, pictures: list[ReadPicture]) -> None:
-        self._values = values
-        self._digests: list[bytes | None] = [None] * len(pictures)
-        self.pictures: list[ReadPicture] = [partial(self._read, index, read) for index, read in enumerate(pictures)]
+    def __init__(self, values: Values, files: PictureFiles) -> None:
+        self._edit = (values, len(files.images), files.per_image)
+        reads = [*files.images, *files.references]
+        self._digests: list[bytes | None] = [None] * len(reads)
+        hashed: list[ReadPicture] = [partial(self._read, index, read) for index, read in enumerate(reads)]
+        images = len(files.images)
+        self.pictures = PictureFiles(hashed[:images], hashed[images:], files.per_image)
 
     def _read(self, index: int, read: ReadPicture) -> bytes:
         data = read()
@@ -27,7 +30,7 @@ class Fingerprint:
 
     def hexdigest(self) -> str:
         """Return the digest. Every picture must have been read."""
-        edit = hashlib.sha256(orjson.dumps(self._values, option=orjson.OPT_SORT_KEYS))
+        edit = hashlib.sha256(orjson.dumps(self._edit, option=orjson.OPT_SORT_KEYS))
         for digest in self._digests:
             assert digest is not None
             edit.update(digest)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
@@ -16,11 +17,11 @@ from serve_app.forms import json_body, multipart
 from serve_app.forms.fields import EditFields, validate
 from serve_app.forms.fingerprint import Fingerprint
 from serve_app.forms.memory import Reservation
-from serve_app.forms.upload import ReadPicture, Values
+from serve_app.forms.upload import PictureFiles, ReadPicture, Values
 from serve_app.images.encoding import OutputFormat, check_encodable
 from serve_app.images.geometry import Size
-from serve_app.images.pixels import shrunk_size
-from serve_app.request import EditRequest, check_limits, check_original_size, original_pixels
+from serve_app.images.pixels import naming, shrunk_size
+from serve_app.request import EditRequest, Pixels, check_limits, check_original_size, original_pixels
 from serve_app.settings import AppSettings, LimitSettings
 
 T = TypeVar("T")
@@ -62,22 +63,24 @@ async def parse(
     client leaves during the upload.
     """
     limits = settings.limits
-    async with _opened(request, limits, executor) as (values, pictures):
+    async with _opened(request, limits, executor) as (values, files):
         given = validate(values, settings.model)
-        if not pictures:
+        if not files.images:
             raise InvalidInput("At least one image is required", param="images")
-        fingerprint = Fingerprint(values, pictures) if fingerprinted else None
-        reads = pictures if fingerprint is None else fingerprint.pictures
-        sizes = await _each(DECODERS.measure, reads, limits, executor)
+        _check_references(files)
+        fingerprint = Fingerprint(values, files) if fingerprinted else None
+        reads = files if fingerprint is None else fingerprint.pictures
+        sizes, beside = await _both(DECODERS.measure, reads, limits, executor)
         _check_results(given, sizes, limits)
         if reservation is not None:
-            pixels = sum(shrunk_size(size, limits.shrink_above_pixels).pixels for size in sizes)
+            pixels = sum(shrunk_size(size, limits.shrink_above_pixels).pixels for size in (*sizes, *beside))
             await _reserve(reservation, pixels + original_pixels(given, sizes), limits)
-        decoded = await _each(DECODERS.decode, reads, limits, executor)
+        decoded, references = await _both(DECODERS.decode, reads, limits, executor)
     if reservation is not None:
         reservation.release_bytes()
     edit = EditRequest(
         images=[picture.pixels for picture in decoded],
+        references=_by_image([picture.pixels for picture in references], files.per_image),
         original_sizes=[picture.sent_size for picture in decoded],
         caller=caller,
         **given.params(),
@@ -89,12 +92,40 @@ async def parse(
     )
 
 
+def _check_references(files: PictureFiles) -> None:
+    counts, images = files.per_image, len(files.images)
+    if counts is not None and len(counts) != images:
+        raise InvalidInput(
+            f"references: {len(counts)} lists for {images} images; send one for each image, or pictures for all",
+            param="references",
+        )
+
+
+def _by_image(references: list[Pixels], counts: list[int] | None) -> list[Any]:
+    if counts is None:
+        return references
+    left = iter(references)
+    return [list(islice(left, count)) for count in counts]
+
+
 def _check_results(given: EditFields, pictures: list[Size], limits: LimitSettings) -> None:
     """Raise InvalidInput for a `size` whose outputs are too large, before any picture is decoded."""
     check_original_size(given, pictures, limits)
     if given.size is not None:
         for result in pictures if given.size == "original" else [given.size]:
             check_encodable(result, given.output_format)
+
+
+async def _both(
+    call: Callable[[bytes, int, LimitSettings], T],
+    files: PictureFiles,
+    limits: LimitSettings,
+    executor: Executor | None,
+) -> tuple[list[T], list[T]]:
+    """Call for the images and for the references; errors name the field."""
+    images = await _each(call, files.images, limits, executor)
+    with naming("references"):
+        return images, await _each(call, files.references, limits, executor)
 
 
 async def _each(
@@ -123,7 +154,7 @@ async def _reserve(reservation: Reservation, pixels: int, limits: LimitSettings)
 
 def _opened(
     request: Request, limits: LimitSettings, executor: Executor | None
-) -> AbstractAsyncContextManager[tuple[Values, list[ReadPicture]]]:
+) -> AbstractAsyncContextManager[tuple[Values, PictureFiles]]:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise UnsupportedMediaType(f"A body with Content-Encoding: {encoding[:80]} is not read; send it uncompressed")

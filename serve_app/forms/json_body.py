@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,8 +14,8 @@ import pybase64
 from starlette.requests import Request
 
 from serve_app.errors import InvalidInput
-from serve_app.forms.names import PICTURE_FIELDS, SYNONYMS, check_name, count
-from serve_app.forms.upload import ReadPicture, Values, file_too_large, text_too_large, within_limit
+from serve_app.forms.names import PICTURE_FIELDS, SYNONYMS, check_name, count, too_many_references
+from serve_app.forms.upload import PictureFiles, ReadPicture, Values, file_too_large, text_too_large, within_limit
 from serve_app.forms.values import WORDS, from_json
 from serve_app.images.pixels import undecodable
 from serve_app.settings import LimitSettings
@@ -32,21 +32,21 @@ _URL = re.compile("[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
 @asynccontextmanager
 async def opened(
     request: Request, limits: LimitSettings, executor: Executor | None
-) -> AsyncIterator[tuple[Values, list[ReadPicture]]]:
+) -> AsyncIterator[tuple[Values, PictureFiles]]:
     """Yield the values and the pictures of the body, which is parsed in `executor`."""
     yield await _read(request, limits, executor)
 
 
-async def _read(request: Request, limits: LimitSettings, executor: Executor | None) -> tuple[Values, list[ReadPicture]]:
+async def _read(request: Request, limits: LimitSettings, executor: Executor | None) -> tuple[Values, PictureFiles]:
     body = bytearray()
     async for chunk in within_limit(request, limits):
         body += chunk
     return await asyncio.get_running_loop().run_in_executor(executor, _parse, body, limits)
 
 
-def _parse(body: bytearray, limits: LimitSettings) -> tuple[Values, list[ReadPicture]]:
+def _parse(body: bytearray, limits: LimitSettings) -> tuple[Values, PictureFiles]:
     values: Values = {}
-    pictures: list[ReadPicture] = []
+    pictures = PictureFiles()
     seen: Counter[str] = Counter()
     for name, value in _load(body).items():
         # Typed clients send null for every field that was left out.
@@ -56,9 +56,7 @@ def _parse(body: bytearray, limits: LimitSettings) -> tuple[Values, list[ReadPic
         if value is None:
             continue
         if name in PICTURE_FIELDS:
-            for text in _picture_texts(name, value):
-                count(name, seen, limits)
-                pictures.append(_picture(name, text, len(pictures), limits))
+            _add_pictures(pictures, name, value, seen, limits)
             continue
         for item in value if isinstance(value, list) and SYNONYMS.get(name, name) == "prompt" else [value]:
             count(name, seen, limits)
@@ -120,21 +118,39 @@ def _check_unicode(what: str, text: str, param: str | None) -> None:
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
-def _picture_texts(name: str, value: Any) -> Iterator[str]:
-    items = value if isinstance(value, list) else [value]
-    if not items:
+def _add_pictures(pictures: PictureFiles, name: str, value: Any, seen: Counter[str], limits: LimitSettings) -> None:
+    items, field = value if isinstance(value, list) else [value], SYNONYMS.get(name, name)
+    if field == "references" and any(isinstance(item, list) for item in items):
+        _add_nested(pictures, name, items, limits)
+        return
+    if not items and field != "references":
         raise InvalidInput("At least one image is required", param=name)
-    if len(items) > 1 and any(isinstance(item, dict) for item in items):
-        raise InvalidInput(
-            f"{name}: several objects mean references for one picture, and this model takes one "
-            "picture; to edit each picture on its own, send `images` as a list of base64 texts",
-            param=name,
-        )
-    for item in items:
-        text = _unwrap(item)
-        if not isinstance(text, str):
-            raise InvalidInput(f"{name} must be base64 text, or a list of them, not {WORDS[type(text)]}", param=name)
-        yield text
+    if field == "images" and len(items) > 1 and any(isinstance(item, dict) for item in items):
+        # In OpenAI's API, several objects are one edit.
+        field = "image"
+    for index, item in enumerate(items):
+        # Counted by its meaning, and named in errors as it was sent.
+        count(name if field == SYNONYMS.get(name, name) else field, seen, limits)
+        pictures.add(field, _picture(name, _text(name, item), index, limits))
+
+
+def _add_nested(pictures: PictureFiles, name: str, lists: list[Any], limits: LimitSettings) -> None:
+    """Add the references of each image."""
+    if not all(isinstance(items, list) for items in lists):
+        raise InvalidInput(f"{name} must be a list of pictures, or a list of such lists, not both", param=name)
+    pictures.per_image = [len(items) for items in lists]
+    if max(pictures.per_image) > limits.max_references:
+        raise too_many_references(name, limits)
+    for items in lists:
+        for index, item in enumerate(items):
+            pictures.add("references", _picture(name, _text(name, item), index, limits))
+
+
+def _text(name: str, item: Any) -> str:
+    text = _unwrap(item)
+    if not isinstance(text, str):
+        raise InvalidInput(f"{name} must be base64 text, or a list of them, not {WORDS[type(text)]}", param=name)
+    return text
 
 
 def _unwrap(item: Any) -> Any:

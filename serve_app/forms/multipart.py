@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from serve_app.errors import InvalidInput
 from serve_app.forms.names import PICTURE_FIELDS, SYNONYMS, check_name, count
-from serve_app.forms.upload import ReadPicture, Values, file_too_large, text_too_large, within_limit
+from serve_app.forms.upload import PictureFiles, Values, file_too_large, text_too_large, within_limit
 from serve_app.forms.values import from_text
 from serve_app.settings import LimitSettings
 
@@ -20,7 +20,7 @@ MEDIA_TYPE = "multipart/form-data"
 
 
 @asynccontextmanager
-async def opened(request: Request, limits: LimitSettings) -> AsyncIterator[tuple[Values, list[ReadPicture]]]:
+async def opened(request: Request, limits: LimitSettings) -> AsyncIterator[tuple[Values, PictureFiles]]:
     """Yield the values and the pictures of the body, whose files are closed on the way out."""
     if not parse_options_header(request.headers.get("content-type"))[1].get(b"boundary"):
         raise InvalidInput("The Content-Type header has no boundary: let your HTTP client set this header itself")
@@ -32,8 +32,11 @@ async def opened(request: Request, limits: LimitSettings) -> AsyncIterator[tuple
         for name, text in _given([(name, value) for name, value in items if isinstance(value, str)]):
             values.setdefault(SYNONYMS.get(name, name), []).append(from_text(name, text))
         # A browser sends a file without a name and without bytes for a file input that was left empty.
-        pictures = [value for name, value in items if isinstance(value, UploadFile) and name in PICTURE_FIELDS]
-        yield values, [partial(_contents, file) for file in pictures if file.filename or file.size]
+        pictures = PictureFiles()
+        for name, file in items:
+            if isinstance(file, UploadFile) and name in PICTURE_FIELDS and (file.filename or file.size):
+                pictures.add(SYNONYMS.get(name, name), partial(_contents, file))
+        yield values, pictures
     finally:
         for file in files:
             file.file.close()  # not UploadFile.close(): an await here would not run once the request is cancelled
@@ -110,7 +113,7 @@ class _Parser(MultiPartParser):
         if part.file is None and self._part_bytes > self._limits.max_field_bytes:
             raise text_too_large(part.field_name, self._limits)
         if part.file is not None and self._part_bytes > self._limits.max_file_bytes:
-            index = self._seen["images"] + self._seen["image"] - 1
+            index = self._seen[SYNONYMS.get(part.field_name, part.field_name)] - 1
             raise file_too_large(part.field_name, index, self._limits)
         super().on_part_data(data, start, end)
 

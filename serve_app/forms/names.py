@@ -8,8 +8,8 @@ from serve_app.forms.fields import EditFields
 from serve_app.settings import LimitSettings
 
 # FormData serializers (axios, PHP, Rails) and OpenAI's clients put brackets after the name of a list.
-SYNONYMS = {"images[]": "images", "image[]": "image", "prompt[]": "prompt"}
-PICTURE_FIELDS = frozenset({"images", "images[]", "image", "image[]"})
+SYNONYMS = {"images[]": "images", "image[]": "image", "references[]": "references", "prompt[]": "prompt"}
+PICTURE_FIELDS = frozenset({"images", "images[]", "image", "image[]", "references", "references[]"})
 FIELDS = frozenset({*SYNONYMS, *PICTURE_FIELDS, *EditFields.model_fields})
 
 
@@ -38,11 +38,21 @@ def count(name: str, seen: Counter[str], limits: LimitSettings) -> None:
 def _check_pictures(name: str, seen: Counter[str], limits: LimitSettings) -> None:
     if seen["image"] and seen["images"]:
         raise InvalidInput("image and images cannot be mixed: send every picture of a batch as `images`", param=name)
-    if seen["image"] > 1:
+    if seen["image"] > 1 and seen["references"]:
         raise InvalidInput(
-            f"{name}: several of them mean references for one picture, and this model takes one picture; "
-            "to edit each picture on its own, send them as `images`",
+            f"{name}: the second and further pictures of `image` are references already; send them all as `references`",
             param=name,
         )
     if seen["images"] > limits.max_images:
         raise InvalidInput(f"At most {limits.max_images} images are allowed", param="images")
+    # Of several `image`, the first is edited, and the others are references.
+    if seen["image"] - 1 > limits.max_references or seen["references"] > limits.max_references:
+        raise too_many_references(name, limits)
+
+
+def too_many_references(name: str, limits: LimitSettings) -> InvalidInput:
+    return InvalidInput(
+        f"{name}: an edit looks at {limits.max_references} references beside its own picture at most; to edit each "
+        "picture on its own, send them as `images`",
+        param=name,
+    )

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
@@ -15,6 +16,24 @@ Values = dict[str, list[Any]]
 
 ReadPicture = Callable[[], bytes]
 """Return the bytes of one picture file, each time anew. It may block, so it is called on the picture pool."""
+
+
+@dataclass(slots=True)
+class PictureFiles:
+    """The picture files of one body. `images`: those that are edited; `references`: those that edits look at beside.
+
+    `per_image`: how many of the references belong to each image, one after another; None: all belong to every image.
+    """
+
+    images: list[ReadPicture] = field(default_factory=list)
+    references: list[ReadPicture] = field(default_factory=list)
+    per_image: list[int] | None = None
+
+    def add(self, name: str, read: ReadPicture) -> None:
+        """Add a file of a field: of several `image`, the first is edited, and the others are references."""
+        is_reference = name == "references" or (name == "image" and self.images)
+        (self.references if is_reference else self.images).append(read)
+
 
 # More digits than any size has. int() raises ValueError for thousands of digits.
 _MAX_LENGTH_DIGITS = 18
@@ -59,4 +78,5 @@ def text_too_large(name: str, limits: LimitSettings) -> PayloadTooLarge:
 
 
 def file_too_large(name: str, index: int, limits: LimitSettings) -> PayloadTooLarge:
-    return PayloadTooLarge(f"Image at index {index} is larger than {limits.max_file_bytes} bytes", param=name)
+    where = "Reference" if name.startswith("references") else "Image"
+    return PayloadTooLarge(f"{where} at index {index} is larger than {limits.max_file_bytes} bytes", param=name)

@@ -61,26 +61,36 @@ WantedSize = Size | Literal["original"] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Framing:
-    """What the model reads of one picture and what it makes, in pixels.
-
-    `crop`: the part of the picture that the model reads, at the size `reference`. `text_reference`: the size at which
-    the text encoder reads it. `output`: the size of what the model makes. `result`: the size of what the caller gets.
-    """
+class View:
+    """What the model reads of one picture: the part `crop`, at `size`; the text encoder reads it at `text_size`."""
 
     crop: Box
-    reference: Size
-    text_reference: Size
+    size: Size
+    text_size: Size
+
+
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """What the model reads of a picture that is edited, and what it makes.
+
+    `output`: the size of what the model makes. `result`: the size of what the caller gets.
+    """
+
+    view: View
     output: Size
     result: Size
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The sizes that a model can make: `native_area` in pixels, and the `multiple` that both sides must have."""
+    """The sizes that a model can make: `native_area` in pixels, and the `multiple` that both sides must have.
+
+    `text_area`: pixels of a picture for the text encoder; None: those that the transformer reads.
+    """
 
     native_area: int
     multiple: int
+    text_area: int | None = None
 
     def auto(self, picture: Size) -> Size:
         """Return the size at the native area that has the picture's aspect ratio.
@@ -88,10 +98,18 @@ class Geometry:
         The same as `calculate_dimensions` of diffusers' QwenImageEditPipeline, which rounds to 32 for a `multiple` of
         16, except that a side never rounds to zero.
         """
-        width = math.sqrt(self.native_area * picture.width / picture.height)
+        return self._sized(picture, self.native_area)
+
+    def _sized(self, picture: Size, area: int) -> Size:
+        width = math.sqrt(area * picture.width / picture.height)
         height = width * picture.height / picture.width
         grid = 2 * self.multiple
         return Size(max(grid, round(width / grid) * grid), max(grid, round(height / grid) * grid))
+
+    def view(self, picture: Size) -> View:
+        """Return the view of a whole picture, at the native area."""
+        auto = self.auto(picture)
+        return View(WHOLE, auto, self._sized(picture, self.text_area) if self.text_area else auto)
 
     def cover(self, size: Size) -> Size:
         """Return the smallest size that the model can make and that is at least `size` on both sides."""
@@ -105,15 +123,15 @@ class Geometry:
         gives them two, as diffusers does. A size that is no multiple is made at `cover` of it and then resized. The
         reference is stretched by as much before, so the result is not.
         """
-        auto = self.auto(picture)
+        whole = self.view(picture)
         if not isinstance(size, Size):
-            return Framing(WHOLE, auto, auto, auto, picture if size == "original" else auto)
+            return Framing(whole, whole.size, picture if size == "original" else whole.size)
         output = self.cover(size)
         if fit == "free":
-            return Framing(WHOLE, auto, auto, output, size)
+            return Framing(whole, output, size)
         # The tokens of a larger picture for the text encoder could exceed the transformer's positions for texts.
-        text_reference = min(output, self.auto(size), key=lambda each: each.pixels)
-        return Framing(center_crop(picture, size), output, text_reference, output, size)
+        text_size = min(output, self._sized(size, self.text_area or self.native_area), key=lambda each: each.pixels)
+        return Framing(View(center_crop(picture, size), output, text_size), output, size)
 
 
 def center_crop(picture: Size, aspect: Size) -> Box:

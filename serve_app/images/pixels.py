@@ -1,6 +1,8 @@
 """Pictures as pixels: PIL pictures to RGB arrays, and arrays of other sizes."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import PIL.ExifTags
@@ -106,6 +108,17 @@ def _shrink(image: PIL.Image.Image, max_pixels: int) -> PIL.Image.Image:
 
 class _Unusable(ValueError):
     """A picture that Pillow can read and this server refuses; the message is written for the caller."""
+
+
+@contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Turn errors about pictures into errors about those of another field than `images`."""
+    try:
+        yield
+    except InvalidInput as error:
+        if error.param != "images":
+            raise
+        raise InvalidInput(f"{field}: {error.message}", param=field) from None
 
 
 def undecodable(index: int, reason: str) -> InvalidInput:

@@ -16,16 +16,15 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
 from serve_app.models.device import grow_segments
+from serve_app.models.families import PIPELINES
 from serve_app.models.packed import VarlenAttention, pack
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import StepwisePipeline
 from serve_app.models.source import check_source
 from serve_app.models.vision import attend_at_once, merge_windows
 from serve_app.settings import BUILTIN_TINY, ModelSettings
 
 logger = logging.getLogger("ray.serve")
 
-DEFAULT_STEPS = 50
-DEFAULT_GUIDANCE = 4.0
 BUILTIN_STEPS = 20
 BUILTIN_GUIDANCE = 2.0
 CPU_MAX_SAMPLES = 8
@@ -44,7 +43,7 @@ _WEIGHTS: dict[str, Any] = {
 class LoadedModel:
     """A loaded pipeline with its defaults and its device."""
 
-    pipeline: StepwiseQwenImageEditPipeline
+    pipeline: StepwisePipeline
     default_steps: int
     default_guidance: float
     max_samples: int
@@ -87,7 +86,7 @@ def load(settings: ModelSettings) -> LoadedModel:
     if settings.source == BUILTIN_TINY:
         steps, guidance = BUILTIN_STEPS, BUILTIN_GUIDANCE
     else:
-        steps, guidance = DEFAULT_STEPS, DEFAULT_GUIDANCE
+        steps, guidance = pipeline.default_steps, pipeline.default_guidance
     return LoadedModel(
         pipeline=pipeline,
         default_steps=settings.default_steps or steps,
@@ -114,18 +113,16 @@ def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[settings.dtype]
 
 
-def _read(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> StepwiseQwenImageEditPipeline:
+def _read(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> StepwisePipeline:
     """Read the pipeline, with its weights on `device`."""
     source = check_source(settings)
     for progress in (diffusers_logging, transformers_logging):
         progress.disable_progress_bar()
-    folder = source
-    if not Path(source).is_dir():
-        with _reporting(f"downloading {source}, if it is not here"):
-            folder = StepwiseQwenImageEditPipeline.download(source, revision=settings.revision)
-    pipeline: StepwiseQwenImageEditPipeline = StepwiseQwenImageEditPipeline.from_pretrained(
-        folder, **read_weights(folder, dtype, device), dtype=dtype
-    )
+    folder, kind = source.location, PIPELINES[source.family]
+    if not Path(folder).is_dir():
+        with _reporting(f"downloading {folder}, if it is not here"):
+            folder = kind.download(folder, revision=settings.revision)
+    pipeline: StepwisePipeline = kind.from_pretrained(folder, **read_weights(folder, dtype, device), dtype=dtype)
     if settings.native_area is not None:
         pipeline.register_to_config(native_area=settings.native_area)
     return pipeline
@@ -152,7 +149,7 @@ def _reporting(what: str) -> Iterator[None]:
     logger.info("Done in %.1f s: %s", time.monotonic() - start_s, what)
 
 
-def _check_scheduler(pipeline: StepwiseQwenImageEditPipeline) -> None:
+def _check_scheduler(pipeline: StepwisePipeline) -> None:
     """Raise ValueError for a scheduler other than plain Euler: the stepwise pipeline takes the Euler steps itself."""
     scheduler = pipeline.scheduler
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
@@ -165,7 +162,7 @@ def _check_scheduler(pipeline: StepwiseQwenImageEditPipeline) -> None:
             raise ValueError(f"model.source: the model's scheduler sets {option}, which this server does not support")
 
 
-def _tune(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings, device: torch.device) -> None:
+def _tune(pipeline: StepwisePipeline, settings: ModelSettings, device: torch.device) -> None:
     if device.type == "cuda" and pipeline.transformer.dtype in (torch.bfloat16, torch.float16):
         pack(pipeline.transformer, VarlenAttention())
         merge_windows(pipeline.text_encoder, attend_at_once)
@@ -177,7 +174,7 @@ def _tune(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings, devi
         pipeline.transformer.compile_repeated_blocks(dynamic=True)
 
 
-def _place(pipeline: StepwiseQwenImageEditPipeline, settings: ModelSettings, device: torch.device) -> None:
+def _place(pipeline: StepwisePipeline, settings: ModelSettings, device: torch.device) -> None:
     if settings.offload == "none":
         pipeline.to(device)
     elif device.type == "cpu":

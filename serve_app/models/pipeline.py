@@ -1,4 +1,4 @@
-"""The stepwise pipeline: diffusers' QwenImageEditPipeline, split into encode, start, step, preview and decode.
+"""The stepwise pipeline: diffusers' pipelines for edits, split into encode, start, step, preview and decode.
 
 Each stage takes any number of samples of any sizes. A row of the packed forward is one sample, or its unguided twin.
 This module expands samples into rows itself, since diffusers 0.42 pairs variants with the wrong picture.
@@ -8,23 +8,24 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from typing import Any, ClassVar
 
 import numpy as np
 import PIL.Image
 import torch
-from diffusers import QwenImageEditPipeline
+from diffusers import DiffusionPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift, retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 
-from serve_app.engine.scheduler import Condition, Sample, Shape, StepCost
+from serve_app.engine.scheduler import Condition, Reference, Sample, Shape, StepCost
 from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images.geometry import Geometry, Size
 from serve_app.images.pixels import resize
 from serve_app.models.device import is_out_of_memory, translated_errors
 from serve_app.models.packed import Grid, Layout, RowShape, Stream, pack, step_cost
 from serve_app.models.patches import skip_absent_frames
-from serve_app.models.text_encoder import read_texts
+from serve_app.models.text_encoder import SeenPicture, read_texts
 from serve_app.models.vision import merge_windows
 from serve_app.request import Pixels
 
@@ -36,26 +37,25 @@ NATIVE_AREA = 1024 * 1024
 class Prepared:
     """A condition as tensors on the CPU: the input of `encode`.
 
-    `texts`: token ids of the prompt and, with guidance, of the negative prompt. `patches`, `grid` (1 × 3): the picture
-    for the text encoder. `pixels` (1 × 3 × height × width): the picture for the VAE.
+    `texts`: token ids of the prompt and, with guidance, of the negative prompt. `seen`: the references for the text
+    encoder. `pixels` (each 1 × 3 × height × width): the references for the VAE.
     """
 
     texts: tuple[torch.Tensor, ...]
-    patches: torch.Tensor
-    grid: torch.Tensor
-    pixels: torch.Tensor
+    seen: tuple[SeenPicture, ...]
+    pixels: tuple[torch.Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """The encoded condition that all variants of a picture share.
 
-    `positive`, `negative`: texts (tokens × width). `reference`: latents of the picture (tokens × 64).
+    `positive`, `negative`: texts (tokens × width). `references`: latents of the references end to end (tokens × 64).
     """
 
     positive: torch.Tensor
     negative: torch.Tensor | None
-    reference: torch.Tensor
+    references: torch.Tensor
 
 
 @dataclass(slots=True, eq=False)
@@ -74,12 +74,19 @@ class SampleState:
     step: int = 0
 
 
-class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc]
-    """Diffusers pipeline with separate stages. from_pretrained, save_pretrained, LoRA and offload work as in diffusers.
+class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
+    """The stages of a pipeline for edits, for a class that inherits them and then a pipeline of diffusers.
 
-    model_index.json stores `native_area` and `grid_positions` beside the components. `grid_positions`: whether the text
-    encoder places a picture's tokens on a grid. The published text encoder was trained so, that of `builtin:tiny` not.
+    from_pretrained, save_pretrained, LoRA and offload work as in diffusers. model_index.json stores `native_area`,
+    `grid_positions` and `text_area` beside the components. `grid_positions`: whether the text encoder places a
+    picture's tokens on a grid. The published text encoder was trained so, that of `builtin:tiny` not. `text_area`:
+    pixels of a picture for the text encoder; None: those that the transformer reads.
     """
+
+    max_references: ClassVar[int] = 1
+    """The most pictures that one edit looks at, its own among them."""
+    default_steps: ClassVar[int] = 50
+    default_guidance: ClassVar[float] = 4.0
 
     # With offload, the autoencoder stays on the GPU: it is small, and previews call it between steps.
     model_cpu_offload_seq = "text_encoder->transformer"
@@ -95,16 +102,16 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         transformer: Any,
         native_area: int = NATIVE_AREA,
         grid_positions: bool = True,
+        text_area: int | None = None,
     ) -> None:
         super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
-        self.register_to_config(native_area=native_area, grid_positions=grid_positions)
+        self.register_to_config(native_area=native_area, grid_positions=grid_positions, text_area=text_area)
         merge_windows(text_encoder)
         skip_absent_frames(vae)
         pack(transformer)
         self._last_plan: _Plan | None = None
         # Diffusers has a constant 64, which is right for the published tokenizer only.
-        prefix = self.prompt_template_encode.split("<|vision_start|>")[0]
-        self.prompt_template_encode_start_idx = len(tokenizer(prefix)["input_ids"])
+        self.prompt_template_encode_start_idx = len(tokenizer(self._instructions)["input_ids"])
         # A fast tokenizer raises "Already borrowed" in a second thread (tokenizers 0.23).
         self._tokenizer_lock = threading.Lock()
 
@@ -119,22 +126,41 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry(self.config.native_area, 2 * self.vae_scale_factor)
+        return Geometry(self.config.native_area, 2 * self.vae_scale_factor, self.config.text_area)
 
     @property
     def step_cost(self) -> StepCost:
         return step_cost(self.transformer)
 
+    @property
+    def _instructions(self) -> str:
+        """The template's text before the pictures and the caller's text, which the transformer does not see."""
+        raise NotImplementedError
+
+    def _template(self, pictures: int) -> str:
+        """Return the template for so many pictures, with a picture token for each and `{}` for the caller's text."""
+        raise NotImplementedError
+
     def check(self, condition: Condition) -> None:
-        """Raise InvalidInput for a text with more tokens than the model has positions. Fast, and safe on any thread."""
-        seen, merge = condition.text_reference, self._patcher.merge_size
-        patches = self._patcher.get_number_of_image_patches(seen.height, seen.width, {})
-        sides = [side for size in (condition.reference, condition.output) for side in (size.width, size.height)]
+        """Raise InvalidInput for more references than the model takes, and for a text with more tokens than positions.
+
+        Fast, and safe on any thread.
+        """
+        references = len(condition.references)
+        if references > self.max_references:
+            raise InvalidInput(self._too_many(references), param="references")
+        views = [reference.view for reference in condition.references]
+        merge = self._patcher.merge_size
+        patches = sum(
+            self._patcher.get_number_of_image_patches(view.text_size.height, view.text_size.width, {}) for view in views
+        )
+        sizes = [condition.output, *(view.size for view in views)]
+        sides = [side for size in sizes for side in (size.width, size.height)]
         # A picture lies around position 0, and the text behind the longest half of a side.
         half = max(sides) // self.geometry.multiple // 2
         positions = self.transformer.pos_embed.pos_freqs.shape[0] - half - patches // merge**2
         for param in ("prompt", "negative_prompt"):
-            tokens = len(self._tokenize(getattr(condition, param) or "", patches=1))
+            tokens = len(self._tokenize(getattr(condition, param) or "", [1] * references))
             if tokens > positions:
                 raise InvalidInput(
                     f"{param}: the text has {tokens} tokens, more than the {max(0, positions)} that this model has for "
@@ -142,37 +168,51 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
                     param=param,
                 )
 
+    def _too_many(self, references: int) -> str:
+        if self.max_references == 1:
+            return (
+                "references: several pictures for one edit mean references, and this model takes one picture; to edit "
+                "each picture on its own, send them as `images`"
+            )
+        return f"references: this model looks at {self.max_references - 1} beside each image, not {references - 1}"
+
     @property
     def _patcher(self) -> Any:
         """The processor that cuts pictures into patches for the text encoder."""
         return self.processor.image_processor
 
     def prepare(self, condition: Condition) -> Prepared:
-        """Crop and resize the picture, cut it into patches, and tokenize the texts: on the CPU, in up to 0.1 s."""
-        size = condition.reference
-        picture = resize(condition.picture, size, condition.crop)
-        is_one = condition.text_reference == size
-        seen = picture if is_one else resize(condition.picture, condition.text_reference, condition.crop)
-        cut = self._patcher(images=[PIL.Image.fromarray(seen)], return_tensors="pt")
-        grid = cut["image_grid_thw"]
-        patches = int(grid.prod()) // self._patcher.merge_size**2
+        """Crop and resize the references, cut them into patches, and tokenize the texts: on the CPU.
+
+        Takes up to 0.1 s for each reference.
+        """
+        prepared = [self._prepare_reference(reference) for reference in condition.references]
+        seen = tuple(each for each, _ in prepared)
+        patches = [int(grid.prod()) // self._patcher.merge_size**2 for _, grid in seen]
         texts = (
             [condition.prompt] if condition.negative_prompt is None else [condition.prompt, condition.negative_prompt]
         )
         return Prepared(
             texts=tuple(torch.tensor(self._tokenize(text, patches)) for text in texts),
-            patches=cut["pixel_values"],
-            grid=grid,
-            pixels=self.image_processor.preprocess([PIL.Image.fromarray(picture)], size.height, size.width),
+            seen=seen,
+            pixels=tuple(pixels for _, pixels in prepared),
         )
 
-    def _tokenize(self, text: str, patches: int) -> list[int]:
-        """Tokenize the template with `text` and with one picture token per patch, as Qwen2VLProcessor does."""
+    def _prepare_reference(self, reference: Reference) -> tuple[SeenPicture, torch.Tensor]:
+        """Return a reference for the text encoder and for the VAE."""
+        view = reference.view
+        picture = resize(reference.picture, view.size, view.crop)
+        seen = picture if view.text_size == view.size else resize(reference.picture, view.text_size, view.crop)
+        cut = self._patcher(images=[PIL.Image.fromarray(seen)], return_tensors="pt")
+        pixels = self.image_processor.preprocess([PIL.Image.fromarray(picture)], view.size.height, view.size.width)
+        return (cut["pixel_values"], cut["image_grid_thw"]), pixels
+
+    def _tokenize(self, text: str, patches: Sequence[int]) -> list[int]:
+        """Tokenize the template with `text`, and with as many picture tokens as each picture has patches."""
         pad = self.processor.image_token
+        parts = self._template(len(patches)).format(text).split(pad, len(patches))
         with self._tokenizer_lock:
-            ids: list[int] = self.tokenizer(self.prompt_template_encode.replace(pad, pad * patches).format(text))[
-                "input_ids"
-            ]
+            ids: list[int] = self.tokenizer(_interleave(parts, [pad * count for count in patches]))["input_ids"]
         return ids
 
     def count_tokens(self, text: str) -> int:
@@ -191,11 +231,13 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     def _encode_texts(self, prepared: Sequence[Prepared]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """Encode the texts and negative texts, tokens × width. Both texts of a picture share its embedding."""
         guided = [index for index, each in enumerate(prepared) if len(each.texts) == 2]
+        starts = accumulate((len(each.seen) for each in prepared), initial=0)
+        seen = [range(start, start + len(each.seen)) for start, each in zip(starts, prepared, strict=False)]
         rows = read_texts(
             self.text_encoder,
             [*(each.texts[0] for each in prepared), *(prepared[index].texts[1] for index in guided)],
-            [(each.patches, each.grid) for each in prepared],
-            [*range(len(prepared)), *guided],
+            [picture for each in prepared for picture in each.seen],
+            [*seen, *(seen[index] for index in guided)],
             device=self._execution_device,
             pad=self.tokenizer.pad_token_id,
             grid_positions=self.config.grid_positions,
@@ -206,17 +248,20 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
         return [(row, negatives.get(index)) for index, row in enumerate(rows[: len(prepared)])]
 
     def _encode_references(self, prepared: Sequence[Prepared]) -> list[torch.Tensor]:
+        """Encode the references of each, end to end (tokens × 64)."""
+        pixels = [each for of_one in prepared for each in of_one.pixels]
         packed: dict[int, torch.Tensor] = {}
-        for shape in {each.pixels.shape for each in prepared}:
-            indices = [index for index, each in enumerate(prepared) if each.pixels.shape == shape]
-            pixels = torch.cat([prepared[index].pixels for index in indices])
-            pixels = pixels.unsqueeze(2).to(self._execution_device, self.vae.dtype)
+        for shape in dict.fromkeys(each.shape for each in pixels):
+            indices = [index for index, each in enumerate(pixels) if each.shape == shape]
+            batch = torch.cat([pixels[index] for index in indices])
+            batch = batch.unsqueeze(2).to(self._execution_device, self.vae.dtype)
             with _clearing_cache_on_failure(self.vae):
-                latents = self._encode_vae_image(pixels, generator=None)
+                latents = self._encode_vae_image(batch, generator=None)
             rows = self._pack_latents(latents, len(indices), self._channels, *latents.shape[3:])
-            # Copies, since a view would keep the latents of the whole batch.
-            packed.update(zip(indices, (row.clone() for row in rows.to(self.transformer.dtype)), strict=True))
-        return [packed[index] for index in range(len(prepared))]
+            packed.update(zip(indices, rows.to(self.transformer.dtype), strict=True))
+        references = iter(packed[index] for index in range(len(pixels)))
+        # New tensors, since a view would keep the latents of the whole batch.
+        return [torch.cat(list(islice(references, len(each.pixels)))) for each in prepared]
 
     @property
     def _channels(self) -> int:
@@ -234,13 +279,15 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
             noise = randn_tensor(
                 (1, 1, self._channels, height, width),
                 generator=torch.Generator("cpu").manual_seed(sample.seed),
-                device=encoding.reference.device,
-                dtype=encoding.reference.dtype,
+                device=encoding.references.device,
+                dtype=encoding.references.dtype,
             )
             latents = self._pack_latents(noise, 1, self._channels, height, width)[0]
             sigmas, timesteps = self._schedule(sample.steps, tokens=latents.shape[0])
             multiple, shape = self.geometry.multiple, sample.shape
-            grids = tuple((size.height // multiple, size.width // multiple) for size in (shape.output, shape.reference))
+            grids = tuple(
+                (size.height // multiple, size.width // multiple) for size in (shape.output, *shape.references)
+            )
             return SampleState(encoding, shape, grids, sample.guidance, sigmas, timesteps, latents)
 
     def _schedule(self, steps: int, tokens: int) -> tuple[list[float], list[float]]:
@@ -290,7 +337,7 @@ class StepwiseQwenImageEditPipeline(QwenImageEditPipeline):  # type: ignore[misc
     ) -> torch.Tensor:
         """Return the velocities of the samples end to end (tokens × 64), guided where there is a negative text."""
         image = torch.cat(
-            [part for index, _ in plan.rows for part in (states[index].latents, states[index].encoding.reference)]
+            [part for index, _ in plan.rows for part in (states[index].latents, states[index].encoding.references)]
         )
         text = torch.cat([_texts(states[index])[place] for index, place in plan.rows])
         predicted = self.transformer(image, text, times.flatten().to(image.dtype) / 1000, plan.layout)
@@ -387,6 +434,11 @@ class _Plan:
         moves = [state.sigmas[state.step + 1] - state.sigmas[state.step] for state in states]
         column = torch.tensor([*times, *scales, *moves], dtype=torch.float32, device=self._device).view(-1, 1)
         return torch.split(column, [len(times), len(scales), len(moves)])
+
+
+def _interleave(texts: Sequence[str], between: Sequence[str]) -> str:
+    """Return the texts with the others between them."""
+    return "".join(part for pair in zip(texts, (*between, ""), strict=True) for part in pair)
 
 
 def _texts(state: SampleState) -> list[torch.Tensor]:

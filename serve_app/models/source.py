@@ -3,8 +3,9 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -16,27 +17,47 @@ from huggingface_hub.errors import (
 
 from serve_app.settings import BUILTIN_TINY, ModelSettings
 
-SERVED_CLASSES = ("QwenImageEditPipeline", "StepwiseQwenImageEditPipeline")
+Family = Literal["edit", "edit-plus"]
+"""Checkpoints that one pipeline class of serve_app.models.families runs."""
+
+SERVED_CLASSES: dict[str, Family] = {
+    "QwenImageEditPipeline": "edit",
+    # The same weights, for edits with a mask.
+    "QwenImageEditInpaintPipeline": "edit",
+    "QwenImageEditPlusPipeline": "edit-plus",
+    "StepwiseQwenImageEditPipeline": "edit",
+    "StepwiseQwenImageEditPlusPipeline": "edit-plus",
+}
+"""The pipeline classes that an index may name. Those that begin with Stepwise are ours."""
+
 _INDEX = "model_index.json"
 # Part of the package, with its model card. training/ trains it.
 _BUILTIN_TINY = Path(__file__).parent / "builtin_tiny"
 
 
-def check_source(settings: ModelSettings) -> str:
-    """Return what diffusers loads: a directory or a hub id. Raises ValueError or OSError for a model not supported.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What diffusers loads: `location` is a directory or a hub id."""
+
+    location: str
+    family: Family
+
+
+def check_source(settings: ModelSettings) -> Source:
+    """Return where the model is and its family. Raises ValueError or OSError for a model not supported.
 
     This check reads only the model's index, before gigabytes are loaded. It asks the hub only for what is not in the
-    hub's cache on this machine. The 2509 and 2511 checkpoints are not supported: their class,
-    QwenImageEditPlusPipeline, processes references in another way.
+    hub's cache on this machine.
     """
     source = _source(settings)
     served = _read(_find_index(source, settings.revision), source).get("_class_name")
-    if served not in SERVED_CLASSES:
+    family = SERVED_CLASSES.get(served) if isinstance(served, str) else None
+    if family is None:
+        classes = ", ".join(name for name in SERVED_CLASSES if not name.startswith("Stepwise"))
         raise ValueError(
-            f"model.source: {source} is a {served}; this server runs only {SERVED_CLASSES[0]}, such as "
-            "Qwen/Qwen-Image-Edit"
+            f"model.source: {source} is a {served}; this server runs {classes}, such as Qwen/Qwen-Image-Edit-2511"
         )
-    return source
+    return Source(source, family)
 
 
 def _source(settings: ModelSettings) -> str:

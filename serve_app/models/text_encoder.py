@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-Picture = tuple[torch.Tensor, torch.Tensor]
+SeenPicture = tuple[torch.Tensor, torch.Tensor]
 """A picture's patches, and its grid (1 × 3), both on the CPU."""
 
 
@@ -19,8 +19,8 @@ Picture = tuple[torch.Tensor, torch.Tensor]
 def read_texts(
     text_encoder: Any,
     texts: Sequence[torch.Tensor],
-    pictures: Sequence[Picture],
-    seen: Sequence[int],
+    pictures: Sequence[SeenPicture],
+    seen: Sequence[Sequence[int]],
     *,
     device: torch.device,
     pad: int,
@@ -28,7 +28,8 @@ def read_texts(
 ) -> list[torch.Tensor]:
     """Return the last hidden states of each text (tokens × width), behind the final norm.
 
-    `texts`: token ids on the CPU, each with the tokens of one picture. `seen`: for each text the index of its picture.
+    `texts`: token ids on the CPU, each with the tokens of its pictures. `seen`: for each text the indices of its
+    pictures, in the order of their tokens.
     `pad`: any token but a picture's. `grid_positions`: whether a picture's tokens have positions on its grid, or in the
     line of the text.
     """
@@ -40,20 +41,24 @@ def read_texts(
     positions = None
     if grid_positions:
         is_picture = (ids == text_encoder.config.image_token_id).int()
-        grids = torch.cat([pictures[index][1] for index in seen])
+        grids = torch.cat([pictures[index][1] for of_text in seen for index in of_text])
         positions, _ = model.get_rope_index(ids, is_picture, image_grid_thw=grids, attention_mask=mask)
         positions = positions.to(device)
     hidden = model(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
         position_ids=positions,
-        mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=[features[index] for index in seen])},
+        mm_encoder_outputs={
+            "image": BaseModelOutputWithPooling(
+                pooler_output=[features[index] for of_text in seen for index in of_text]
+            )
+        },
         use_cache=False,
     ).last_hidden_state
     return [row[: len(text)] for row, text in zip(hidden, texts, strict=True)]
 
 
-def _embed_pictures(visual: Any, pictures: Sequence[Picture], device: torch.device) -> Sequence[torch.Tensor]:
+def _embed_pictures(visual: Any, pictures: Sequence[SeenPicture], device: torch.device) -> Sequence[torch.Tensor]:
     """Return the embeddings of each picture (tokens × width), in one call of the vision tower."""
     merge, grids = visual.spatial_merge_size, torch.cat([grid for _, grid in pictures])
     starts = get_vision_cu_seqlens(grids)

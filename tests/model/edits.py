@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from serve_app.engine.scheduler import Condition, QueuedRequest, Sample, expand
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, Pixels
 from tests.scenes import scene
 
@@ -68,3 +68,9 @@ def edit(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditReq
     while unfinished := [sample for sample in samples if sample.steps_left]:
         step(random_model, unfinished)
     return random_model.decode([sample.state for sample in samples])
+
+
+def mark_picture_tokens(text_encoder, args, kwargs):
+    """Place a picture's tokens on its grid, as transformers 4 did: diffusers 0.42 does not ask transformers 5 to."""
+    is_picture = kwargs["input_ids"] == text_encoder.config.image_token_id
+    return args, {**kwargs, "mm_token_type_ids": is_picture.int()}

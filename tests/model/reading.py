@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from serve_app.models.text_encoder import Picture, read_texts
+from serve_app.models.text_encoder import SeenPicture, read_texts
 from tests.random_model import _tokenizer
 from training.parts import build_text_encoder
 
@@ -30,14 +30,14 @@ def text_with(text_encoder: Any, grid: tuple[int, int], before: int, after: int)
     return torch.cat([torch.randint(10, 200, (before,)), picture, torch.randint(10, 200, (after,))])
 
 
-def picture_of(grid: tuple[int, int]) -> Picture:
+def picture_of(grid: tuple[int, int]) -> SeenPicture:
     return torch.randn(grid[0] * grid[1], 3 * 2 * 14 * 14), torch.tensor([[1, *grid]])
 
 
 def read(
     text_encoder: Any,
     texts: Sequence[torch.Tensor],
-    pictures: Sequence[Picture],
+    pictures: Sequence[SeenPicture],
     seen: Sequence[int],
     *,
     grid_positions: bool = True,

@@ -9,7 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
 
 from serve_app.models import loading
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.settings import LoraSettings, ModelSettings
 from tests.model.edits import edit, request
 from tests.scenes import difference

@@ -12,7 +12,8 @@ from serve_app.engine.requests import RunOptions
 from serve_app.engine.scheduler import Sample
 from serve_app.errors import EditError
 from serve_app.events import Event, Progress
-from serve_app.models.pipeline import Encoding, SampleState, StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import Encoding, SampleState
 from serve_app.request import Pixels
 from tests.engines import calibrated_engine
 from tests.model.edits import request, samples_of, step
@@ -22,7 +23,7 @@ from tests.waiting import wait_until
 
 def tensors_of(state: SampleState) -> Iterator[torch.Tensor]:
     encoding: Encoding = state.encoding
-    for tensor in (state.latents, state.velocity, encoding.positive, encoding.negative, encoding.reference):
+    for tensor in (state.latents, state.velocity, encoding.positive, encoding.negative, encoding.references):
         if tensor is not None:
             yield tensor
 

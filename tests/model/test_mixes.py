@@ -7,7 +7,7 @@ import pytest
 
 from serve_app.engine.scheduler import Sample
 from serve_app.images.geometry import Size
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest
 from tests.model.edits import BOUND, edit, request, samples_of, step
 from tests.scenes import difference, scene

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from serve_app.models.pipeline import SampleState, StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import SampleState
 from tests.model.edits import BOUND, condition_of, edit, request, samples_of
 from tests.scenes import difference
 

@@ -10,9 +10,10 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from serve_app.engine.scheduler import Shape
 from serve_app.errors import InvalidInput, NotFinite, OutOfMemory
 from serve_app.images.geometry import Geometry, Size
-from serve_app.models.pipeline import NATIVE_AREA, StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import NATIVE_AREA
 from serve_app.request import EditRequest
-from tests.model.edits import BOUND, MIXED, condition_of, edit, request, samples_of, step
+from tests.model.edits import BOUND, MIXED, condition_of, edit, mark_picture_tokens, request, samples_of, step
 from tests.scenes import difference, scene
 
 # Of one aspect ratio: with `free`, the shape depends on the picture.
@@ -65,12 +66,6 @@ def test_variants_share_the_encoding_and_differ(random_model):
     for one, other in zip(pictures, lone, strict=True):
         assert difference(one, other) <= BOUND
     assert difference(pictures[0], pictures[1]) >= 10 * BOUND
-
-
-def mark_picture_tokens(text_encoder, args, kwargs):
-    """Place a picture's tokens on its grid, as transformers 4 did: diffusers 0.42 does not ask transformers 5 to."""
-    is_picture = kwargs["input_ids"] == text_encoder.config.image_token_id
-    return args, {**kwargs, "mm_token_type_ids": is_picture.int()}
 
 
 @pytest.mark.parametrize(
@@ -238,8 +233,9 @@ def test_the_text_encoder_has_a_pictures_tokens_on_their_grid(random_model):
     """Return the positions that transformers' own processor and model compute."""
     condition = condition_of(random_model, request(size=None))
     [encoding] = random_model.encode([random_model.prepare(condition)])
-    size = condition.reference
-    picture = random_model.image_processor.resize(PIL.Image.fromarray(condition.picture), size.height, size.width)
+    [reference] = condition.references
+    size = reference.view.size
+    picture = random_model.image_processor.resize(PIL.Image.fromarray(reference.picture), size.height, size.width)
     text = random_model.prompt_template_encode.format(condition.prompt)
     read = random_model.processor(text=[text], images=[picture], return_tensors="pt")
     assert read["mm_token_type_ids"].any()
@@ -275,13 +271,13 @@ def test_the_autoencoder_keeps_nothing_of_a_pass_that_ran_out_of_memory(half: st
 
 def test_the_tokens_that_a_caller_is_told_are_those_that_the_model_reads(random_model):
     for text in ("x", " make the sky blue\n", "天空变蓝 ☁"):
-        with_text, without = (random_model._tokenize(each, patches=1) for each in (text, ""))
+        with_text, without = (random_model._tokenize(each, [1]) for each in (text, ""))
         assert random_model.count_tokens(text) == len(with_text) - len(without)
     [sample] = samples_of(random_model, [request(size="90x60")])
     state, multiple = sample.state, random_model.geometry.multiple
-    assert state.encoding.reference.shape[0] == sample.shape.reference_tokens(multiple)
+    assert state.encoding.references.shape[0] == sample.shape.reference_tokens(multiple)
     assert state.latents.shape[0] == sample.shape.output_tokens(multiple) == 6 * 4
 
 
 def test_shapes_count_tokens_of_result_and_reference():
-    assert Shape(Size(1024, 1024), Size(1024, 1024)).tokens(16) == 8192
+    assert Shape(Size(1024, 1024), (Size(1024, 1024),)).tokens(16) == 8192

@@ -14,7 +14,8 @@ from serve_app.engine.stats import EngineStats
 from serve_app.errors import EditError, GenerationError, NotFinite, OutOfMemory
 from serve_app.events import Event, Preview
 from serve_app.images.geometry import Geometry
-from serve_app.models.pipeline import SampleState, StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import SampleState
 from serve_app.request import EditRequest, Pixels
 from tests.engines import calibrated_engine, outcome, start
 from tests.scenes import difference, scene

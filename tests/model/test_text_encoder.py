@@ -42,7 +42,7 @@ def test_a_guided_picture_goes_through_the_vision_tower_once(random_model):
     encodings = random_model.encode(prepared)
     hook.remove()
     assert [encoding.negative is None for encoding in encodings] == [False, True]
-    assert patches == [sum(len(each.patches) for each in prepared)]
+    assert patches == [sum(len(patches) for each in prepared for patches, _ in each.seen)]
 
 
 def test_no_layer_but_the_last_keeps_its_output_nor_its_keys():

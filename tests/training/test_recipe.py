@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from training.autoencoder import train_autoencoder
 from training.editor import train_editor
 from training.evaluate import evaluate, evaluate_untaught, psnr_db, reconstruction_db, write_card

@@ -182,3 +182,36 @@ def test_what_is_missing_is_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         EditRequest(**fields)
     assert caught.value.message == message
+
+
+class TestReferences:
+    def test_they_are_kept_for_each_image(self) -> None:
+        shared = EditRequest(images=[PICTURE, PICTURE], prompt="x", references=[PICTURE])
+        assert [len(of_one) for of_one in shared.references_by_image] == [1, 1]
+        nested = EditRequest(images=[PICTURE, PICTURE], prompt="x", references=[[PICTURE, PICTURE], ()])
+        assert [len(of_one) for of_one in nested.references_by_image] == [2, 0]
+        assert EditRequest(images=[PICTURE, PICTURE], prompt="x").references_by_image == ((), ())
+
+    def test_their_bytes_count_once(self) -> None:
+        other = PICTURE.copy()
+        assert EditRequest(images=[PICTURE] * 2, prompt="x", references=[other]).picture_bytes == 2 * PICTURE.nbytes
+
+    @pytest.mark.parametrize(
+        ("references", "words"),
+        [
+            ([[PICTURE]], "1 lists for 2 images"),
+            ([[PICTURE], PICTURE], "not both"),
+            (["a.png"], "Invalid image format at index 0"),
+            (PICTURE, "must be a list"),
+        ],
+    )
+    def test_others_are_refused(self, references: Any, words: str) -> None:
+        with pytest.raises(InvalidInput, match=words) as caught:
+            EditRequest(images=[PICTURE, PICTURE], prompt="x", references=references)
+        assert caught.value.param == "references"
+
+    def test_they_are_limited_for_each_image(self) -> None:
+        few = LimitSettings(max_references=1)
+        check_limits(EditRequest(images=[PICTURE, PICTURE], prompt="x", references=[PICTURE]), few)
+        with pytest.raises(InvalidInput, match="at most 1 are allowed for each image, not 2"):
+            check_limits(EditRequest(images=[PICTURE], prompt="x", references=[PICTURE, PICTURE]), few)

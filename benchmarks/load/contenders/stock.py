@@ -15,7 +15,7 @@ from benchmarks.load.measures import Counts
 from serve_app.engine.scheduler import Condition, QueuedRequest, Sample, expand
 from serve_app.images.pixels import resize
 from serve_app.models import loading
-from serve_app.models.pipeline import StepwiseQwenImageEditPipeline
+from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, EditResult, Pixels, Timings, arrange
 from serve_app.settings import ModelSettings
 
@@ -86,7 +86,8 @@ class StockEditor:
 
     def _resize(self, condition: Condition) -> PIL.Image.Image:
         """Resize a picture, as the pipeline does with a lone one but not with those of a list."""
-        return PIL.Image.fromarray(resize(condition.picture, condition.reference, condition.crop))
+        [reference] = condition.references
+        return PIL.Image.fromarray(resize(reference.picture, reference.view.size, reference.view.crop))
 
 
 def negative_prompt(sample: Sample) -> str | None:

@@ -93,7 +93,8 @@ def test_its_paths_and_methods_are_those_of_the_application(app: Starlette) -> N
 
 def test_its_fields_are_those_of_the_application() -> None:
     properties = SCHEMAS["EditForm"]["properties"]
-    synonyms = {"image": "images", "image[]": "images", "images[]": "images", "prompt[]": "prompt"}
+    pictures = {"image": "images", "image[]": "images", "images[]": "images", "references[]": "references"}
+    synonyms = {**pictures, "prompt[]": "prompt"}
     assert set(synonyms) >= set(SYNONYMS)
     assert set(properties) == FIELDS - set(synonyms)
     for synonym, name in synonyms.items():

@@ -203,8 +203,13 @@ def test_every_option_reaches_the_server(server: str, editor: Watched) -> None:
     options = (
         "--size 64x48 --fit free --steps 5 --guidance 2.5 --seed 9 --format jpeg --quality 10 --model builtin:tiny -n 3"
     )
-    run("edit", "photo10.png", "x", *options.split(), "--negative-prompt", "blur", "--server", server, "-o", "o")
+    references = ("--reference", "photo2.png", "--reference", "photo10.png")
+    others = (*references, "--negative-prompt", "blur", "--server", server, "-o", "o")
+    run("edit", "photo10.png", "x", *options.split(), *others)
     (request,) = editor.requests
+    [of_one] = request.references
+    np.testing.assert_array_equal(of_one[1], request.images[0])
+    assert len(of_one) == 2
     assert (request.n, str(request.size), request.num_inference_steps, request.guidance_scale) == (3, "64x48", 5, 2.5)
     assert request.fit == "free"
     assert (request.seed, request.negative_prompt, request.prompt) == (9, "blur", "x")

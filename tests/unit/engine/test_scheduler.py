@@ -105,21 +105,22 @@ class TestExpand:
     def test_auto_size_follows_each_picture_and_an_exact_size_is_covered(self):
         square, wide = queued(images=[SQUARE, WIDE]).samples
         assert square.shape.output == square.result == Size(256, 256)
-        assert wide.shape.output == wide.shape.reference == wide.result == Size(352, 192)
+        assert (wide.shape.output,) == wide.shape.references == (wide.result,) == (Size(352, 192),)
         exact = queued(size="100x50").samples[0]
-        assert exact.shape.output == exact.shape.reference == Size(112, 64)
+        assert (exact.shape.output,) == exact.shape.references == (Size(112, 64),)
         assert exact.result == Size(100, 50)
 
     def test_the_reference_of_an_exact_size_is_cropped_or_free(self):
         covered, free = (queued(images=[WIDE], size="96x96", fit=fit) for fit in ("cover", "free"))
-        assert (covered.conditions[0].crop, covered.conditions[0].reference) == ((0.25, 0, 0.75, 1), Size(96, 96))
-        assert (free.conditions[0].crop, free.conditions[0].reference) == (WHOLE, Size(352, 192))
+        [covered_view], [free_view] = ([each.view for each in one.conditions[0].references] for one in (covered, free))
+        assert (covered_view.crop, covered_view.size) == ((0.25, 0, 0.75, 1), Size(96, 96))
+        assert (free_view.crop, free_view.size) == (WHOLE, Size(352, 192))
         assert [entry.samples[0].tokens for entry in (covered, free)] == [2 * 36, 36 + 352 * 192 // 16**2]
 
     def test_sizes_count_from_the_pictures_before_they_were_shrunk(self):
         [original] = queued(images=[WIDE], original_sizes=[Size(4001, 2001)], size="original").samples
         assert original.result == Size(4001, 2001)
-        assert original.shape.output == original.shape.reference == Size(352, 192)
+        assert (original.shape.output,) == original.shape.references == (Size(352, 192),)
         [auto] = queued(images=[np.zeros((9, 25, 3), np.uint8)], original_sizes=[Size(1000, 360)]).samples
         assert auto.shape.output == GEOMETRY.auto(Size(1000, 360))
 

@@ -1,15 +1,18 @@
 """Fingerprints: two edits are the same if their fields and the bytes of their pictures are."""
 
 from serve_app.forms.fingerprint import Fingerprint
-from serve_app.forms.upload import ReadPicture, Values
+from serve_app.forms.upload import PictureFiles, ReadPicture, Values
 
 
-def of(values: Values, *files: bytes) -> str:
+def of(values: Values, *files: bytes, references: int = 0, per_image: list[int] | None = None) -> str:
+    """Return the digest; the last `references` of the files are references."""
     reads: list[ReadPicture] = [lambda file=file: file for file in files]  # type: ignore[misc]
-    fingerprint = Fingerprint(values, reads)
+    images = len(files) - references
+    fingerprint = Fingerprint(values, PictureFiles(reads[:images], reads[images:], per_image))
     # In any order, and however often they are read.
     for _ in range(2):
-        assert [read() for read in reversed(fingerprint.pictures)] == list(reversed(files))
+        hashed = [*fingerprint.pictures.images, *fingerprint.pictures.references]
+        assert [read() for read in reversed(hashed)] == list(reversed(files))
     return fingerprint.hexdigest()
 
 
@@ -21,6 +24,8 @@ def test_whatever_differs_is_another_edit() -> None:
     edits = [
         of({"prompt": ["x"]}, b"a", b"b"),
         of({"prompt": ["x"]}, b"b", b"a"),
+        of({"prompt": ["x"]}, b"a", b"b", references=1),
+        of({"prompt": ["x"]}, b"a", b"b", references=1, per_image=[1]),
         of({"prompt": ["x"]}, b"a"),
         of({"prompt": ["x"]}, b"ab", b""),
         of({"prompt": ["y"]}, b"a", b"b"),

@@ -156,13 +156,6 @@ def test_one_picture_goes_by_any_name(name: str) -> None:
     assert levels(form_of(picture(name, 5), PROMPT)) == [5]
 
 
-@pytest.mark.parametrize("names", [("image", "image"), ("image[]", "image[]"), ("image", "image[]")])
-def test_references_are_refused_with_the_way_to_a_batch(names: tuple[str, str]) -> None:
-    error = refusal(PROMPT, *(picture(name) for name in names))
-    assert error.param == names[1]
-    assert "send them as `images`" in error.message
-
-
 @pytest.mark.parametrize("names", [("image", "images"), ("images", "image[]")])
 def test_names_of_both_kinds_are_not_mixed(names: tuple[str, str]) -> None:
     error = refusal(PROMPT, *(picture(name) for name in names))

@@ -116,24 +116,6 @@ def test_one_picture_goes_by_any_name_and_shape(name: str, value: Any) -> None:
     assert levels(form(**{"images": None, name: value})) == [5]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("image", [b64(), b64()]),
-        ("image[]", [b64(), b64()]),
-        ("images", [{"image_url": data_url()}] * 2),
-        ("images", [b64(), {"image_url": data_url()}]),
-        ("image", [{"image_url": data_url()}] * 2),
-        ("image", [{"url": data_url(), "type": "image_url"}] * 2),
-    ],
-)
-def test_references_are_refused_with_the_way_to_a_batch(name: str, value: Any) -> None:
-    error = refusal(**{"images": None, name: value})
-    assert error.param == name
-    assert "references for one picture" in error.message
-    assert "`images`" in error.message
-
-
 def test_names_of_both_kinds_are_not_mixed() -> None:
     error = refusal(image=b64())
     assert error.param == "image"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.images.geometry import WHOLE, Framing, Geometry, Size, WantedSize, center_crop, is_shrunk
+from serve_app.images.geometry import WHOLE, Framing, Geometry, Size, View, WantedSize, center_crop, is_shrunk
 
 GEOMETRY = Geometry(native_area=256 * 256, multiple=16)
 SIZES = st.builds(Size, st.integers(1, 9000), st.integers(1, 9000))
@@ -51,30 +51,37 @@ class TestFrame:
         self, size: WantedSize, result: Size
     ) -> None:
         auto = Size(352, 192)
-        assert GEOMETRY.frame(Size(333, 167), size, "cover") == Framing(WHOLE, auto, auto, auto, result)
+        assert GEOMETRY.frame(Size(333, 167), size, "cover") == Framing(View(WHOLE, auto, auto), auto, result)
 
     def test_cover_reads_the_middle_of_the_picture_on_the_grid_of_the_output(self) -> None:
         framing = GEOMETRY.frame(Size(200, 75), Size(100, 75), "cover")
         grid = Size(112, 80)
-        assert framing == Framing((0.25, 0.0, 0.75, 1.0), grid, grid, grid, Size(100, 75))
+        assert framing == Framing(View((0.25, 0.0, 0.75, 1.0), grid, grid), grid, Size(100, 75))
         tall = GEOMETRY.frame(Size(100, 400), Size(96, 96), "cover")
-        assert tall.crop == (0.0, 0.375, 1.0, 0.625)
+        assert tall.view.crop == (0.0, 0.375, 1.0, 0.625)
 
     def test_free_reads_all_of_the_picture_at_the_native_area(self) -> None:
         framing = GEOMETRY.frame(Size(512, 512), Size(100, 75), "free")
         native = Size(256, 256)
-        assert framing == Framing(WHOLE, native, native, Size(112, 80), Size(100, 75))
+        assert framing == Framing(View(WHOLE, native, native), Size(112, 80), Size(100, 75))
 
     def test_the_text_encoder_never_reads_more_than_the_native_area(self) -> None:
         framing = GEOMETRY.frame(Size(512, 512), Size(512, 500), "cover")
-        assert framing.reference == framing.output == Size(512, 512)
-        assert framing.text_reference == Size(256, 256)
+        assert framing.view.size == framing.output == Size(512, 512)
+        assert framing.view.text_size == Size(256, 256)
+
+    def test_a_text_area_is_that_of_what_the_text_encoder_reads(self) -> None:
+        geometry = Geometry(256 * 256, 16, text_area=128 * 128)
+        assert geometry.view(Size(200, 100)) == View(WHOLE, Size(352, 192), Size(192, 96))
+        # Never more than the transformer reads.
+        small = geometry.frame(Size(200, 100), Size(64, 32), "cover")
+        assert (small.view.size, small.view.text_size) == (Size(64, 32), Size(64, 32))
 
     @given(picture=SIZES, size=SIZES)
     def test_cover_gives_reference_and_output_one_grid(self, picture: Size, size: Size) -> None:
         framing = GEOMETRY.frame(picture, size, "cover")
-        assert framing.reference == framing.output == GEOMETRY.cover(size)
-        assert framing.text_reference.pixels <= framing.reference.pixels
+        assert framing.view.size == framing.output == GEOMETRY.cover(size)
+        assert framing.view.text_size.pixels <= framing.view.size.pixels
         assert framing.result == size
 
 

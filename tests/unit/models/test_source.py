@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve_app.models.source import check_source
+from serve_app.models.source import SERVED_CLASSES, check_source
 from serve_app.settings import ModelSettings
 from tests.http_server import listening
 
 SERVED = {"_class_name": "QwenImageEditPipeline", "vae": ["diffusers", "AutoencoderKLQwenImage"], "extra": [None, None]}
-PLUS = {"_class_name": "QwenImageEditPlusPipeline"}
+LAYERED = {"_class_name": "QwenImageLayeredPipeline"}
 COMMIT = "0" * 40
 
 
@@ -33,16 +33,21 @@ def write(folder: Path, index: Any, *parts: str) -> str:
 class TestDirectory:
     def test_one_with_its_parts_is_served(self, tmp_path: Path) -> None:
         source = write(tmp_path / "model", SERVED, "vae")
-        assert check_source(ModelSettings(source=source)) == source
+        assert check_source(ModelSettings(source=source)).location == source
+
+    @pytest.mark.parametrize(("name", "family"), SERVED_CLASSES.items())
+    def test_its_class_tells_its_family(self, tmp_path: Path, name: str, family: str) -> None:
+        source = write(tmp_path / "model", {"_class_name": name})
+        assert check_source(ModelSettings(source=source)).family == family
 
     @pytest.mark.parametrize(
         ("index", "message"),
         [
-            (PLUS, "is a QwenImageEditPlusPipeline; this server runs only QwenImageEditPipeline"),
+            (LAYERED, "is a QwenImageLayeredPipeline; this server runs QwenImageEditPipeline, "),
             (SERVED, r"lacks vae: its model_index\.json names it"),
             ("{", r"the model_index\.json of .* is damaged"),
             ([], r"the model_index\.json of .* is damaged"),
-            ({}, "is a None; this server runs only"),
+            ({}, "is a None; this server runs "),
         ],
         ids=["class", "part", "text", "list", "empty"],
     )
@@ -66,7 +71,7 @@ import sys
 from serve_app.models.source import check_source
 from serve_app.settings import ModelSettings
 try:
-    print(check_source(ModelSettings(source=sys.argv[1], revision=sys.argv[2] if sys.argv[2:] else None)))
+    print(check_source(ModelSettings(source=sys.argv[1], revision=sys.argv[2] if sys.argv[2:] else None)).location)
 except (ValueError, OSError) as error:
     print(error)
 """
@@ -93,18 +98,18 @@ def cache_model(cache: Path, *parts: str) -> None:
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
-    """Yield the address of a hub: lab/edit is served, lab/plus is of another class, lab/text has no index."""
+    """Yield the address of a hub: lab/edit is served, lab/layered is of another class, lab/text has no index."""
 
     def info(request: Request) -> Response:
         name, revision = request.path_params["name"], request.path_params.get("revision", "main")
         if revision != "main":
             return JSONResponse({"error": "x"}, 404, {"X-Error-Code": "RevisionNotFound"})
-        if name not in ("edit", "plus", "text"):
+        if name not in ("edit", "layered", "text"):
             return JSONResponse({"error": "x"}, 401, {"X-Error-Code": "RepoNotFound"})
         return JSONResponse({"_id": "1", "id": f"lab/{name}", "sha": COMMIT, "siblings": []})
 
     def index(request: Request) -> Response:
-        body = {"edit": SERVED, "plus": PLUS}.get(request.path_params["name"])
+        body = {"edit": SERVED, "layered": LAYERED}.get(request.path_params["name"])
         if body is None:
             return JSONResponse({"error": "x"}, 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         return JSONResponse(body, headers={"X-Repo-Commit": COMMIT, "ETag": '"1"'})
@@ -130,7 +135,7 @@ class TestHub:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["lab/plus"], "model.source: lab/plus is a QwenImageEditPlusPipeline; this server runs only"),
+            (["lab/layered"], "model.source: lab/layered is a QwenImageLayeredPipeline; this server runs "),
             (["lab/text"], "model.source: lab/text on the hub has no model_index.json"),
             (["lab/none"], "model.source: lab/none is neither a directory here nor a model that the hub shows"),
             (["lab/edit", "v9"], "model.revision: the hub's model lab/edit has no revision v9"),

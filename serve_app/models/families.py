@@ -1,0 +1,60 @@
+"""The families of checkpoints: pipelines of diffusers with stages, and the values in which they differ."""
+
+from typing import Any, ClassVar
+
+from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE, VAE_IMAGE_SIZE
+
+from serve_app.models.pipeline import StepwisePipeline
+from serve_app.models.source import Family
+
+_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+"""The place of one picture in a template, whose middle token stands for all of the picture's tokens."""
+
+
+class StepwiseQwenImageEditPipeline(StepwisePipeline, QwenImageEditPipeline):  # type: ignore[misc]
+    """Qwen-Image-Edit of August 2025: one picture for each edit."""
+
+    @property
+    def _instructions(self) -> str:
+        return str(self.prompt_template_encode.split(_PICTURE)[0])
+
+    def _template(self, pictures: int) -> str:
+        return str(self.prompt_template_encode)
+
+
+class StepwiseQwenImageEditPlusPipeline(StepwisePipeline, QwenImageEditPlusPipeline):  # type: ignore[misc]
+    """Qwen-Image-Edit-2509, 2511, and models made from them: up to five pictures for each edit, of any sizes."""
+
+    max_references: ClassVar[int] = 5
+    default_steps: ClassVar[int] = 40
+
+    def __init__(
+        self,
+        scheduler: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        processor: Any,
+        transformer: Any,
+        native_area: int = VAE_IMAGE_SIZE,
+        grid_positions: bool = True,
+        text_area: int = CONDITION_IMAGE_SIZE,
+    ) -> None:
+        super().__init__(
+            scheduler, vae, text_encoder, tokenizer, processor, transformer, native_area, grid_positions, text_area
+        )
+
+    @property
+    def _instructions(self) -> str:
+        return str(self.prompt_template_encode.split("{}")[0])
+
+    def _template(self, pictures: int) -> str:
+        seen = "".join(f"Picture {number}: {_PICTURE}" for number in range(1, pictures + 1))
+        return str(self.prompt_template_encode.replace("{}", f"{seen}{{}}"))
+
+
+PIPELINES: dict[Family, Any] = {
+    "edit": StepwiseQwenImageEditPipeline,
+    "edit-plus": StepwiseQwenImageEditPlusPipeline,
+}
