@@ -41,9 +41,9 @@ def cluster() -> Iterator[int]:
     import ray
     from ray import serve
 
-    from serve_app.api import proxy_connection
+    from serve_app.deployments import environment
 
-    proxy_connection.enable_bounds()
+    environment.set_defaults()
     port = free_port()
     # Logical CPUs: the actors share whatever cores there are.
     # The figures at /metrics are updated every second instead of every tenth.

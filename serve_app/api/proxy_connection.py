@@ -5,7 +5,6 @@ rest of a request. Serve has no setting for this, so the callback by which it co
 """
 
 import asyncio
-import os
 from typing import Any, ClassVar
 
 import h11
@@ -13,6 +12,7 @@ from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from serve_app.api.proxy_requests import ProxyGuard
 from serve_app.api.request_target import RequestTargetMiddleware
 from serve_app.errors import RETRY_AFTER_S, EditError, InvalidInput, Overloaded
 from serve_app.responses.errors import error_response
@@ -87,12 +87,8 @@ class BoundedConnection(H11Protocol):
             self._head_timer = None
 
 
-def enable_bounds() -> None:
-    """Bound the connections of every proxy of a Ray that this process starts later, by setting VARIABLE."""
-    os.environ.setdefault(VARIABLE, VALUE)
-
-
 def bound() -> list[Middleware]:
-    """Use BoundedConnection in this process, which is one of Serve's proxies. Return the middleware of a proxy."""
+    """Use BoundedConnection in this process, which is one of Serve's proxies. Return the proxy's middleware."""
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedConnection.__name__}"
-    return [Middleware(RequestTargetMiddleware)]
+    # Serve wraps the last one around the others.
+    return [Middleware(RequestTargetMiddleware), Middleware(ProxyGuard)]

@@ -14,8 +14,8 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from serve_app.api import proxy_connection
 from serve_app.app import APP_NAME, build
+from serve_app.deployments import environment
 from serve_app.settings import AppSettings
 
 _DRAIN_S = 10.0
@@ -31,7 +31,7 @@ def serve_until_stopped(settings: AppSettings, host: str, port: int) -> None:
     print(f"Starting; loading {settings.model.source} …", flush=True)
     # One CPU each for ingress and replica, even if the machine has only one. Ray's own lines go to its log.
     cpus = max(2, len(os.sched_getaffinity(0)))
-    proxy_connection.enable_bounds()
+    environment.set_defaults()
     context = ray.init(
         address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
     )

@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from serve_app.errors import InvalidInput, TooManySamples
 from serve_app.settings import AppSettings, AuthSettings, EngineSettings, LimitSettings
 from tests.cluster.client import TIMEOUT_S, png
 from tests.cluster.conftest import Served, deploy
+from tests.raw_http import talk
 from tests.scenes import scene
 from tests.waiting import wait_until
 
@@ -24,6 +26,10 @@ NAME = "closed"
 KEYS = {"ann": "first-XANADU-key", "bob": "second-XANADU-key"}
 # No log may hold it.
 SECRET = "XANADU"
+LONG = "x" * 60_000
+REFUSALS = 50
+# The lines of Serve's proxy, of Serve in the replica, and ours; and what Ray's own processes write meanwhile.
+MOST_LOGGED_BYTES = 4000
 
 
 @dataclass
@@ -59,6 +65,21 @@ class Closed:
         url = f"{self.served.client.base}/v1/images/edits"
         with requests.post(url, files=files, data=data, headers=headers, timeout=TIMEOUT_S, stream=True) as response:
             assert next(response.iter_lines()) == b"event: image_edit.progress"
+
+    def refuse(self, request: str) -> set[tuple[int, str]]:
+        """Send a request many times and return how it was refused; the request has the line's end but no header."""
+        sent = f"{request}host: x\r\n\r\n".encode("latin-1") * REFUSALS
+        found = talk(self.served.client.base, sent, count=REFUSALS)
+        assert len(found) == REFUSALS
+        return {(answer.status, answer.code) for answer in found}
+
+    def logged_bytes(self) -> int:
+        """Return the bytes of all log files, with the lines of every request before."""
+        last = uuid.uuid4().hex
+        self.served.client.get("/v1/models", headers={"x-request-id": last})
+        proxies = list((logs() / "serve").glob("proxy_*.log"))
+        wait_until(lambda: any(last in path.read_text() for path in proxies), "the last line is written")
+        return sum(path.stat().st_size for path in logs().rglob("*") if path.is_file())
 
     def models(self, key: str) -> int:
         return self.served.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
@@ -170,6 +191,30 @@ class TestLog:
         headers = {"x-forwarded-for": "203.0.113.9", "x-request-id": "log-12"}
         assert closed.served.client.get("/v1/models", headers=headers).status_code == 401
         assert line_of("log-12", "unauthorized")["client"] == "203.0.113.9"
+
+    @pytest.mark.parametrize(
+        "request_",
+        [
+            f"GET /closed/v1/models HTTP/1.1\r\nx-request-id: {LONG}\r\n",
+            "GET /closed/v1/models HTTP/1.1\r\nx-request-id: \xe9\r\n",
+            f"GET /closed/v1/models HTTP/1.1\r\nserve_multiplexed_model_id: {LONG}\xe9\r\n",
+            f"GET /closed/v1/models HTTP/1.1\r\nx-session-id: {LONG}\xe9\r\n",
+            f"GET /closed/v1/models HTTP/1.1\r\nx-forwarded-for: {LONG}\r\n",
+            f"GET /closed/v1/models HTTP/1.1\r\nuser-agent: {LONG}\r\n",
+            f"GET /closed/v1/models HTTP/1.1\r\nauthorization: Bearer {LONG}\r\n",
+            f"GET /closed/v1/models HTTP/1.1\r\nx-request-timeout-seconds: {LONG}\xe9\r\n",
+            f"GET /closed/v1/models?{LONG} HTTP/1.1\r\n",
+            f"GET /closed/{LONG} HTTP/1.1\r\n",
+            f"GET /closed/{'%22' * 20_000} HTTP/1.1\r\n",
+            f"POST /closed/v1/images/edits HTTP/1.1\r\nidempotency-key: {LONG}\r\ncontent-length: 0\r\n",
+            f"{LONG} /closed/v1/models HTTP/1.1\r\n",
+        ],
+        ids=lambda request: f"{request[:30]}… {request[-20:]}".replace("\r\n", " "),
+    )
+    def test_a_refused_request_costs_little_log_whatever_it_holds(self, closed: Closed, request_: str):
+        before = closed.logged_bytes()
+        assert closed.refuse(request_) <= {(401, "UNAUTHORIZED"), (405, "METHOD_NOT_ALLOWED")}
+        assert (closed.logged_bytes() - before) / REFUSALS < MOST_LOGGED_BYTES
 
     def test_a_refusal_that_crosses_a_handle_leaves_no_traceback(self, closed: Closed):
         assert closed.edit(request_id="log-7", size="4000x4000").status_code == 400

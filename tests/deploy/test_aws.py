@@ -8,7 +8,7 @@ import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from serve_app.api.proxy_connection import VALUE, VARIABLE
+from serve_app.deployments.environment import VARIABLES
 from tests.deploy.clusters import Group, assert_room
 from tests.paths import ROOT
 
@@ -57,7 +57,8 @@ def test_ray_starts_with_the_keys_on_every_node(cluster: dict[str, Any]) -> None
         assert start.index(f"set -a; . ~/{Path(keys).name}") < start.index("ray start")
 
 
-def test_the_proxys_connections_are_bounded_on_every_node(cluster: dict[str, Any]) -> None:
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_ray_has_its_environment_on_every_node(cluster: dict[str, Any], variable: str) -> None:
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
         start = cluster[name][-1]
-        assert start.index("set -a;") < start.index(f"{VARIABLE}={VALUE};") < start.index("ray start")
+        assert start.index("set -a;") < start.index(f"{variable}={VARIABLES[variable]};") < start.index("ray start")

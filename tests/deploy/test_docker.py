@@ -9,7 +9,7 @@ import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
-from serve_app.api.proxy_connection import VALUE, VARIABLE
+from serve_app.deployments.environment import VARIABLES
 from tests.paths import ROOT
 
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
@@ -38,8 +38,9 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
     assert all((ROOT / source).exists() for source in copied())
 
 
-def test_the_proxys_connections_are_bounded() -> None:
-    assert any(name == "ENV" and f"{VARIABLE}={VALUE}" in rest for name, rest in instructions())
+def test_ray_has_its_environment() -> None:
+    words = [word for name, rest in instructions() if name == "ENV" for word in rest.split()]
+    assert {f"{name}={value}" for name, value in VARIABLES.items()} <= set(words)
 
 
 def test_dependencies_are_installed_before_the_code_is_there() -> None:

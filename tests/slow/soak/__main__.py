@@ -20,8 +20,8 @@ import httpx
 import ray
 from ray import serve
 
-from serve_app.api import proxy_connection
 from serve_app.app import APP_NAME
+from serve_app.deployments import environment
 from serve_app.engine.stats import EngineStats
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests.ports import free_port
@@ -120,7 +120,7 @@ def main() -> None:
     # Ray's workers have niceness 15 by default, with which they get hardly any time on a busy machine.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
     port = free_port()
-    proxy_connection.enable_bounds()
+    environment.set_defaults()
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})

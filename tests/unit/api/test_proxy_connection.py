@@ -180,7 +180,8 @@ def test_the_callback_changes_the_parser_of_its_process():
 import uvicorn
 from ray._common.utils import import_attr
 from ray.serve._private.http_util import validate_http_proxy_callback_return
-validate_http_proxy_callback_return(import_attr({VALUE!r})())
+middleware = validate_http_proxy_callback_return(import_attr({VALUE!r})())
+assert [each.cls.__name__ for each in middleware] == ["RequestTargetMiddleware", "ProxyGuard"]
 config = uvicorn.Config("tests.http_server:listening")
 config.load()
 print(config.http_protocol_class.__name__)"""
