@@ -140,8 +140,12 @@ class DeviceLost(GenerationError):
 
 
 class Overloaded(EditError):
-    """A limit of the server's memory, queue or connections is reached; `retry_after_s` is always set."""
+    """A limit of the server's memory, queue or connections is reached; `retry_after_s` is always set.
 
+    `refused_s`: for how many more seconds every edit is refused; 0 if another one may find room.
+    """
+
+    refused_s: float = 0.0
     status, code = 503, "OVERLOADED"
     when = (
         "the queue is full, or holds more work than can be done before the edit's deadline; too many bytes are being "

@@ -29,8 +29,11 @@ class LoadShedder:
         """Raise NotReady while draining, Overloaded if the queue was full a moment ago."""
         if self.is_draining:
             raise NotReady("This server is stopping", retry_after_s=RETRY_AFTER_S)
-        if self._refusal is not None and self._clock() < self._refused_at_s + _REPEAT_S:
-            raise Overloaded(self._refusal.message, retry_after_s=self._refusal.retry_after_s)
+        left_s = self._refused_at_s + _REPEAT_S - self._clock()
+        if self._refusal is not None and left_s > 0:
+            repeated = Overloaded(self._refusal.message, retry_after_s=self._refusal.retry_after_s)
+            repeated.refused_s = left_s
+            raise repeated
 
     @contextmanager
     def watch(self, outputs: int) -> Iterator[None]:
@@ -41,4 +44,5 @@ class LoadShedder:
             # An edit with less work may find room where one with much finds none.
             if outputs <= _SMALL_OUTPUTS and not isinstance(refusal, TooMuchWork):
                 self._refusal, self._refused_at_s = refusal, self._clock()
+                refusal.refused_s = _REPEAT_S
             raise

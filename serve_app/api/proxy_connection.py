@@ -13,6 +13,7 @@ from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve_app.api.proxy_requests import ProxyGuard
+from serve_app.api.proxy_shedding import ProxyShedder
 from serve_app.api.request_target import RequestTargetMiddleware
 from serve_app.errors import RETRY_AFTER_S, EditError, InvalidInput, Overloaded
 from serve_app.responses.errors import error_response
@@ -88,7 +89,9 @@ class BoundedConnection(H11Protocol):
 
 
 def bound() -> list[Middleware]:
-    """Use BoundedConnection in this process, which is one of Serve's proxies. Return the proxy's middleware."""
+    """Use BoundedConnection in this process, which is one of Serve's proxies.
+
+    Return the proxy's middleware, from the innermost to the outermost.
+    """
     HTTP_PROTOCOLS["auto"] = f"{__name__}:{BoundedConnection.__name__}"
-    # Serve wraps the last one around the others.
-    return [Middleware(RequestTargetMiddleware), Middleware(ProxyGuard)]
+    return [Middleware(ProxyShedder), Middleware(RequestTargetMiddleware), Middleware(ProxyGuard)]

@@ -17,12 +17,16 @@ from serve_app.errors import (
     InvalidInput,
     MethodNotAllowed,
     NotFound,
+    Overloaded,
     Unauthorized,
     UploadTooSlow,
 )
 from serve_app.responses.schemas import ErrorBody
 
 logger = logging.getLogger("ray.serve")
+
+REFUSED_S = "x-refused-s"
+"""Response header for Serve's proxy, which removes it: for how many seconds every edit gets this answer."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -42,6 +46,8 @@ def error_response(error: EditError) -> Response:
     response.headers["x-should-retry"] = "false" if error.retry_after_s is None else "true"
     if error.retry_after_s is not None:
         response.headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Overloaded) and error.refused_s:
+        response.headers[REFUSED_S] = f"{error.refused_s:.3f}"
     if isinstance(error, UploadTooSlow):
         # Otherwise the server would wait for the rest of the upload, for nothing.
         response.headers["Connection"] = "close"

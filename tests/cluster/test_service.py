@@ -1,11 +1,15 @@
 """The service: HTTP through Serve's proxy, disconnects, bounds, and other applications of the cluster."""
 
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
+import ray
 import requests
 from ray import serve
 
@@ -15,8 +19,9 @@ from serve_app.errors import InvalidInput
 from serve_app.settings import OPENAI_MODELS
 from tests.cluster.client import pictures_of, png
 from tests.cluster.conftest import Served
-from tests.raw_http import connect
+from tests.raw_http import answers, connect
 from tests.scenes import difference, scene
+from tests.uploads import body_of
 from tests.waiting import WAIT_S, wait_until
 
 
@@ -150,6 +155,31 @@ class TestBounds:
                 wait_until(lambda: self._begin_upload(strict).startswith(b"HTTP/1.1 503"), "it is refused")
             finally:
                 done.set()
+
+    def test_of_many_edits_at_once_the_proxy_refuses_most(self, strict: Served):
+        busy = EditRequest(images=[scene(1)], prompt="x", num_inference_steps=35)
+        calls = [strict.editor.edit.remote(busy) for _ in range(3)]
+        wait_until(lambda: strict.stats().waiting == 2, "the queue is full")
+        body, content_type = body_of([("images", ("a.png", png(scene(1)))), ("prompt", (None, "x"))])
+        ids = [uuid.uuid4().hex for _ in range(300)]
+        with ExitStack() as stack:
+            connections = [stack.enter_context(connect(strict.client.base)) for _ in ids]
+            for id, connection in zip(ids, connections, strict=True):
+                head = (
+                    f"POST /strict/v1/images/edits HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: {id}\r\n"
+                    f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
+                )
+                connection.sendall(head.encode() + body)
+            refused = [answer for connection in connections for answer in answers(connection) if answer.status == 503]
+        for call in calls:
+            call.cancel()
+        assert len(refused) > 250
+        assert {answer.code for answer in refused} == {"OVERLOADED"}
+        assert {answer.headers["x-request-id"] for answer in refused} <= set(ids)
+        # Each edit that reaches the application has a line there.
+        logs = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+        text = "".join(path.read_text() for path in logs.glob("replica_strict_EditIngress_*.log"))
+        assert sum(id in text for id in ids) < 200
 
     def _begin_upload(self, strict: Served) -> bytes:
         """Return the answer to the head of a request without its body; empty if there is none."""

@@ -17,10 +17,11 @@ def test_after_a_refusal_the_next_callers_get_the_same_for_a_second():
     shedder = LoadShedder(clock)
     shedder.check()
     refuse(shedder, outputs=1)
+    clock.now_s += 0.25
     with pytest.raises(Overloaded, match="256 pictures wait") as caught:
         shedder.check()
-    assert caught.value.retry_after_s == 40
-    clock.now_s += 1.0
+    assert (caught.value.retry_after_s, caught.value.refused_s) == (40, 0.75)
+    clock.now_s += 0.75
     shedder.check()
 
 

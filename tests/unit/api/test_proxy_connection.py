@@ -181,7 +181,7 @@ import uvicorn
 from ray._common.utils import import_attr
 from ray.serve._private.http_util import validate_http_proxy_callback_return
 middleware = validate_http_proxy_callback_return(import_attr({VALUE!r})())
-assert [each.cls.__name__ for each in middleware] == ["RequestTargetMiddleware", "ProxyGuard"]
+assert [each.cls.__name__ for each in middleware] == ["ProxyShedder", "RequestTargetMiddleware", "ProxyGuard"]
 config = uvicorn.Config("tests.http_server:listening")
 config.load()
 print(config.http_protocol_class.__name__)"""
