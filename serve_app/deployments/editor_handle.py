@@ -5,7 +5,6 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
@@ -18,7 +17,9 @@ from serve_app.request import EditRequest, EditResult
 
 logger = logging.getLogger("ray.serve")
 
-_READY_TIMEOUT_S = 2.0
+_FIRST_ANSWER_S = 2.0
+_ANSWER_S = 0.5
+"""How long a replica that is not busy may take to answer, and the call of a dead one to fail."""
 
 
 class EditorHandle:
@@ -32,6 +33,7 @@ class EditorHandle:
         self._handle = handle
         self._timeout_s = timeout_s
         self._on_retry = on_retry
+        self._has_answered = False
 
     async def edit(self, request: EditRequest) -> EditResult:
         """As ImageEditor.edit."""
@@ -50,6 +52,7 @@ class EditorHandle:
         with translate_ray_errors(response, self._timeout_s):
             async with asyncio.timeout(timeout_s + DEADLINE_MARGIN_S):
                 result: EditResult = await response
+                self._has_answered = True
                 return result
 
     def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
@@ -95,34 +98,32 @@ class EditorHandle:
         await asyncio.sleep(pause_s)
 
     async def ready(self) -> bool:
-        """Return whether a replica with a warm model answers within two seconds, or is there and busy."""
+        """Return whether a replica with a warm model answers, or lives and is busy."""
         response = self._handle.ready.remote()
         try:
-            async with asyncio.timeout(_READY_TIMEOUT_S):
-                return bool(await response)
+            async with asyncio.timeout(_ANSWER_S if self._has_answered else _FIRST_ANSWER_S):
+                self._has_answered = bool(await response)
+                return self._has_answered
         except (TimeoutError, BackPressureError):
             # If all replicas have as many requests as they accept, this call waits behind the other requests.
             cancel(response)
-            return await self._has_running_replica()
+            return self._has_answered and await self._has_busy_replica()
         except (RayError, RayServeException):
             return False
 
-    async def _has_running_replica(self) -> bool:
+    async def _has_busy_replica(self) -> bool:
+        """Return whether a replica lives, by asking each at once: a dead one fails at once, a full one does not answer.
+
+        Serve's status would not do: it is as old as the last health check.
+        """
         try:
-            async with asyncio.timeout(_READY_TIMEOUT_S):
-                return await asyncio.to_thread(self._controller_reports_running)
+            answers = await self._handle.broadcast("ready").results_async(timeout_s=_ANSWER_S, return_exceptions=True)
         except TimeoutError:
-            return False
-
-    def _controller_reports_running(self) -> bool:
-        """Return whether Serve's controller reports a healthy replica, which has loaded its model."""
-        try:
-            application = serve.status().applications.get(self._handle.app_name)
+            return True
         except (RayError, RayServeException):
+            # Every replica that this handle knew has died.
             return False
-        deployment = application.deployments.get(self._handle.deployment_name) if application else None
-        states = deployment.replica_states.items() if deployment else ()
-        return any(count > 0 for state, count in states if state == "RUNNING")
+        return any(answer is True for answer in answers)
 
 
 def _picture_index(event: Event) -> tuple[int, ...] | None:

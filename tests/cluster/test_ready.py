@@ -14,6 +14,7 @@ from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.errors import Overloaded
 from serve_app.events import Progress
 from serve_app.settings import AppSettings
+from tests import processes
 from tests.cluster.slow_editor import SlowEditor
 from tests.fakes import edit_request
 
@@ -49,8 +50,8 @@ def handle(cluster: int) -> Iterator[DeploymentHandle]:
     serve.delete(APP)
 
 
-def ready(handle: DeploymentHandle) -> bool:
-    return asyncio.run(EditorHandle(handle, timeout_s=60).ready())
+def ready(editor: EditorHandle) -> bool:
+    return asyncio.run(editor.ready())
 
 
 async def edited(editor: EditorHandle) -> None:
@@ -63,15 +64,16 @@ async def streamed(editor: EditorHandle) -> None:
 
 
 def test_a_replica_that_is_busy_is_ready_though_it_takes_no_more(handle: DeploymentHandle):
-    assert ready(handle)
+    editor = EditorHandle(handle, timeout_s=60)
+    assert ready(editor)
     stream = handle.options(stream=True).edit_stream.remote(edit_request(1, num_inference_steps=STEPS))
     assert isinstance(next(stream), Progress)
-    assert ready(handle)
+    assert ready(editor)
     # It waits in front of the replica, and the next request is refused.
     waiting = handle.edit.remote(edit_request(2, num_inference_steps=STEPS))
     with pytest.raises(TimeoutError):
         waiting.result(timeout_s=1)
-    assert ready(handle)
+    assert ready(editor)
     # Edits and streams are refused alike.
     for ask in (edited, streamed):
         with pytest.raises(Overloaded):
@@ -84,10 +86,21 @@ def test_one_that_loads_its_model_is_not(cluster: int):
     deployment = serve.deployment(**OPTIONS)(Loading)
     target = RunTarget(deployment.bind(), name="loading", route_prefix=None)
     [handle] = serve.run_many([target], wait_for_applications_running=False)
-    assert not ready(handle)
+    assert not ready(EditorHandle(handle, timeout_s=60))
     serve.delete("loading")
+
+
+def test_nor_is_one_that_has_died_though_serve_has_not_noticed(cluster: int):
+    deployment = serve.deployment(**OPTIONS, health_check_period_s=600)(EndlessEditor)
+    editor = EditorHandle(serve.run(deployment.bind(AppSettings()), name="dead", route_prefix=None), timeout_s=60)
+    assert ready(editor)
+    [pid] = processes.of("dead", "ImageEditor")
+    processes.kill(pid)
+    assert not ready(editor)
+    assert serve.status().applications["dead"].deployments["ImageEditor"].replica_states == {"RUNNING": 1}
+    serve.delete("dead")
 
 
 def test_nor_is_one_of_an_application_that_is_gone(handle: DeploymentHandle):
     serve.delete(APP)
-    assert not ready(handle)
+    assert not ready(EditorHandle(handle, timeout_s=60))
