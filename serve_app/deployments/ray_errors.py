@@ -5,9 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeAlias
 
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
+from starlette.requests import ClientDisconnect
 
 from serve_app.deployments.retries import ReplicaGone
 from serve_app.errors import RETRY_AFTER_S, DeadlineExceeded, DeviceLost, EditError, NotReady, Overloaded
@@ -29,6 +37,7 @@ def cancel(response: _Response) -> None:
 def translate_ray_errors(response: _Response, timeout_s: float) -> Iterator[None]:
     """Raise EditError or ReplicaGone for the errors of Ray; cancel the call if it times out or is cancelled.
 
+    Raise ClientDisconnect if Ray cancelled the call, as it does with those of a request whose own caller has left.
     `timeout_s`: the edit's time limit, for the message of DeadlineExceeded.
     """
     try:
@@ -48,6 +57,8 @@ def translate_ray_errors(response: _Response, timeout_s: float) -> Iterator[None
         raise Overloaded(message, retry_after_s=round(error.retry_after_s or RETRY_AFTER_S)) from None
     except DeploymentUnavailableError:
         raise NotReady("No replica has a warm model", retry_after_s=RETRY_AFTER_S) from None
+    except TaskCancelledError:
+        raise ClientDisconnect from None
     except (RayActorError, WorkerCrashedError, ObjectLostError) as error:
         raise ReplicaGone(type(error).__name__) from error
     except asyncio.CancelledError:

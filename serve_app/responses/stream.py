@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import orjson
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import ClientDisconnect
 
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.forms.form import EditForm
@@ -60,6 +61,8 @@ class _Stream:
                     yield await self._render(event)
             yield _END
             self._entry.status = 200
+        except ClientDisconnect:
+            return
         except Exception as error:
             public = to_public_error(error, self._entry.request_id)
             self._entry.record_error(public)

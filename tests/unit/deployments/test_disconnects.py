@@ -5,17 +5,22 @@ On a real one: tests/cluster/test_closed.py.
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import httpx
 import pytest
 from ray.exceptions import ActorDiedError, TaskCancelledError
+from ray.serve.exceptions import RequestCancelledError
 from starlette.types import Message
 
 from serve_app.api.app import create_app
 from serve_app.deployments.disconnects import DisconnectMiddleware
+from serve_app.deployments.ray_errors import translate_ray_errors
+from serve_app.events import Event, Progress
+from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
-from tests.editors import Sleeper
+from tests.editors import Inverter, Sleeper
 from tests.http_calls import drive, log_lines
 from tests.pictures import png
 
@@ -76,6 +81,48 @@ def test_a_caller_who_leaves_an_upload_is_a_499_without_a_traceback(
     assert sent[0]["status"] == 499
     assert editor.requests == []
     assert [line["status"] for line in log_lines(caplog)] == [499]
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+class Cancelled(Inverter):
+    """An editor behind a handle, whose calls Ray cancels: those of a stream after its first event, if it has one."""
+
+    def __init__(self, events: int) -> None:
+        super().__init__()
+        self._events = events
+
+    async def edit(self, request: EditRequest) -> EditResult:
+        # No call is there to be cancelled by us.
+        with translate_ray_errors(None, timeout_s=60):  # type: ignore[arg-type]
+            raise RequestCancelledError
+
+    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+        for step in range(self._events):
+            yield Progress(step, 5, place=0)
+        await self.edit(request)
+
+
+@pytest.mark.parametrize(
+    ("fields", "events"), [({}, 0), ({"stream": "true"}, 0), ({"stream": "true"}, 1)], ids=["plain", "stream", "events"]
+)
+def test_an_edit_that_ray_cancels_is_a_499_without_a_traceback(
+    fields: dict[str, str], events: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    content, headers = body(**fields)
+    replies = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def receive() -> Message:
+        if not replies:
+            await asyncio.Event().wait()
+        return replies.pop()
+
+    async def run() -> None:
+        async with asyncio.timeout(10):
+            await drive(create_app(Cancelled(events), AppSettings()), receive, headers)
+
+    asyncio.run(run())
+    (line,) = log_lines(caplog)
+    assert (line["status"], line.get("code")) == (499, None)
     assert [record for record in caplog.records if record.exc_info] == []
 
 
