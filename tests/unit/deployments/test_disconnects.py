@@ -84,6 +84,45 @@ def test_a_caller_who_leaves_an_upload_is_a_499_without_a_traceback(
     assert [record for record in caplog.records if record.exc_info] == []
 
 
+def test_a_plain_edit_whose_proxy_dies_is_cancelled(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing else would cancel it, and it would keep a GPU busy for nobody."""
+
+    class Endless(Inverter):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waiting, self.cancelled = asyncio.Event(), False
+
+        async def edit(self, request: EditRequest) -> EditResult:
+            self.waiting.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled = True
+                raise
+            raise AssertionError
+
+    content, headers = body()
+    editor = Endless()
+    replies = [{"type": "http.request", "body": content, "more_body": False}]
+
+    async def receive() -> Message:
+        if replies:
+            return replies.pop()
+        await editor.waiting.wait()
+        raise ActorDiedError
+
+    async def run() -> list[Message]:
+        app = create_app(editor, AppSettings())
+        app.add_middleware(DisconnectMiddleware)
+        async with asyncio.timeout(10):
+            return await drive(app, receive, headers)
+
+    assert asyncio.run(run()) == []
+    assert editor.cancelled
+    assert [line["status"] for line in log_lines(caplog)] == [499]
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
 class Cancelled(Inverter):
     """An editor behind a handle, whose calls Ray cancels: those of a stream after its first event, if it has one."""
 
@@ -93,7 +132,7 @@ class Cancelled(Inverter):
 
     async def edit(self, request: EditRequest) -> EditResult:
         # No call is there to be cancelled by us.
-        with translate_ray_errors(None, timeout_s=60):  # type: ignore[arg-type]
+        with translate_ray_errors(None, timeout_s=60):
             raise RequestCancelledError
 
     async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
