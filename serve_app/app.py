@@ -17,6 +17,9 @@ _SHUTDOWN_MARGIN_S = 30.0
 # Calls that only wait for a running edit cost next to nothing. A call that Serve holds back is a lost retry.
 _WAITING_CALLS = 10_000
 
+# One each for the editor and the ingresses, and one for Serve's proxy and Ray.
+_CPUS_OF_TWO_INGRESSES = 4
+
 _LOG = LoggingConfig(encoding="JSON")
 
 
@@ -56,6 +59,7 @@ def compose(replica: Deployment, args: AppSettings) -> Application:
         logging_config=_LOG,
     ).bind(args.limits)
     ingress = EditIngress.options(  # type: ignore[attr-defined]
+        num_replicas=_ingress_replicas(),
         max_ongoing_requests=ongoing,
         graceful_shutdown_timeout_s=args.limits.request_timeout_s + 2 * _SHUTDOWN_MARGIN_S,
         ray_actor_options={"num_cpus": 1},
@@ -68,4 +72,13 @@ def _wants_gpu(settings: AppSettings) -> bool:
     """Return whether a replica needs a GPU; with `device: auto`, whether the cluster has one now."""
     if settings.model.device != "auto":
         return settings.model.device == "cuda"
-    return bool(ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0)
+    return _resources("GPU") > 0
+
+
+def _ingress_replicas() -> int:
+    """Return two if the cluster has cores for them now, so that one answers while the other is replaced."""
+    return 2 if _resources("CPU") >= _CPUS_OF_TWO_INGRESSES else 1
+
+
+def _resources(kind: str) -> float:
+    return float(ray.cluster_resources().get(kind, 0)) if ray.is_initialized() else 0.0

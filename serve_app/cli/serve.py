@@ -16,6 +16,7 @@ from ray.serve.exceptions import RayServeException
 
 from serve_app.app import APP_NAME, build
 from serve_app.deployments import environment
+from serve_app.deployments.ingress import drain
 from serve_app.settings import AppSettings
 
 _DRAIN_S = 10.0
@@ -59,7 +60,7 @@ def _finish() -> None:
     """
     # If nothing answers, no edit runs that could be waited for.
     with suppress(RayError, RayServeException, TimeoutError):
-        serve.get_deployment_handle("EditIngress", APP_NAME).drain.remote().result(timeout_s=_DRAIN_S)
+        drain(APP_NAME, _DRAIN_S)
         editor = serve.get_deployment_handle("ImageEditor", APP_NAME)
         while editor.stats.remote().result(timeout_s=_DRAIN_S).open_requests:
             time.sleep(0.2)

@@ -43,3 +43,12 @@ class EditIngress:
     async def drain(self) -> None:
         """Answer new edits and /health/ready with 503 from now on; running edits go on."""
         self._shedder.drain()
+
+
+def drain(app: str, timeout_s: float) -> None:
+    """Drain each ingress replica of an application. Raises TimeoutError, and the errors of Ray."""
+    handle = serve.get_deployment_handle("EditIngress", app)
+    # A new handle waits here until it knows the replicas, which a broadcast does not (Ray 2.60).
+    handle.drain.remote().result(timeout_s=timeout_s)
+    # A replica that has just died takes no edits either.
+    handle.broadcast("drain").results(timeout_s=timeout_s, return_exceptions=True)

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from contextlib import aclosing
 
 import pytest
+import ray
 from ray import serve
 from ray.serve.api import RunTarget
 from ray.serve.handle import DeploymentHandle
 
+from serve_app.app import compose
 from serve_app.deployments.editor_handle import EditorHandle
+from serve_app.deployments.ingress import drain
 from serve_app.errors import Overloaded
 from serve_app.events import Progress
 from serve_app.settings import AppSettings
 from tests import processes
+from tests.cluster.conftest import SLOW_EDITOR, Served
 from tests.cluster.slow_editor import SlowEditor
 from tests.fakes import edit_request
 
@@ -104,3 +108,18 @@ def test_nor_is_one_that_has_died_though_serve_has_not_noticed(cluster: int):
 def test_nor_is_one_of_an_application_that_is_gone(handle: DeploymentHandle):
     serve.delete(APP)
     assert not ready(EditorHandle(handle, timeout_s=60))
+
+
+def test_a_second_ingress_runs_where_the_cores_allow(cluster: int):
+    assert ray.cluster_resources()["CPU"] >= 4
+    assert compose(SLOW_EDITOR, AppSettings())._bound_deployment.num_replicas == 2
+
+
+def test_no_ingress_of_a_server_that_stops_is(mortal: Served):
+    assert mortal.client.get("/health/ready").status_code == 200
+    drain(mortal.name, timeout_s=30)
+    # Serve draws one of the two for each.
+    assert {mortal.client.get("/health/ready").status_code for _ in range(20)} == {503}
+    # Those that take their places are not draining.
+    for pid in processes.of(mortal.name, "EditIngress"):
+        processes.kill(pid)

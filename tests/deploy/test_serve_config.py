@@ -7,7 +7,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from deploy.serve_config import RAY_SERVICE, SERVE_CONFIG, merged, ray_service, serve_config
-from serve_app.app import APP_NAME
+from serve_app.app import APP_NAME, build
 from serve_app.settings import AppSettings
 
 
@@ -25,6 +25,11 @@ def test_it_fits_rays_schema_and_our_settings() -> None:
     assert settings.model.device == "cuda"
     # Ray refuses a deployment that the application lacks only when it runs.
     assert {deployment.name for deployment in application.deployments} == {"EditIngress", "ImageEditor"}
+
+
+def test_without_cores_for_two_there_is_one_ingress() -> None:
+    """No Ray runs here; tests/cluster/test_ready.py has one with cores."""
+    assert build(AppSettings())._bound_deployment.num_replicas == 1
 
 
 @pytest.mark.parametrize(
