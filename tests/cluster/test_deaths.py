@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -177,6 +178,53 @@ class TestHttp:
         url = start_job(mortal)
         settings = MORTAL_SETTINGS.model_copy(update={"model": ModelSettings(aliases=("new",))})
         assert_it_succeeds(deploy_mortal(cluster, settings), url, references[0])
+
+
+class TestProxy:
+    def test_edits_whose_proxy_dies_leave_the_engine_and_another_proxy_serves(self, mortal: Served):
+        before = mortal.stats()
+        ids = [uuid.uuid4().hex, uuid.uuid4().hex]
+        with ThreadPoolExecutor(2) as pool:
+            lost = [
+                pool.submit(self._edit_for_long, mortal, ids[0]),
+                pool.submit(self._edit_for_long, mortal, ids[1], stream="true"),
+            ]
+            wait_until(lambda: mortal.stats().open_requests == 2, "both are under way")
+            [proxy] = [pid for pid, title in processes.titles().items() if "ProxyActor" in title]
+            processes.kill(proxy)
+            for call in lost:
+                with pytest.raises(requests.exceptions.RequestException):
+                    call.result(TIMEOUT_S)
+        wait_until(lambda: mortal.stats().open_requests == 0, "both leave the engine")
+        assert mortal.stats().cancelled == before.cancelled + 2
+        wait_until(lambda: self._is_served(mortal), "another proxy answers")
+        assert {line["status"] for line in self._edit_lines(ids)} == {499}
+
+    def _edit_for_long(self, mortal: Served, id: str, **fields: str) -> bytes:
+        files = {"images": ("a.png", png(scene(1)), "image/png")}
+        data = {"prompt": "x", "n": "10", "num_inference_steps": "150", **fields}
+        url = f"{mortal.client.base}/v1/images/edits"
+        return requests.post(url, files=files, data=data, headers={"x-request-id": id}, timeout=TIMEOUT_S).content
+
+    def _is_served(self, mortal: Served) -> bool:
+        try:
+            return mortal.client.get("/health/ready").status_code == 200
+        except requests.exceptions.ConnectionError:
+            return False
+
+    def _edit_lines(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the line of each of these edits, in their ingresses' logs."""
+        folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+        found: list[dict[str, Any]] = []
+
+        def are_written() -> bool:
+            texts = [path.read_text() for path in folder.glob(f"replica_{MORTAL}_EditIngress_*.log")]
+            lines = [json.loads(line) for text in texts for line in text.splitlines()]
+            found[:] = [line for line in lines if line["message"] == "edit" and line["request_id"] in ids]
+            return len(found) == len(ids)
+
+        wait_until(are_written, "their lines")
+        return found
 
 
 # --- an edit that kills, in a pipeline that is arithmetic ---------------------------------------------------------
