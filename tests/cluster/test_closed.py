@@ -67,9 +67,9 @@ class Closed:
             assert next(response.iter_lines()) == b"event: image_edit.progress"
 
     def refuse(self, request: str) -> set[tuple[int, str]]:
-        """Send a request many times and return how it was refused; the request has the line's end but no header."""
-        sent = f"{request}host: x\r\n\r\n".encode("latin-1") * REFUSALS
-        found = talk(self.served.client.base, sent, count=REFUSALS)
+        """Send a request many times and return how it was refused. It has its lines so far, and no empty one."""
+        sent = f"{request}host: x\r\nconnection: close\r\n\r\n".encode("latin-1")
+        found = [answer for _ in range(REFUSALS) for answer in talk(self.served.client.base, sent)]
         assert len(found) == REFUSALS
         return {(answer.status, answer.code) for answer in found}
 

@@ -157,9 +157,10 @@ class TestBounds:
                 done.set()
 
     def test_of_many_edits_at_once_the_proxy_refuses_most(self, strict: Served):
-        busy = EditRequest(images=[scene(1)], prompt="x", num_inference_steps=35)
-        calls = [strict.editor.edit.remote(busy) for _ in range(3)]
-        wait_until(lambda: strict.stats().waiting == 2, "the queue is full")
+        busy = EditRequest(images=[scene(1)], prompt="x", num_inference_steps=20)
+        before = strict.stats()
+        calls = [strict.editor.edit.remote(busy) for _ in range(20)]
+        wait_until(lambda: strict.stats().refused > before.refused, "the queue is full")
         body, content_type = body_of([("images", ("a.png", png(scene(1)))), ("prompt", (None, "x"))])
         ids = [uuid.uuid4().hex for _ in range(300)]
         with ExitStack() as stack:
