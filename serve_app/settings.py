@@ -44,8 +44,21 @@ class LoraSettings(Settings):
     """A LoRA adapter that is loaded and fused at start."""
 
     source: str = Field(description="directory or hub id of the adapter")
-    weight_name: str | None = Field(None, description="file name inside `source`, needed if it contains several files")
+    weight_name: str | None = Field(
+        None, description="file name inside `source`, needed if it contains several files; a `.safetensors` file"
+    )
     scale: float = Field(1.0, description="strength of the adapter")
+
+    @field_validator("weight_name")
+    @classmethod
+    def _reject_pickles(cls, weight_name: str | None) -> str | None:
+        # diffusers (0.42) reads a file of another name as a pickle, whatever it is told about safetensors.
+        if weight_name is not None and not weight_name.endswith(".safetensors"):
+            raise ValueError(
+                f"model.loras: weight_name {weight_name!r} is no .safetensors file; other kinds run code when they are "
+                "read, so this server does not"
+            )
+        return weight_name
 
 
 class ModelSettings(Settings):

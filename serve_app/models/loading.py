@@ -78,7 +78,7 @@ def load(settings: ModelSettings) -> LoadedModel:
     pipeline = _read(settings, _dtype(settings, device), device if settings.offload == "none" else torch.device("cpu"))
     _check_scheduler(pipeline)
     for lora in settings.loras:
-        pipeline.load_lora_weights(lora.source, weight_name=lora.weight_name)
+        pipeline.load_lora_weights(lora.source, weight_name=lora.weight_name, use_safetensors=True)
         pipeline.fuse_lora(lora_scale=lora.scale)
         pipeline.unload_lora_weights()
     _tune(pipeline, settings, device)
@@ -121,7 +121,7 @@ def _read(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> 
     folder, kind = source.location, PIPELINES[source.family]
     if not Path(folder).is_dir():
         with _reporting(f"downloading {folder}, if it is not here"):
-            folder = kind.download(folder, revision=settings.revision)
+            folder = kind.download(folder, revision=settings.revision, use_safetensors=True)
     pipeline: StepwisePipeline = kind.from_pretrained(folder, **read_weights(folder, dtype, device), dtype=dtype)
     if settings.native_area is not None:
         pipeline.register_to_config(native_area=settings.native_area)
@@ -136,7 +136,9 @@ def read_weights(folder: str, dtype: torch.dtype, device: torch.device) -> dict[
     parts = {}
     for number, (name, kind) in enumerate(_WEIGHTS.items(), 1):
         with _reporting(f"reading {name} to {device}, part {number} of {len(_WEIGHTS)}"):
-            parts[name] = kind.from_pretrained(folder, subfolder=name, dtype=dtype, device_map={"": device})
+            parts[name] = kind.from_pretrained(
+                folder, subfolder=name, dtype=dtype, device_map={"": device}, use_safetensors=True
+            )
     return parts
 
 

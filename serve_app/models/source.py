@@ -31,6 +31,8 @@ SERVED_CLASSES: dict[str, Family] = {
 """The pipeline classes that an index may name. Those that begin with Stepwise are ours."""
 
 _INDEX = "model_index.json"
+# Files of these suffixes are pickles, which run code when they are read.
+_PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 # Part of the package, with its model card. training/ trains it.
 _BUILTIN_TINY = Path(__file__).parent / "builtin_tiny"
 
@@ -76,6 +78,7 @@ def _find_index(source: str, revision: str | None) -> Path:
             raise ValueError(f"model.source: the directory {source} has no {_INDEX}, so it is no model of diffusers")
         if missing := _missing_parts(index, source):
             raise ValueError(f"model.source: the directory {source} lacks {', '.join(missing)}: its {_INDEX} names it")
+        _reject_pickles(folder)
         return index
     try:
         cached = try_to_load_from_cache(source, _INDEX, revision=revision)
@@ -93,6 +96,17 @@ def _missing_parts(index: Path, source: str) -> list[str]:
     """Return the parts of a model that its index names and that are not beside the index."""
     parts = (name for name, kind in _read(index, source).items() if isinstance(kind, list) and any(kind))
     return [name for name in parts if not (index.parent / name).is_dir()]
+
+
+def _reject_pickles(folder: Path) -> None:
+    """Raise ValueError for a part whose weights are pickles only."""
+    for part in sorted(path for path in folder.iterdir() if path.is_dir()):
+        pickles = sorted(path.name for path in part.iterdir() if path.suffix in _PICKLES)
+        if pickles and not any(part.glob("*.safetensors")):
+            raise ValueError(
+                f"model.source: {part} has no weights as safetensors, only {pickles[0]}: a file that runs code when it "
+                "is read, so this server does not; save the model with safe_serialization=True"
+            )
 
 
 def _read(index: Path, source: str) -> dict[str, Any]:

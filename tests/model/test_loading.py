@@ -1,12 +1,17 @@
 """Loading: every setting of a model has an effect, and a model that cannot be served is refused with the reason."""
 
 import json
+import pickle
 import re
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
+from safetensors.torch import load_file
 
 from serve_app.models import loading
 from serve_app.models.families import StepwiseQwenImageEditPipeline
@@ -121,6 +126,43 @@ def _lora_weights(transformer):
     from peft import get_peft_model_state_dict
 
     return get_peft_model_state_dict(transformer)
+
+
+class Trap:
+    """What a pickle may hold: code that runs when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+class TestPickles:
+    @pytest.mark.parametrize("part", ["text_encoder", "transformer", "vae"])
+    def test_no_part_is_read_from_one(self, random_model_folder, tmp_path, part):
+        folder, sprung = tmp_path / "model", tmp_path / "sprung"
+        shutil.copytree(random_model_folder, folder)
+        (weights,) = (folder / part).glob("*.safetensors")
+        name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
+        torch.save(load_file(weights), folder / part / name)
+        weights.unlink()
+        with pytest.raises(ValueError, match=rf"{part} has no weights as safetensors, only {name}"):
+            loading.load(ModelSettings(source=str(folder)))
+        # As a model from the hub, whose files are checked nowhere else.
+        with (folder / part / name).open("wb") as file:
+            pickle.dump(Trap(sprung), file)
+        with pytest.raises(OSError, match="safetensors"):
+            loading.read_weights(str(folder), torch.float32, torch.device("cpu"))
+        assert not sprung.exists()
+
+    def test_no_lora_is_read_from_one(self, random_model_folder, tmp_path):
+        with (tmp_path / "pytorch_lora_weights.bin").open("wb") as file:
+            pickle.dump(Trap(tmp_path / "sprung"), file)
+        lora = LoraSettings(source=str(tmp_path))
+        with pytest.raises(OSError, match="safetensors"):
+            loading.load(ModelSettings(source=str(random_model_folder), loras=(lora,)))
+        assert not (tmp_path / "sprung").exists()
 
 
 def test_weights_are_read_to_the_device_without_a_copy_on_the_host(random_model_folder):

@@ -67,6 +67,7 @@ def test_settings_are_frozen() -> None:
         ({"model": {"default_guidance": float("nan")}}, "default_guidance"),
         ({"model": {"default_steps": 151}}, "default_steps"),
         ({"engine": {"max_samples": "all"}}, "max_samples"),
+        ({"model": {"loras": [{"source": "x", "weight_name": "lora.bin"}]}}, "is no .safetensors file"),
         ({"cors": {"origins": ["https://lab.example/"]}}, "is not an origin"),
         ({"cors": {"origins": ["https://Lab.example"]}}, "is not an origin"),
         ({"cors": {"origins": ["lab.example"]}}, "is not an origin"),

@@ -59,6 +59,14 @@ class TestDirectory:
         with pytest.raises(ValueError, match=r"has no model_index\.json"):
             check_source(ModelSettings(source=str(tmp_path)))
 
+    def test_one_whose_weights_are_pickles_is_refused(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "model", SERVED, "vae")
+        (tmp_path / "model" / "vae" / "diffusion_pytorch_model.bin").touch()
+        with pytest.raises(ValueError, match=r"vae has no weights as safetensors, only diffusion_pytorch_model\.bin"):
+            check_source(ModelSettings(source=source))
+        (tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors").touch()
+        assert check_source(ModelSettings(source=source)) == source
+
     @pytest.mark.parametrize("source", ["/no/such", "./no/such", "no/such/model"])
     def test_a_path_that_does_not_exist_is_refused(self, source: str) -> None:
         with pytest.raises(ValueError, match=f"there is no directory {source}, and no hub id has that form"):
