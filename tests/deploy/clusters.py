@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 from ray.serve.schema import DeploymentSchema, ServeDeploySchema
@@ -38,6 +39,12 @@ def assert_room(groups: list[Group]) -> None:
         assert group.least >= scaling["min_replicas"], deployment.name
         surge = math.ceil(scaling["max_replicas"] * deployment.max_surge_percent / 100)
         assert group.most >= scaling["max_replicas"] + surge, deployment.name
+
+
+def keys_file() -> Path | None:
+    """Return the path of the file of keys, which each node with an ingress replica needs."""
+    [application] = ServeDeploySchema.model_validate(yaml.safe_load(SERVE_CONFIG.read_text())).applications
+    return AppSettings.model_validate(application.args).auth.keys_file
 
 
 def graceful_shutdown_s() -> float:

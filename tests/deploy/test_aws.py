@@ -1,6 +1,5 @@
 """deploy/aws/cluster.yaml against the schema of Ray's cluster launcher, and rules beyond it."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from serve_app.deployments.environment import VARIABLES
-from tests.deploy.clusters import Group, assert_room
+from tests.deploy.clusters import Group, assert_room, keys_file
 from tests.paths import ROOT
 
 CLUSTER = ROOT / "deploy" / "aws" / "cluster.yaml"
@@ -50,11 +49,17 @@ def test_the_nodes_have_room_for_every_replica(cluster: dict[str, Any]) -> None:
     assert cluster["max_workers"] >= sum(group.most for group in groups)
 
 
-def test_ray_starts_with_the_keys_on_every_node(cluster: dict[str, Any]) -> None:
-    [keys] = [remote for remote in cluster["file_mounts"] if remote.endswith("keys.env")]
+def test_every_node_gets_the_file_of_keys(cluster: dict[str, Any]) -> None:
+    assert "/home/ubuntu/keys" in cluster["file_mounts"]
+    assert f"sudo install -D -m 644 ~/keys {keys_file()}" in cluster["setup_commands"]
+
+
+def test_ray_asks_for_a_token_that_every_node_has(cluster: dict[str, Any]) -> None:
+    # Where Ray looks for it if no variable names a place.
+    assert "/home/ubuntu/.ray/auth_token" in cluster["file_mounts"]
     for name in ("head_start_ray_commands", "worker_start_ray_commands"):
         start = cluster[name][-1]
-        assert start.index(f"set -a; . ~/{Path(keys).name}") < start.index("ray start")
+        assert start.index("set -a;") < start.index("RAY_AUTH_MODE=token;") < start.index("ray start")
 
 
 @pytest.mark.parametrize("variable", VARIABLES)

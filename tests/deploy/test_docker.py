@@ -43,6 +43,10 @@ def test_ray_has_its_environment() -> None:
     assert {f"{name}={value}" for name, value in VARIABLES.items()} <= set(words)
 
 
+def test_ray_asks_for_its_token() -> None:
+    assert any(name == "ENV" and "RAY_AUTH_MODE=token" in rest for name, rest in instructions())
+
+
 def test_dependencies_are_installed_before_the_code_is_there() -> None:
     lines = [f"{name} {rest}" for name, rest in instructions()]
     [pinned] = [line for line in lines if "--constraint constraints.txt" in line]

@@ -1,6 +1,7 @@
 """deploy/kuberay against Kubernetes' schema, KubeRay's names, and the application that it is to run."""
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -8,8 +9,7 @@ import pytest
 import yaml
 
 from deploy.serve_config import RAY_SERVICE
-from serve_app.settings import AppSettings
-from tests.deploy.clusters import Group, assert_room, graceful_shutdown_s
+from tests.deploy.clusters import Group, assert_room, graceful_shutdown_s, keys_file
 from tests.deploy.rayservice import RayCluster, RayService, Spec
 from tests.paths import ROOT
 
@@ -79,9 +79,17 @@ def test_rays_version_is_the_images(cluster: RayCluster) -> None:
 
 def test_the_ingress_gets_the_keys_and_cannot_start_without_them(cluster: RayCluster) -> None:
     [ingress] = [group for group in cluster.worker_group_specs if group.group_name == "ingress"]
-    [keys] = container(ingress.template)["env"]
-    assert keys["name"] == AppSettings().auth.keys_env
-    assert not keys["valueFrom"]["secretKeyRef"].get("optional", False)
+    [volume] = ingress.template["spec"]["volumes"]
+    [mount] = container(ingress.template)["volumeMounts"]
+    assert volume["name"] == mount["name"]
+    # Of the folder: a file that is mounted alone is not replaced when the secret changes.
+    assert keys_file() == Path(mount["mountPath"]) / "keys"
+    assert "subPath" not in mount
+    assert not volume["secret"].get("optional", False)
+
+
+def test_ray_asks_for_its_token(cluster: RayCluster) -> None:
+    assert cluster.auth_options.mode == "token"
 
 
 def test_the_model_is_loaded_from_the_volume(cluster: RayCluster) -> None:

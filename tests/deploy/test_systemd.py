@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from serve_app.cli.main import serve
+from serve_app.settings import read_settings
 from tests.deploy.clusters import graceful_shutdown_s
 from tests.paths import ROOT
 
@@ -51,8 +52,8 @@ def test_a_stop_lets_every_edit_finish() -> None:
 
 
 def test_without_the_file_of_keys_nothing_starts() -> None:
-    [path] = service()["EnvironmentFile"]
-    assert path.startswith("/")
+    keys_file = read_settings(ROOT / "deploy" / "settings.yaml").auth.keys_file
+    assert f"AssertPathExists={keys_file}\n" in UNIT.read_text()
 
 
 def test_the_gpu_stays_visible() -> None:
