@@ -27,7 +27,7 @@ _PATIENCE_S = 15.0
 _RAY_DISK_FULL = 0.95
 _RAY_FOLDER = Path("/tmp")
 _FIND_GPU = "if there is one, `nvidia-smi` shows it and its driver"
-_INSTALL = "install again: `make install`, or pip with constraints.txt"
+_INSTALL = "install again: `make install`, or uv pip with constraints.txt"
 
 
 @dataclass(frozen=True, slots=True)
