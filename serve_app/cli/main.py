@@ -10,6 +10,7 @@ from typing import Any, cast, get_args
 import click
 
 from serve_app.api.keys import NAME, NAME_RULE, load_keys
+from serve_app.cli.ray_ports import check_token_mode, close_ports
 from serve_app.client.connection import DEFAULT_SERVER, KEY_ENV, SERVER_ENV
 from serve_app.client.messages import EditOptions
 from serve_app.forms.fields import MAX_COMPRESSION
@@ -155,8 +156,11 @@ def serve(read: Callable[[], AppSettings], host: str, port: int) -> None:
         # Ray would start all processes three times before it says that one of these cannot be used.
         keys = load_keys(settings.auth)
         check_source(settings.model)
+        check_token_mode()
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
+    # Before Ray is imported.
+    close_ports()
     from serve_app.cli.serve import serve_until_stopped
 
     # A server with keys that restricts its names names all of them.

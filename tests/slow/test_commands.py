@@ -1,14 +1,22 @@
 """Other commands that serve: each starts its own Ray."""
 
+import pickle
 import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import grpc
+import psutil
 import pytest
 import yaml
+from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+from ray.serve.generated.serve_pb2 import ASGIRequest
+from ray.serve.generated.serve_pb2_grpc import ASGIServiceStub
 
 from tests.cluster.client import Client, pictures_of
 from tests.commands import START_S, STOP_S, press_ctrl_c, running, wait_until_ready
@@ -19,6 +27,8 @@ from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+PROXY = "ray::ProxyActor"
+TOKEN = "0123456789abcdef" * 4
 IMAGE_EDITS = str(Path(sys.executable).parent / "image-edits")
 
 
@@ -56,6 +66,68 @@ def test_a_settings_file_is_obeyed_and_sigterm_waits_for_the_edit_that_runs_and_
         assert len(pictures_of(edit.result())) == 1
         assert process.wait(STOP_S) == 0
     assert "Traceback" not in log.read_text()
+
+
+def listening(process: psutil.Process) -> list[tuple[str, int]]:
+    """Return the addresses and ports on which the process listens."""
+    sockets = process.net_connections("tcp")
+    # IPv6 writes 127.0.0.1 as ::ffff:127.0.0.1.
+    return [(s.laddr.ip.removeprefix("::ffff:"), s.laddr.port) for s in sockets if s.status == psutil.CONN_LISTEN]
+
+
+class Trap:
+    """A pickle of it creates the file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def status_of(call: Any, message: Any, token: str | None) -> grpc.StatusCode:
+    """Return the status of a call with that token of Ray."""
+    metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+    try:
+        call(message, metadata=metadata, timeout=30)
+    except grpc.RpcError as error:
+        status: grpc.StatusCode = error.code()
+        return status
+    return grpc.StatusCode.OK
+
+
+def test_rays_own_ports_refuse_whoever_has_no_token_and_few_are_open_to_other_machines(tmp_path, monkeypatch):
+    port, log = free_port(), tmp_path / "log"
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    with running([sys.executable, "-m", "serve_app", "--host", "0.0.0.0", "--port", str(port)], log) as process:
+        wait_until_ready(Client(f"http://127.0.0.1:{port}"), process, log)
+        children = {
+            child: " ".join(child.cmdline()).strip() for child in psutil.Process(process.pid).children(recursive=True)
+        }
+        [gcs] = [number for child, name in children.items() if "/gcs_server" in name for _, number in listening(child)]
+        with grpc.insecure_channel(f"127.0.0.1:{gcs}") as channel:
+            call, message = NodeInfoGcsServiceStub(channel).GetAllNodeInfo, GetAllNodeInfoRequest()
+            assert status_of(call, message, TOKEN) is grpc.StatusCode.OK
+            for token in (None, TOKEN[::-1]):
+                assert status_of(call, message, token) is grpc.StatusCode.UNAUTHENTICATED
+        addresses = [
+            (address, number, name) for child, name in children.items() for address, number in listening(child)
+        ]
+        assert len(addresses) > 10
+        public = [(number, name) for address, number, name in addresses if not ip_address(address).is_loopback]
+        # The server's own, and one of each replica, by which Serve's processes call each other.
+        assert [name for number, name in public if number == port] == [PROXY]
+        replicas = [number for number, name in public if number != port and name.startswith("ray::ServeReplica:")]
+        assert len(replicas) == len(public) - 1 >= 4
+        for number in replicas:
+            with grpc.insecure_channel(f"127.0.0.1:{number}") as channel:
+                call, trap = ASGIServiceStub(channel).HandleRequest, tmp_path / f"trap {number}"
+                message = ASGIRequest(pickled_request_metadata=pickle.dumps(Trap(trap)))
+                assert status_of(call, message, None) is grpc.StatusCode.UNAUTHENTICATED
+                assert not trap.exists()
+                # So that it is known what the token keeps out.
+                status_of(call, message, TOKEN)
+                assert trap.exists()
 
 
 def test_serve_config_runs(tmp_path):
