@@ -57,13 +57,17 @@ class Closed:
         url = f"{self.served.client.base}/v1/jobs/{id}"
         return requests.request(method, url, headers=headers, timeout=TIMEOUT_S)
 
-    def leave_stream(self, key: str, request_id: str) -> None:
-        """Begin a long stream, and close the connection after its first event."""
+    def long_stream(self, key: str, request_id: str) -> requests.Response:
+        """Begin a stream of several seconds."""
         headers = {"Authorization": f"Bearer {KEYS[key]}", "x-request-id": request_id}
         data = {"prompt": "x", "num_inference_steps": "150", "stream": "true"}
         files = [("images", ("a.png", png(scene(1)), "image/png"))]
         url = f"{self.served.client.base}/v1/images/edits"
-        with requests.post(url, files=files, data=data, headers=headers, timeout=TIMEOUT_S, stream=True) as response:
+        return requests.post(url, files=files, data=data, headers=headers, timeout=TIMEOUT_S, stream=True)
+
+    def leave_stream(self, key: str, request_id: str) -> None:
+        """Begin a long stream, and close the connection after its first event."""
+        with self.long_stream(key, request_id) as response:
             assert next(response.iter_lines()) == b"event: image_edit.progress"
 
     def refuse(self, request: str) -> set[tuple[int, str]]:
@@ -80,6 +84,11 @@ class Closed:
         proxies = list((logs() / "serve").glob("proxy_*.log"))
         wait_until(lambda: any(last in path.read_text() for path in proxies), "the last line is written")
         return sum(path.stat().st_size for path in logs().rglob("*") if path.is_file())
+    def replace_keys(self, text: str) -> None:
+        """Replace the file of keys in one step."""
+        new = self.keys_file.with_name("new")
+        new.write_text(text)
+        new.replace(self.keys_file)
 
     def models(self, key: str) -> int:
         return self.served.client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code
@@ -295,11 +304,23 @@ class TestJobs:
 
 
 class TestRotation:
+    def test_a_stream_goes_on_to_its_end_when_its_key_is_removed(self, closed: Closed):
+        both = closed.keys_file.read_text()
+        with closed.long_stream("ann", "rotation-1") as response:
+            lines = response.iter_lines()
+            assert next(lines) == b"event: image_edit.progress"
+            closed.replace_keys(f"{ApiKey.of(KEYS['bob'], 'bob').line}\n")
+            wait_until(lambda: closed.models(KEYS["ann"]) == 401, "the key is out of force")
+            assert closed.served.stats().running == 1
+            rest = list(lines)
+        assert (b"event: image_edit.completed" in rest, rest[-2:]) == (True, [b"data: [DONE]", b""])
+        assert line_of("rotation-1")["status"] == 200
+        closed.replace_keys(both)
+        wait_until(lambda: closed.models(KEYS["ann"]) == 200, "the key is in force again")
+
     def test_new_keys_open_and_old_ones_close_while_the_server_runs(self, closed: Closed):
         assert closed.models(KEYS["ann"]) == 200
-        new = closed.keys_file.with_name("new")
-        new.write_text(f"{ApiKey.of('third-XANADU-key', 'ann').line}\n{ApiKey.of(KEYS['bob'], 'bob').line}\n")
-        new.replace(closed.keys_file)
+        closed.replace_keys(f"{ApiKey.of('third-XANADU-key', 'ann').line}\n{ApiKey.of(KEYS['bob'], 'bob').line}\n")
         wait_until(lambda: closed.models("third-XANADU-key") == 200, "the new key opens")
         assert closed.models(KEYS["ann"]) == 401
         assert closed.models(KEYS["bob"]) == 200
