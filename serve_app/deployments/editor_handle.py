@@ -10,8 +10,8 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.deployments.ray_errors import DEADLINE_MARGIN_S, cancel, translate_ray_errors
-from serve_app.deployments.retries import Attempts, ReplicaGone
-from serve_app.errors import ReplicaStopping
+from serve_app.deployments.retries import FAILURES, Attempts, ReplicaGone
+from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Preview, result_of
 from serve_app.request import EditRequest, EditResult
 
@@ -41,7 +41,7 @@ class EditorHandle:
         while not attempts.alone:
             try:
                 return await self._edit_once(request, attempts.left_s)
-            except (ReplicaGone, ReplicaStopping) as error:
+            except FAILURES as error:
                 await self._wait_to_retry(attempts, error)
         # As a stream, whose events show when the edit has started: only after that is a death its own fault.
         async with aclosing(self._events(request, attempts)) as events:
@@ -71,7 +71,7 @@ class EditorHandle:
                         if picture is not None:
                             sent.add(picture)
                 return
-            except (ReplicaGone, ReplicaStopping) as error:
+            except FAILURES as error:
                 await self._wait_to_retry(attempts, error)
 
     async def _events_once(self, request: EditRequest, attempts: Attempts) -> AsyncGenerator[Event, None]:
@@ -91,7 +91,7 @@ class EditorHandle:
                 event: Event | None = await anext(response, None)
                 return event
 
-    async def _wait_to_retry(self, attempts: Attempts, error: ReplicaGone | ReplicaStopping) -> None:
+    async def _wait_to_retry(self, attempts: Attempts, error: ReplicaGone | EditError) -> None:
         pause_s = attempts.record_failure(error)
         logger.warning("An edit is run again%s: %s", ", alone" if attempts.alone else "", error)
         self._on_retry()

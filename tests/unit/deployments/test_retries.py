@@ -3,7 +3,7 @@
 import pytest
 
 from serve_app.deployments.retries import Attempts, ReplicaGone
-from serve_app.errors import DeadlineExceeded, GenerationError, ReplicaStopping
+from serve_app.errors import DeadlineExceeded, GenerationError, Overloaded, ReplicaStopping, TooManySamples
 from serve_app.events import Progress
 from tests.fakes import Clock
 
@@ -60,6 +60,27 @@ def test_a_replica_that_takes_nothing_new_is_no_death():
     for _ in range(20):
         tried.record_failure(ReplicaStopping("stops", retry_after_s=5))
     assert not tried.alone
+
+
+@pytest.mark.parametrize("no_room", [Overloaded("full", retry_after_s=5), TooManySamples("share", retry_after_s=5)])
+class TestNoRoom:
+    def test_an_edit_that_no_replica_had_accepted_is_refused(self, no_room):
+        tried = attempts(Clock())
+        tried.record_failure(ReplicaStopping("stops", retry_after_s=5))
+        with pytest.raises(type(no_room)):
+            tried.record_failure(no_room)
+
+    def test_one_whose_replica_died_waits_for_room_at_another(self, no_room):
+        tried = attempts(Clock())
+        tried.record_failure(ReplicaGone())
+        assert [tried.record_failure(no_room) for _ in range(2)] == [0.8, 1.6]
+        assert not tried.alone
+
+    def test_so_does_a_stream_that_had_begun(self, no_room):
+        tried = attempts(Clock())
+        tried.record_event(Progress(0, 4, place=1))
+        tried.record_failure(ReplicaStopping("stops", retry_after_s=5))
+        assert tried.record_failure(no_room) == 0.8
 
 
 def test_all_attempts_share_one_deadline():
