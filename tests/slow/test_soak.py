@@ -25,7 +25,11 @@ def test_nothing_is_lost_crossed_or_left_behind(tmp_path):
     assert report["kills"] >= 1
     assert report["keeper_kills"] == 1
     assert report["redeploys"] == 1
-    kinds = ("edits", "retries", "streams", "jobs", "hostile", "left")
+    kinds = ("edits", "retries", "streams", "pages", "jobs", "hostile", "left")
     assert all(report["requests"][kind] > 0 for kind in kinds)
-    # At least the proxy and the controller live from half-time to the end.
-    assert report["memory_growth"]
+    assert min(report["answers_by_key"][name] for name in ("ann", "bob")) > 0
+    # These live from half-time to the end, among others.
+    watched = {name.split(" ")[0] for name in report["memory_growth"]}
+    assert {"ProxyActor", "ServeController", "raylet", "gcs_server"} <= watched
+    assert report["log_bytes_per_request"] > 0
+    assert report["slowest_refusals_s"]

@@ -18,8 +18,10 @@ from tests.slow.soak.edits import Edit, read
 
 CALLERS = 24
 _HOSTILE, _LEAVING = 0.2, 0.1
-# The server is full or not ready: the caller waits as long as the answer says, and tries again.
-_TRY_LATER = 503
+_OK = 200
+_PREVIEWS = 3
+# The server is full or not ready, or this key's share is: the caller waits as long as the answer says, and tries again.
+_TRY_LATER = frozenset({429, 503})
 _PATIENCE_S = 300.0
 _LONGEST_WAIT_S = 5
 _POLL_S = 0.3
@@ -35,11 +37,16 @@ class Fault(Exception):
 
 @dataclass
 class Outcomes:
-    """The requests by kind and outcome. `faults`: descriptions of broken promises."""
+    """The requests by kind and outcome. `slowest_refusals_s`: by hostile request, or by status of a valid one.
+
+    `faults`: descriptions of broken promises.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-    refused: int = 0
+    by_key: Counter[str] = field(default_factory=Counter)
+    refused: Counter[int] = field(default_factory=Counter)
+    slowest_refusals_s: dict[str, float] = field(default_factory=dict)
     worst_difference: int = 0
     slowest_s: float = 0.0
 
@@ -69,10 +76,23 @@ def _pictures(data: list[dict[str, str]]) -> list[Pixels]:
     return [read(base64.b64decode(item["b64_json"])) for item in data]
 
 
+def _outputs(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the outputs of a stream in the order of an answer."""
+    outputs = [event for event in events if event["type"] == "image_edit.completed"]
+    return sorted(outputs, key=lambda event: (event["input_index"], event["variant_index"]))
+
+
+def _place_of_preview(event: dict[str, Any]) -> tuple[int, int, int] | None:
+    if event["type"] != "image_edit.partial_image":
+        return None
+    return event["input_index"], event["variant_index"], event["partial_image_index"]
+
+
 @dataclass
 class Caller:
-    """A caller that sends one request after another until `end_s` of the loop's clock."""
+    """A caller with the key of that name, who sends one request after another until `end_s` of the loop's clock."""
 
+    key: str
     client: httpx.AsyncClient
     edits: list[Edit]
     references: References
@@ -94,15 +114,17 @@ class Caller:
             await self._leave(edit)
         else:
             start_s = time.monotonic()
-            await self.rng.choice((self._edit, self._edit, self._twice, self._stream, self._job))(edit)
+            await self.rng.choice((self._edit, self._edit, self._twice, self._stream, self._page, self._job))(edit)
             self.outcomes.slowest_s = max(self.outcomes.slowest_s, time.monotonic() - start_s)
 
     async def _attack(self, edit: Edit) -> None:
         what = self.rng.choice(hostile.ALL)
+        start_s = time.monotonic()
         status = await what.send(self.client, edit)
+        self._refused_since(start_s, what.name)
         self.outcomes.counts["hostile"] += 1
         # A full queue refuses requests unread.
-        if status not in what.statuses | {_TRY_LATER}:
+        if status not in what.statuses | _TRY_LATER:
             raise Fault(f"hostile, {what.name}: {status}")
 
     async def _leave(self, edit: Edit) -> None:
@@ -131,9 +153,26 @@ class Caller:
         events = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
         if not events or events[-1]["type"] != "image_edit.done":
             raise Fault(f"a stream without its end: {response.text[-200:]}")
-        outputs = [event for event in events if event["type"] == "image_edit.completed"]
-        outputs.sort(key=lambda event: (event["input_index"], event["variant_index"]))
-        self._right("streams", edit, outputs)
+        self._right("streams", edit, _outputs(events))
+
+    async def _page(self, edit: Edit) -> None:
+        """Read a stream as the page does: event by event, with all previews."""
+        form = edit.form(stream="true", partial_images=str(_PREVIEWS))
+        start_s = time.monotonic()
+        async with self.client.stream("POST", hostile.EDITS, **form) as response:
+            if response.status_code in _TRY_LATER:
+                self.outcomes.refused[response.status_code] += 1
+                self._refused_since(start_s, str(response.status_code))
+                return
+            if response.status_code != _OK:
+                raise Fault(f"page: {response.status_code} {(await response.aread())[:200]!r}")
+            events = [json.loads(line[6:]) async for line in response.aiter_lines() if line.startswith("data: {")]
+        if not events or events[-1]["type"] != "image_edit.done":
+            raise Fault(f"page: a stream without its end: {str(events[-1:])[:200]}")
+        previews = Counter(map(_place_of_preview, events)).items()
+        if twice := [place for place, times in previews if place is not None and times > 1]:
+            raise Fault(f"page: previews sent twice: {twice}")
+        self._right("pages", edit, _outputs(events))
 
     async def _job(self, edit: Edit) -> None:
         response = await self._answered(f"{hostile.EDITS}?async=true", edit.form(), status=202)
@@ -147,18 +186,25 @@ class Caller:
         self._right("jobs", edit, job["result"]["data"])
         await self.client.delete(url)
 
+    def _refused_since(self, start_s: float, what: str) -> None:
+        slowest = self.outcomes.slowest_refusals_s
+        slowest[what] = max(slowest.get(what, 0.0), round(time.monotonic() - start_s, 2))
+
     def _right(self, kind: str, edit: Edit, data: list[dict[str, str]]) -> None:
         self.outcomes.counts[kind] += 1
+        self.outcomes.by_key[self.key] += 1
         self.outcomes.check(edit, _pictures(data), self.references)
 
     async def _answered(self, url: str, form: dict[str, Any], *, status: int) -> httpx.Response:
         """Return the answer once the server has room. Raise Fault if it never has, or answers with another status."""
         give_up_s = time.monotonic() + _PATIENCE_S
         while True:
+            start_s = time.monotonic()
             response = await self.client.post(url, **form)
             if response.status_code == status:
                 return response
-            if response.status_code != _TRY_LATER or time.monotonic() > give_up_s:
+            if response.status_code not in _TRY_LATER or time.monotonic() > give_up_s:
                 raise Fault(f"{url}: {response.status_code} {response.text[:200]}")
-            self.outcomes.refused += 1
+            self.outcomes.refused[response.status_code] += 1
+            self._refused_since(start_s, str(response.status_code))
             await asyncio.sleep(min(int(response.headers["Retry-After"]), _LONGEST_WAIT_S) * self.rng.random())

@@ -12,6 +12,10 @@ from serve_app.request import Pixels
 from tests.scenes import scene
 
 DISTINCT = 24
+# Square and oblong, of a few hundred pixels and of a million, beside each other in one forward.
+_SIDES = (48, 64, 96, 130, 200)
+_PHOTO = (1200, 900)
+_OUTPUTS = ("64x64", "80x48", "50x70", "40x120", "128x96", "original")
 _PROMPTS = ("make the sky blue", "turn it into a sketch", "make it grayscale", "mirror it", "blur it", "x" * 300)
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 
@@ -40,7 +44,7 @@ def distinct_edits(rng: random.Random) -> list[Edit]:
 
 def _edit(key: int, rng: random.Random) -> Edit:
     pictures = rng.choice((1, 1, 1, 2, 3))
-    sizes = [(rng.choice((48, 64, 96)), rng.choice((48, 64, 96))) for _ in range(pictures)]
+    sizes = [(rng.choice(_SIDES), rng.choice(_SIDES)) for _ in range(pictures)]
     fields = {
         "prompt": rng.choice(_PROMPTS),
         "n": str(rng.choice((1, 1, 2))),
@@ -48,8 +52,10 @@ def _edit(key: int, rng: random.Random) -> Edit:
         "num_inference_steps": str(rng.choice((1, 2, 4))),
         "guidance_scale": rng.choice(("1", "2.5")),
     }
-    if rng.random() < 0.3:
-        fields["size"] = rng.choice(("64x64", "80x48", "50x70", "original"))
+    if rng.random() < 0.4:
+        fields["size"] = rng.choice(_OUTPUTS)
+    elif rng.random() < 0.2:
+        sizes[0] = _PHOTO
     files = tuple(_file(scene(10 * key + k, *size), rng.choice(_FORMATS)) for k, size in enumerate(sizes))
     return Edit(key, files, fields)
 

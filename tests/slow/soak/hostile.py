@@ -63,11 +63,13 @@ def _body(name: str, status: int, content: bytes, content_type: str) -> Hostile:
 
 
 def _raw(name: str, statuses: set[int | None], data: bytes) -> Hostile:
+    """Return a request of those bytes, with the client's key in place of KEY."""
+
     async def send(client: httpx.AsyncClient, edit: Edit) -> int | None:
         address = urlsplit(str(client.base_url))
         reader, writer = await asyncio.open_connection(address.hostname, address.port)
         try:
-            writer.write(data)
+            writer.write(data.replace(b"KEY", client.headers["Authorization"].encode()))
             line = await reader.readline()
         except ConnectionError:
             return None
@@ -76,6 +78,13 @@ def _raw(name: str, statuses: set[int | None], data: bytes) -> Hostile:
         return int(line.split()[1]) if line.startswith(b"HTTP/") else None
 
     return Hostile(name, frozenset(statuses), send)
+
+
+def _key(name: str, authorization: str) -> Hostile:
+    async def send(client: httpx.AsyncClient, edit: Edit) -> int:
+        return await _post(client, **edit.form(), headers={"Authorization": authorization})
+
+    return Hostile(name, frozenset({401}), send)
 
 
 async def _no_such_path(client: httpx.AsyncClient, edit: Edit) -> int:
@@ -106,7 +115,7 @@ def bomb(side: int = 60_000) -> bytes:
 
 _CUT_OFF = b'--b\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nhalf of a'
 _FORM = b"content-type: multipart/form-data; boundary=b\r\n"
-_HEAD = f"POST {EDITS} HTTP/1.1\r\nhost: localhost\r\n".encode()
+_HEAD = f"POST {EDITS} HTTP/1.1\r\nhost: localhost\r\nauthorization: KEY\r\n".encode()
 
 ALL = (
     _fields("n is zero", n="0"),
@@ -131,6 +140,8 @@ ALL = (
     _body("JSON of a URL", 400, b'{"prompt": "x", "images": ["http://169.254.169.254/"]}', "application/json"),
     _raw("too much announced", {413}, _HEAD + _FORM + b"content-length: 99999999999\r\n\r\n"),
     _raw("garbage", {400, None}, b"\x16\x03\x01\x02\x00" * 20 + b"\r\n\r\n"),
+    _key("no key", ""),
+    _key("another key", "Bearer of-nobody"),
     Hostile("no such path", frozenset({404}), _no_such_path),
     Hostile("wrong method", frozenset({405}), _wrong_method),
 )

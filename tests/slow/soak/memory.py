@@ -1,6 +1,7 @@
-"""The memory of every process of the service, sampled while the soak runs."""
+"""The memory of every process of the service, those of Ray included, sampled while the soak runs."""
 
 import asyncio
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -8,7 +9,10 @@ import psutil
 
 from tests import processes
 
-_TITLES = ("ray::ServeReplica:", "ray::ProxyActor", "ray::ServeController")
+# Ray titles its workers; the others have a program or a module: raylet, agent.py, serve_app.decoding.worker.
+_NAME = re.compile(
+    r"ray::(?P<title>[^. ]+)|(?:^|\s)(?:\S*/)?(?P<program>raylet|gcs_server|\w+\.py|serve_app\.\S+)(?:\s|$)"
+)
 PERIOD_S = 1.0
 # A process that has just started still grows: caches, arenas, late imports.
 _WARM_S = 30.0
@@ -46,5 +50,5 @@ class Memory:
 
 def _processes() -> Iterator[tuple[str, int]]:
     for pid, title in processes.titles().items():
-        if title.startswith(_TITLES):
-            yield f"{title.removeprefix('ray::').partition('.')[0]} {pid}", pid
+        if found := _NAME.search(title):
+            yield f"{found['title'] or found['program']} {pid}", pid
