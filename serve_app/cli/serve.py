@@ -9,8 +9,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import ray
 from ray import serve
+from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
@@ -20,6 +23,10 @@ from serve_app.deployments.ingress import drain
 from serve_app.settings import AppSettings
 
 _DRAIN_S = 10.0
+_LOOK_S = 1.0
+# Ray's processes without which no edit is answered. Ray (2.60) goes on for a minute without the first one, and does not
+# end this process without the second one.
+_VITAL = (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET)
 # Writes the pictures of an answer to output_0.png, output_1.png …
 _SAVE = """python3 -c 'import base64, json, sys
 for k, item in enumerate(json.load(sys.stdin)["data"]):
@@ -27,7 +34,7 @@ for k, item in enumerate(json.load(sys.stdin)["data"]):
 
 
 def serve_until_stopped(settings: AppSettings, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM. Exits with the reason if the server cannot start."""
+    """Serve until SIGINT or SIGTERM. Exits with the reason if the server cannot start, or if its Ray has died."""
     stop = threading.Event()
     print(f"Starting; loading {settings.model.source} …", flush=True)
     # One CPU each for ingress and replica, even if the machine has only one. Ray's own lines go to its log.
@@ -36,17 +43,35 @@ def serve_until_stopped(settings: AppSettings, host: str, port: int) -> None:
     context = ray.init(
         address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
     )
+    session = Path(context.address_info["session_dir"])
     try:
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, lambda *_: stop.set())
         _start(settings, host, port)
-        print(_welcome(host, port, Path(context.address_info["session_dir"])), flush=True)
-        stop.wait()
+        print(_welcome(host, port, session), flush=True)
+        while not stop.wait(_LOOK_S):
+            if dead := _dead_parts():
+                sys.exit(f"Ray's {dead[0]} has died, and the server with it. Ray's logs: {session / 'logs'}")
         print("Stopping; edits that run are finished first. Ctrl-C again drops them.", flush=True)
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _finish()
+        if _dead_parts():
+            _kill_the_rest()
+        else:
+            _finish()
         ray.shutdown()
+
+
+def _dead_parts() -> list[str]:
+    """Return the names of Ray's processes that have ended and without which no edit is answered."""
+    return [name for name, _ in ray_worker._global_node.dead_processes() if name in _VITAL]
+
+
+def _kill_the_rest() -> None:
+    """Kill the processes of Ray, which would keep the port and the GPU: without the GCS they wait for it a minute."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _finish() -> None:

@@ -22,6 +22,7 @@ from tests.cluster.client import Client, pictures_of
 from tests.commands import START_S, STOP_S, press_ctrl_c, running, wait_until_ready
 from tests.paths import ROOT
 from tests.ports import free_port
+from tests.processes import is_alive
 from tests.scenes import scene
 from tests.waiting import wait_until
 
@@ -73,6 +74,20 @@ def listening(process: psutil.Process) -> list[tuple[str, int]]:
     sockets = process.net_connections("tcp")
     # IPv6 writes 127.0.0.1 as ::ffff:127.0.0.1.
     return [(s.laddr.ip.removeprefix("::ffff:"), s.laddr.port) for s in sockets if s.status == psutil.CONN_LISTEN]
+
+
+@pytest.mark.parametrize("part", ["gcs_server", "raylet"])
+def test_a_server_whose_ray_dies_ends_with_an_error_and_leaves_nothing_behind(part, tmp_path):
+    """So that whoever started it, such as systemd, starts it again."""
+    port, log = free_port(), tmp_path / "log"
+    with running([sys.executable, "-m", "serve_app", "--port", str(port)], log) as process:
+        wait_until(lambda: "Ready." in log.read_text(), "it is ready", START_S)
+        children = psutil.Process(process.pid).children(recursive=True)
+        [victim] = [child for child in children if child.name() == part]
+        victim.kill()
+        assert process.wait(STOP_S) == 1
+        assert f"Ray's {part} has died" in log.read_text()
+        wait_until(lambda: not any(map(is_alive, children)), "its processes have ended")
 
 
 class Trap:
