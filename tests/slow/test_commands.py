@@ -2,9 +2,13 @@
 
 import pickle
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ from typing import Any
 import grpc
 import psutil
 import pytest
+import requests
 import yaml
 from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
@@ -88,6 +93,45 @@ def test_a_server_whose_ray_dies_ends_with_an_error_and_leaves_nothing_behind(pa
         assert process.wait(STOP_S) == 1
         assert f"Ray's {part} has died" in log.read_text()
         wait_until(lambda: not any(map(is_alive, children)), "its processes have ended")
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """Yield a folder on a disk of its own of 48 MB, whose path is short: names of sockets have a limited length."""
+    with tempfile.TemporaryDirectory(prefix="disk-", dir="/tmp") as folder:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", folder], capture_output=True).returncode:
+            pytest.skip("this user may mount no disk")
+        yield Path(folder)
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_fails_no_edit_and_the_log_goes_on_when_there_is_room(small_disk, tmp_path, monkeypatch):
+    port, log, fill = free_port(), tmp_path / "log", small_disk / "fill"
+    client = Client(f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("RAY_TMPDIR", str(small_disk))
+
+    def edit(request_id: str, **data: Any) -> requests.Response:
+        return client.edit([scene(1)], prompt="x", num_inference_steps=2, headers={"x-request-id": request_id}, **data)
+
+    def is_logged(request_id: str) -> bool:
+        paths = small_disk.glob("ray/session_latest/logs/serve/replica_*_EditIngress_*.log")
+        return any(f'"request_id": "{request_id}"' in path.read_text() for path in paths)
+
+    with running([sys.executable, "-m", "serve_app", "--port", str(port)], log) as process:
+        wait_until_ready(client, process, log)
+        assert edit("before").status_code == 200
+        wait_until(lambda: is_logged("before"), "it is logged")
+        with suppress(OSError), fill.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(2**20))
+        # Many, since the last blocks of the log files hold some lines.
+        assert {len(pictures_of(edit(f"full-{k}"))) for k in range(10)} == {1}
+        assert "[DONE]" in edit("full-10", stream="true").text
+        assert client.get("/health/ready").status_code == 200
+        fill.unlink()
+        assert edit("after").status_code == 200
+        wait_until(lambda: is_logged("after"), "it is logged again")
+        assert press_ctrl_c(process) == 0
 
 
 class Trap:
