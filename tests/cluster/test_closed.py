@@ -84,6 +84,7 @@ class Closed:
         proxies = list((logs() / "serve").glob("proxy_*.log"))
         wait_until(lambda: any(last in path.read_text() for path in proxies), "the last line is written")
         return sum(path.stat().st_size for path in logs().rglob("*") if path.is_file())
+
     def replace_keys(self, text: str) -> None:
         """Replace the file of keys in one step."""
         new = self.keys_file.with_name("new")
