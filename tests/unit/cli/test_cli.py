@@ -203,7 +203,7 @@ def test_every_option_reaches_the_server(server: str, editor: Watched) -> None:
     options = (
         "--size 64x48 --fit free --steps 5 --guidance 2.5 --seed 9 --format jpeg --quality 10 --model builtin:tiny -n 3"
     )
-    references = ("--reference", "photo2.png", "--reference", "photo10.png")
+    references = ("--reference", "photo20.png", "--reference", "photo10.png")
     others = (*references, "--negative-prompt", "blur", "--server", server, "-o", "o")
     run("edit", "photo10.png", "x", *options.split(), *others)
     (request,) = editor.requests

@@ -65,7 +65,7 @@ class TestDirectory:
         with pytest.raises(ValueError, match=r"vae has no weights as safetensors, only diffusion_pytorch_model\.bin"):
             check_source(ModelSettings(source=source))
         (tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors").touch()
-        assert check_source(ModelSettings(source=source)) == source
+        assert check_source(ModelSettings(source=source)).location == source
 
     @pytest.mark.parametrize("source", ["/no/such", "./no/such", "no/such/model"])
     def test_a_path_that_does_not_exist_is_refused(self, source: str) -> None:
