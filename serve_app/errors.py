@@ -149,8 +149,7 @@ class Overloaded(EditError):
     status, code = 503, "OVERLOADED"
     when = (
         "the queue is full, or holds more work than can be done before the edit's deadline; too many bytes are being "
-        "uploaded, too many connections are open, or the store of jobs, of idempotency keys or of Ray is full; with "
-        "`Retry-After`"
+        "uploaded, too many connections are open, or the store of jobs or idempotency keys is full; with `Retry-After`"
     )
 
 

@@ -7,8 +7,6 @@ from typing import TypeAlias
 
 from ray.exceptions import (
     ObjectLostError,
-    ObjectStoreFullError,
-    OutOfDiskError,
     RayActorError,
     RayError,
     RayTaskError,
@@ -24,8 +22,6 @@ from serve_app.errors import RETRY_AFTER_S, DeadlineExceeded, DeviceLost, EditEr
 
 DEADLINE_MARGIN_S = 2.0
 """How long after the deadline a caller gives up. Only a lost replica needs it: a live one enforces the deadline."""
-
-_NO_ROOM = (ObjectStoreFullError, OutOfDiskError)
 
 _Response: TypeAlias = DeploymentResponse | DeploymentResponseGenerator
 
@@ -55,8 +51,6 @@ def translate_ray_errors(response: _Response, timeout_s: float) -> Iterator[None
         if isinstance(error.cause, DeadlineExceeded):
             # The replica's own limit was only the time left for this attempt.
             raise DeadlineExceeded.after(timeout_s) from None
-        if isinstance(error.cause, _NO_ROOM):
-            raise _no_room() from None
         raise error.cause if isinstance(error.cause, EditError) else error from None
     except BackPressureError as error:
         message = "Too many requests are waiting for a GPU"
@@ -67,16 +61,7 @@ def translate_ray_errors(response: _Response, timeout_s: float) -> Iterator[None
         raise ClientDisconnect from None
     except (RayActorError, WorkerCrashedError, ObjectLostError) as error:
         raise ReplicaGone(type(error).__name__) from error
-    except _NO_ROOM:
-        raise _no_room() from None
     except asyncio.CancelledError:
         # Ray (2.60) cancels the call itself only at the end of the request in whose context it was made.
         cancel(response)
         raise
-
-
-def _no_room() -> Overloaded:
-    message = (
-        "The server has no room for images: Ray's object store is full, and so is the disk that it moves objects to"
-    )
-    return Overloaded(message, retry_after_s=RETRY_AFTER_S)
