@@ -22,7 +22,7 @@ logger = logging.getLogger("ray.serve")
 
 _BURST = 16
 """Edits that are forwarded at once; of those behind them, one each _INTERVAL_S: more than the GPUs of a node can do."""
-_INTERVAL_S = 1 / 64
+_INTERVAL_S = 1 / 32
 
 
 class _Caller(NamedTuple):
