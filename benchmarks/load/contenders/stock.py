@@ -13,6 +13,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 from benchmarks.load.measures import Counts
 from serve_app.engine.scheduler import Condition, QueuedRequest, Sample, expand
+from serve_app.images.geometry import Geometry, Size
 from serve_app.images.pixels import resize
 from serve_app.models import loading
 from serve_app.models.families import StepwiseQwenImageEditPipeline
@@ -108,7 +109,7 @@ def _result(request: EditRequest, entry: QueuedRequest, pictures: dict[int, Pixe
 def stock_pipeline(served: StepwiseQwenImageEditPipeline) -> QwenImageEditPipeline:
     """Return the stock class with its own `__call__`, on the weights of `served`.
 
-    Two changes make it fit a miniature model: the native area, a literal 1024² in `__call__` (diffusers 0.42), and the
+    Two changes make it fit a miniature model: the sizes of references, for which diffusers 0.42 has literals, and the
     length of the template in the model's own tokens. The transformer is diffusers', without our packed forward, and the
     autoencoder too, without our patch for lone frames.
     """
@@ -117,7 +118,7 @@ def stock_pipeline(served: StepwiseQwenImageEditPipeline) -> QwenImageEditPipeli
     stock = QwenImageEditPipeline(**{**served.components, "transformer": transformer, "vae": vae})
     stock.prompt_template_encode_start_idx = served.prompt_template_encode_start_idx
     stock.set_progress_bar_config(disable=True)
-    _set_native_area(served.geometry.native_area)
+    _set_sizes(served.geometry)
     return cast(QwenImageEditPipeline, stock)
 
 
@@ -128,7 +129,18 @@ def _unpatched(kind: Any, patched: Any) -> Any:
     return module.eval()
 
 
-def _set_native_area(native_area: int) -> None:
-    """Set the native area for the whole process: `__call__` looks the function up in its module."""
-    calculate = pipeline_qwenimage_edit.calculate_dimensions
-    pipeline_qwenimage_edit.calculate_dimensions = lambda _, ratio: calculate(native_area, ratio)
+_FINE = 1_000_000
+"""Pixels of a height, of which a ratio of two sides is exact enough."""
+
+
+def _set_sizes(geometry: Geometry) -> None:
+    """Set native area and grid for the whole process: `__call__` looks the function up in its module.
+
+    With diffusers' grid of 32 pixels, the contenders' references would be up to a fifth larger than ours.
+    """
+
+    def calculate_dimensions(target_area: int, ratio: float) -> tuple[int, int, None]:
+        size = geometry.auto(Size(round(_FINE * ratio), _FINE))
+        return size.width, size.height, None
+
+    pipeline_qwenimage_edit.calculate_dimensions = calculate_dimensions
