@@ -20,9 +20,10 @@ from serve_app.responses.errors import REFUSED_S
 
 logger = logging.getLogger("ray.serve")
 
-_BURST = 16
-"""Edits that are forwarded at once; of those behind them, one each _INTERVAL_S: more than the GPUs of a node can do."""
-_INTERVAL_S = 1 / 32
+_UNPACED = 64
+"""Edits that may be with the application before others are paced: enough for the GPUs of a node to be busy."""
+_BURST, _INTERVAL_S = 16, 1 / 32
+"""Edits beyond them are forwarded so many at once, and then one each interval, so that a refusal of one comes first."""
 
 
 class _Caller(NamedTuple):
@@ -53,6 +54,8 @@ class ProxyShedder:
     def __init__(self, app: ASGIApp, clock: Callable[[], float] = time.monotonic) -> None:
         self.app = app
         self._clock = clock
+        self._forwarded = 0
+        """Edits that the application has not answered yet."""
         self._next_s = 0.0
         self._refusals: dict[_Caller, _Refusal] = {}
         self._changed = asyncio.Event()
@@ -64,15 +67,19 @@ class ProxyShedder:
         headers = Headers(scope=scope)
         caller = _Caller(scope["path"], headers.get("authorization"), headers.get("origin"))
         refusal = None if "idempotency-key" in headers else await self._wait_for_turn(caller)
-        if refusal is None:
-            await self.app(scope, receive, _Watch(send, lambda found, seconds: self._record(caller, found, seconds)))
-        else:
+        if refusal is not None:
             await _repeat(refusal, headers["x-request-id"])(scope, receive, send)
+            return
+        self._forwarded += 1
+        try:
+            await self.app(scope, receive, _Watch(send, lambda found, seconds: self._record(caller, found, seconds)))
+        finally:
+            self._forwarded -= 1
 
     async def _wait_for_turn(self, caller: _Caller) -> _Refusal | None:
         """Return the refusal to repeat, as soon as there is one, or None when the edit is to be forwarded."""
         while (refusal := self._refusals.get(caller)) is None:
-            wait_s = self._reserve_turn()
+            wait_s = 0.0 if self._forwarded < _UNPACED else self._reserve_turn()
             if wait_s <= 0 or not await self._is_changed_within(wait_s):
                 return self._refusals.get(caller)
         return refusal

@@ -167,7 +167,8 @@ class TestBounds:
             connections = [stack.enter_context(connect(strict.client.base)) for _ in ids]
             for id, connection in zip(ids, connections, strict=True):
                 head = (
-                    f"POST /strict/v1/images/edits HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-request-id: {id}\r\n"
+                    f"POST /strict/v1/images/edits HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+                    f"x-request-id: {id}\r\n"
                     f"content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
                 )
                 connection.sendall(head.encode() + body)

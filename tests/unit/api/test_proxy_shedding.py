@@ -59,6 +59,20 @@ def test_of_many_edits_at_once_the_first_find_out_for_all():
     assert FIRST <= app.count < 100
 
 
+def test_edits_that_are_answered_are_not_paced():
+    app = Full(refused_s=0.0)
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        start_s = asyncio.get_running_loop().time()
+        for _ in range(10):
+            await asyncio.gather(*(client.post(EDITS) for _ in range(60)))
+        # Paced, they would take 18 s.
+        assert asyncio.get_running_loop().time() - start_s < 15
+
+    talk(app, ask)
+    assert app.count == 600
+
+
 def test_what_another_caller_is_answered_is_for_the_application_to_say():
     app = Full()
 
