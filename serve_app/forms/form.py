@@ -80,7 +80,7 @@ async def parse(
         reservation.release_bytes()
     edit = EditRequest(
         images=[picture.pixels for picture in decoded],
-        references=_by_image([picture.pixels for picture in references], files.per_image),
+        **_references([picture.pixels for picture in references], files.per_image),
         original_sizes=[picture.sent_size for picture in decoded],
         caller=caller,
         **given.params(),
@@ -101,11 +101,11 @@ def _check_references(files: PictureFiles) -> None:
         )
 
 
-def _by_image(references: list[Pixels], counts: list[int] | None) -> list[Any]:
-    if counts is None:
-        return references
+def _references(references: list[Pixels], counts: list[int] | None) -> dict[str, Any]:
+    """Return the field of an EditRequest; nothing if there are none."""
     left = iter(references)
-    return [list(islice(left, count)) for count in counts]
+    nested = references if counts is None else [list(islice(left, count)) for count in counts]
+    return {"references": nested} if references else {}
 
 
 def _check_results(given: EditFields, pictures: list[Size], limits: LimitSettings) -> None:

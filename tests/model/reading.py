@@ -38,7 +38,7 @@ def read(
     text_encoder: Any,
     texts: Sequence[torch.Tensor],
     pictures: Sequence[SeenPicture],
-    seen: Sequence[int],
+    seen: Sequence[Sequence[int]],
     *,
     grid_positions: bool = True,
 ) -> list[torch.Tensor]:

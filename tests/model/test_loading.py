@@ -49,8 +49,8 @@ def test_a_checkpoint_that_stock_diffusers_saved_is_loaded(random_model_folder, 
 
 
 def test_a_checkpoint_of_another_class_is_refused_before_it_is_read(tmp_path):
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageEditPlusPipeline"}))
-    with pytest.raises(ValueError, match="is a QwenImageEditPlusPipeline"):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "QwenImageLayeredPipeline"}))
+    with pytest.raises(ValueError, match="is a QwenImageLayeredPipeline"):
         loading.load(ModelSettings(source=str(tmp_path)))
 
 

@@ -67,7 +67,7 @@ def _move(part: torch.nn.Module) -> Callable[..., torch.nn.Module]:
 
 def step_on_gpu(model: StepwiseQwenImageEditPipeline, state: SampleState) -> None:
     encoding = state.encoding
-    texts = {name: getattr(encoding, name).to(GPU) for name in ("positive", "negative", "reference")}
+    texts = {name: getattr(encoding, name).to(GPU) for name in ("positive", "negative", "references")}
     model.step([replace(state, latents=state.latents.to(GPU), encoding=replace(encoding, **texts))])
 
 

@@ -126,7 +126,7 @@ def test_pictures_of_different_sizes_are_encoded_in_one_call_as_alone(random_mod
     together = [sample.state.encoding for sample in samples_of(random_model, requests)]
     for encoding, r in zip(together, requests, strict=True):
         alone = samples_of(random_model, [r])[0].state.encoding
-        for name in ("positive", "negative", "reference"):
+        for name in ("positive", "negative", "references"):
             torch.testing.assert_close(getattr(encoding, name), getattr(alone, name), rtol=1e-4, atol=1e-4)
 
 

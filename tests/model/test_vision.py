@@ -36,7 +36,7 @@ def test_pictures_are_embedded_as_by_transformers_to_the_bit(stock, attend):
     one, other = (model.model.visual(patches, grid_thw=grids) for model in (stock, merged(stock, attend)))
     assert torch.equal(one.pooler_output, other.pooler_output)
     text = text_with(stock, GRIDS[2], 5, 7)
-    [one], [other] = (read(model, [text], [pictures[2]], [0]) for model in (stock, merged(stock, attend)))
+    [one], [other] = (read(model, [text], [pictures[2]], [[0]]) for model in (stock, merged(stock, attend)))
     assert torch.equal(one, other)
 
 
