@@ -35,11 +35,10 @@ def build(args: AppSettings) -> Application:
 def compose(replica: Deployment, args: AppSettings) -> Application:
     """Return the application around the deployment of its editor: ImageEditor, or a stand-in without a model."""
     # The engine counts samples and refuses exactly; Serve must not hold requests back before the engine sees them.
-    # They wait in a handle only while no replica runs, and no more of them than one replica would accept.
     ongoing = args.engine.max_waiting + 512
     editor = replica.options(
         max_ongoing_requests=ongoing,
-        max_queued_requests=args.engine.max_waiting,
+        max_queued_requests=ongoing,
         graceful_shutdown_timeout_s=args.limits.request_timeout_s + _SHUTDOWN_MARGIN_S,
         health_check_period_s=10,
         health_check_timeout_s=30,

@@ -22,6 +22,7 @@
     ├── NotReady                503  NOT_READY               api.app, api.load_shedding: no replica has a warm model
     │   └── ReplicaStopping                                  engine.admission, jobs.store: retry at another replica
     └── DeadlineExceeded        504  TIMEOUT                 engine.admission, forms.form, deployments.retries
+        └── TakesTooLong                                     engine.admission: not even on an idle server
 
 An error crosses Ray by pickle, so constructor arguments other than the message are kept in `__dict__`. `param` and
 `retry_after_s` are deliberately not class attributes: the class that Ray 2.60 raises on the other side forwards to the
@@ -177,12 +178,16 @@ class DeadlineExceeded(EditError):
         """Return the error of an edit whose deadline was `seconds` after its arrival."""
         return cls(f"The edit was not done within {seconds:g} s")
 
+
+class TakesTooLong(DeadlineExceeded):
+    """An edit that was not begun, since it takes longer than its deadline allows on an idle server too."""
+
     @classmethod
-    def before_start(cls, work_s: float, seconds: float) -> "DeadlineExceeded":
-        """Return the error of an edit that takes at least `work_s` seconds on an idle server, of `seconds` allowed."""
+    def of(cls, work_s: float, allowed_s: float) -> "TakesTooLong":
+        """Return the error of an edit that takes at least `work_s`, of `allowed_s`; both in seconds."""
         return cls(
-            f"This edit takes at least {work_s:.3g} s, and its deadline is {seconds:g} s after its arrival. Ask for "
-            "fewer steps, a smaller size or fewer outputs"
+            f"This edit takes at least {work_s:.3g} s, and its deadline is {allowed_s:.3g} s after its arrival. Ask "
+            "for fewer steps, a smaller size or fewer outputs"
         )
 
 

@@ -1,6 +1,8 @@
 """Processes of an application, to kill and to watch, and the decoder processes of this one."""
 
-from contextlib import suppress
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -26,6 +28,15 @@ def kill(pid: int) -> None:
     process = psutil.Process(pid)
     process.kill()
     process.wait(timeout=30)
+
+
+@contextmanager
+def limited_memory(pid: int, more_bytes: int) -> Iterator[None]:
+    """Allow a process so many bytes of address space beyond what it has."""
+    limits = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (psutil.Process(pid).memory_info().vms + more_bytes, limits[1]))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_AS, limits)
 
 
 def resident_bytes(pid: int) -> int:

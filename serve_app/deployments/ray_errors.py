@@ -18,7 +18,7 @@ from ray.serve.handle import DeploymentResponse, DeploymentResponseGenerator
 from starlette.requests import ClientDisconnect
 
 from serve_app.deployments.retries import ReplicaGone
-from serve_app.errors import RETRY_AFTER_S, DeadlineExceeded, DeviceLost, EditError, NotReady, Overloaded
+from serve_app.errors import RETRY_AFTER_S, DeadlineExceeded, DeviceLost, EditError, NotReady, Overloaded, TakesTooLong
 
 DEADLINE_MARGIN_S = 2.0
 """How long after the deadline a caller gives up. Only a lost replica needs it: a live one enforces the deadline."""
@@ -48,7 +48,7 @@ def translate_ray_errors(response: _Response, timeout_s: float) -> Iterator[None
     except RayTaskError as error:
         if isinstance(error.cause, DeviceLost):
             raise ReplicaGone(str(error.cause)) from None
-        if isinstance(error.cause, DeadlineExceeded):
+        if isinstance(error.cause, DeadlineExceeded) and not isinstance(error.cause, TakesTooLong):
             # The replica's own limit was only the time left for this attempt.
             raise DeadlineExceeded.after(timeout_s) from None
         raise error.cause if isinstance(error.cause, EditError) else error from None

@@ -21,6 +21,7 @@ from serve_app.errors import (
     GenerationError,
     Overloaded,
     ReplicaStopping,
+    TakesTooLong,
     TooManySamples,
     TooMuchWork,
 )
@@ -140,12 +141,12 @@ class Admission:
         message = f"The queue is full: {waiting} outputs wait. Try again in {seconds} s"
         return Overloaded(message, retry_after_s=seconds)
 
-    def _exceeded_time(self, queued: QueuedRequest) -> TooMuchWork | DeadlineExceeded | None:
+    def _exceeded_time(self, queued: QueuedRequest) -> TooMuchWork | TakesTooLong | None:
         """Return the error for a request that would probably miss its deadline, or make another one miss it."""
         now_s, best = self._clock(), self._best_case
         own_s = scheduler.work_s([queued], best)
         if now_s + own_s > queued.deadline_s:
-            return DeadlineExceeded.before_start(own_s, queued.deadline_s - queued.arrived_s)
+            return TakesTooLong.of(own_s, queued.deadline_s - queued.arrived_s)
         seconds = math.ceil(scheduler.excess_s(self._queued(), queued, best, now_s))
         if seconds <= 0:
             return None

@@ -79,7 +79,7 @@ class TestPython:
     def test_references_are_refused_with_the_way_to_a_batch(self, client: OpenAI):
         with pytest.raises(openai.BadRequestError, match="send them as `images`") as caught:
             client.images.edit(image=[PICTURE, PICTURE], prompt=PROMPT)
-        assert (caught.value.code, caught.value.param) == ("INVALID_INPUT", "image[]")
+        assert (caught.value.code, caught.value.param) == ("INVALID_INPUT", "references")
 
     @pytest.mark.parametrize(
         ("fields", "kind", "code", "param"),
@@ -142,7 +142,7 @@ class TestNode:
 
     def test_errors_are_those_of_the_client(self, found):
         expected = {
-            "references": ("BadRequestError", 400, "INVALID_INPUT", "image[]"),
+            "references": ("BadRequestError", 400, "INVALID_INPUT", "references"),
             "badField": ("BadRequestError", 400, "INVALID_INPUT", "n"),
             "otherModel": ("NotFoundError", 404, "MODEL_NOT_FOUND", "model"),
             "streamRefused": ("BadRequestError", 400, "INVALID_INPUT", "size"),

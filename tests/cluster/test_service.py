@@ -197,6 +197,10 @@ class TestBounds:
                 return b""
 
     def test_a_passed_deadline_answers_504_and_frees_the_gpu(self, strict: Served):
+        def is_taken() -> bool:
+            return strict.client.edit([scene(1)], prompt="x", num_inference_steps=2).status_code == 200
+
+        wait_until(is_taken, "what was sent before has left")
         response = strict.client.edit([scene(1)], prompt="x", size="512x512", num_inference_steps=150)
         assert (response.status_code, error_code(response)) == (504, "TIMEOUT")
         wait_until(lambda: strict.stats().running == 0, "the engine is idle")

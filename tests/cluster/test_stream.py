@@ -105,17 +105,17 @@ class TestHandleEditor:
         asyncio.run(cancel_after_the_first_step())
         wait_until(lambda: served.stats().cancelled == before.cancelled + 1, "the request leaves")
 
-    def test_a_passed_deadline_is_ours_and_frees_its_samples(self, served: Served):
+    def test_an_edit_that_takes_longer_than_its_deadline_is_refused_at_once(self, served: Served):
         before = served.stats()
 
         async def read() -> list[Event]:
-            editor = EditorHandle(served.editor, timeout_s=1)
+            editor = EditorHandle(served.editor, timeout_s=0.2)
             return [event async for event in editor.edit_stream(EditRequest(images=[scene(1)], **LONG))]
 
-        with pytest.raises(DeadlineExceeded, match="within 1 s"):
+        with pytest.raises(DeadlineExceeded, match=r"takes at least .* Ask for fewer steps"):
             asyncio.run(read())
-        wait_until(lambda: served.stats().expired == before.expired + 1, "the request leaves")
-        assert served.stats().running == 0
+        after = served.stats()
+        assert (after.refused, after.forwards) == (before.refused + 1, before.forwards)
 
     def test_read_to_its_end_it_is_the_same_stream(self, served: Served):
         async def read() -> list[Event]:

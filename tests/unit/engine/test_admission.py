@@ -10,7 +10,7 @@ from serve_app.engine.admission import Admission
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.model import ServedModel
 from serve_app.engine.requests import RunOptions
-from serve_app.errors import DeadlineExceeded, EditError, TooMuchWork
+from serve_app.errors import DeadlineExceeded, EditError, TakesTooLong, TooMuchWork
 from serve_app.settings import EngineSettings
 from tests.fakes import ArithmeticPipeline, Clock, edit_request
 
@@ -38,7 +38,7 @@ WORK_S = RATE * 4 * 2 * 32
 @pytest.mark.parametrize(("merged", "least_s"), [(True, WORK_S), (False, 0.5 * WORK_S)])
 def test_an_edit_that_takes_longer_than_it_may_is_refused(executor: Executor, merged: bool, least_s: float):
     (refused,) = admission(executor, 0.99 * least_s, merged=merged).submit([edit_request(1)])
-    assert isinstance(refused, DeadlineExceeded)
+    assert isinstance(refused, TakesTooLong)
     assert "Ask for fewer steps" in refused.message
     (future,) = admission(executor, 1.01 * least_s, merged=merged).submit([edit_request(1)])
     assert not isinstance(future, EditError)

@@ -20,6 +20,7 @@ from serve_app.errors import (
     OutOfMemory,
     Overloaded,
     ReplicaStopping,
+    TakesTooLong,
     TooManySamples,
 )
 from serve_app.events import Completed, Event, Progress
@@ -329,7 +330,7 @@ class TestLeaving:
                 [edit_request(1, num_inference_steps=150), edit_request(2)],
                 [RunOptions(timeout_s=0.04), RunOptions(timeout_s=TIMEOUT_S)],
             )
-            assert isinstance(hopeless, DeadlineExceeded)
+            assert isinstance(hopeless, TakesTooLong)
             assert "takes at least 0.048 s" in hopeless.message
             assert not isinstance(possible, EditError)
             possible.result(TIMEOUT_S)
