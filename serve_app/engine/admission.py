@@ -147,9 +147,10 @@ class Admission:
         own_s = scheduler.work_s([queued], best)
         if now_s + own_s > queued.deadline_s:
             return TakesTooLong.of(own_s, queued.deadline_s - queued.arrived_s)
-        seconds = math.ceil(scheduler.excess_s(self._queued(), queued, best, now_s))
-        if seconds <= 0:
+        excess_s = scheduler.excess_s(self._queued(), queued, best, now_s)
+        if excess_s <= 0:
             return None
+        seconds = math.ceil(excess_s)
         message = f"Too much work waits for this edit to be done before its deadline. Try again in {seconds} s"
         return TooMuchWork(message, retry_after_s=seconds)
 

@@ -68,8 +68,7 @@ def edit_of(count: int, **fields) -> EditRequest:
     return request(images=[first], references=others, fit="free", **fields)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize(("count", "guidance"), [(1, 4.0), (2, 1.0), (3, 4.0), (4, 4.0)])
 def test_one_row_equals_diffusers_alone(model, stock, count, guidance):
     one = edit_of(count, prompt="put the second on the first", guidance_scale=guidance)
     [ours] = edit(model, [one])

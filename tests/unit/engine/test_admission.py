@@ -57,6 +57,11 @@ def test_an_edit_behind_too_much_work_is_refused(executor: Executor):
     assert not isinstance(shorter, EditError)
 
 
+def test_without_a_deadline_no_work_is_too_much(executor: Executor):
+    futures = admission(executor, math.inf, merged=True).submit([edit_request(k, n=4) for k in range(9)])
+    assert not any(isinstance(future, EditError) for future in futures)
+
+
 def test_an_edit_that_would_make_another_one_late_is_refused(executor: Executor):
     waiting = admission(executor, 10 * WORK_S, merged=True)
     long, early = waiting.submit(
