@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
-from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE, VAE_IMAGE_SIZE
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE
 
 from serve_app.models.pipeline import StepwisePipeline
 from serve_app.models.source import Family
@@ -28,22 +28,7 @@ class StepwiseQwenImageEditPlusPipeline(StepwisePipeline, QwenImageEditPlusPipel
 
     max_references: ClassVar[int] = 5
     default_steps: ClassVar[int] = 40
-
-    def __init__(
-        self,
-        scheduler: Any,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        processor: Any,
-        transformer: Any,
-        native_area: int = VAE_IMAGE_SIZE,
-        grid_positions: bool = True,
-        text_area: int = CONDITION_IMAGE_SIZE,
-    ) -> None:
-        super().__init__(
-            scheduler, vae, text_encoder, tokenizer, processor, transformer, native_area, grid_positions, text_area
-        )
+    default_text_area: ClassVar[int | None] = CONDITION_IMAGE_SIZE
 
     @property
     def _instructions(self) -> str:

@@ -87,6 +87,7 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
     """The most pictures that one edit looks at, its own among them."""
     default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 4.0
+    default_text_area: ClassVar[int | None] = None
 
     # With offload, the autoencoder stays on the GPU: it is small, and previews call it between steps.
     model_cpu_offload_seq = "text_encoder->transformer"
@@ -105,6 +106,7 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         text_area: int | None = None,
     ) -> None:
         super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
+        text_area = text_area or self.default_text_area
         self.register_to_config(native_area=native_area, grid_positions=grid_positions, text_area=text_area)
         merge_windows(text_encoder)
         skip_absent_frames(vae)
