@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from serve_app.engine.engine import EditEngine
 from serve_app.engine.requests import EditFuture, RunOptions
 from serve_app.engine.scheduler import Condition
 from serve_app.errors import (
@@ -359,18 +360,24 @@ class TestLeaving:
 
 
 class TestDelivery:
-    def test_an_edit_is_finished_once_it_is_delivered(self):
-        delivering, hold = threading.Event(), threading.Event()
+    def held(self, running: EditEngine, hold: threading.Event) -> EditFuture:
+        """Return the future of an edit whose delivery has begun, and waits for `hold`."""
+        delivering = threading.Event()
 
         def listen(event: Event) -> None:
             if isinstance(event, Completed):
                 delivering.set()
                 assert hold.wait(TIMEOUT_S)
 
+        [future] = running.submit([edit_request(1)], [RunOptions(listen)])
+        assert not isinstance(future, EditError)
+        assert delivering.wait(TIMEOUT_S)
+        return future
+
+    def test_an_edit_is_finished_once_it_is_delivered(self):
+        hold = threading.Event()
         with engine(ArithmeticPipeline()) as running:
-            [future] = running.submit([edit_request(1)], [RunOptions(listen)])
-            assert not isinstance(future, EditError)
-            assert delivering.wait(TIMEOUT_S)
+            future = self.held(running, hold)
             submit(running, edit_request(2))[0].result(TIMEOUT_S)
             assert (running.stats().finished, running.stats().open_requests) == (1, 1)
             hold.set()
@@ -406,17 +413,9 @@ class TestDelivery:
             assert (running.stats().cancelled, running.stats().finished) == (1, 0)
 
     def test_an_engine_that_stops_delivers_what_is_done(self):
-        delivering, hold = threading.Event(), threading.Event()
-
-        def listen(event: Event) -> None:
-            if isinstance(event, Completed):
-                delivering.set()
-                assert hold.wait(TIMEOUT_S)
-
+        hold = threading.Event()
         with engine(ArithmeticPipeline()) as running:
-            [future] = running.submit([edit_request(1)], [RunOptions(listen)])
-            assert not isinstance(future, EditError)
-            assert delivering.wait(TIMEOUT_S)
+            future = self.held(running, hold)
             running.stop(timeout_s=0)
             hold.set()
             assert_same(future.result(TIMEOUT_S), alone(edit_request(1)))
