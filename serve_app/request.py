@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -34,7 +34,8 @@ from serve_app.images.geometry import (
     check_picture_size,
     is_shrunk,
 )
-from serve_app.images.pixels import convert, naming
+from serve_app.images.masks import MASK_THRESHOLD, mask_from_pil
+from serve_app.images.pixels import convert, lay_on_white, naming, without_idle_alpha
 from serve_app.settings import LimitSettings
 
 MAX_VARIANTS = 10
@@ -49,6 +50,12 @@ T = TypeVar("T")
 
 Pixels = NDArray[np.uint8]
 """A picture: uint8, height × width × 3, RGB."""
+
+Picture = NDArray[np.uint8]
+"""A picture that may be transparent in places: uint8, height × width × 3 (RGB) or 4 (RGBA)."""
+
+Mask = NDArray[np.bool_]
+"""The part of a picture that an edit may change: bool, height × width."""
 
 _PIXEL_BYTES = 3
 
@@ -120,6 +127,11 @@ class EditParams(BaseModel):
         le=MAX_SEED,
         description="output k, in the order of the answer, uses seed + k; if omitted: a random seed",
     )
+    background: Literal["auto", "opaque"] = Field(
+        "auto",
+        description="of pictures with transparent parts: `auto` gives the results the picture's own transparency, "
+        "`opaque` lays the picture on white",
+    )
     partial_images: int = Field(0, ge=0, le=MAX_PREVIEWS, description="previews of each output; only with `stream`")
 
     @field_validator("fit")
@@ -148,16 +160,20 @@ class EditParams(BaseModel):
 
 
 class EditRequest(EditParams):
-    """A caller's edit. `images` may be PIL pictures or uint8 RGB arrays, and are stored as arrays.
+    """A caller's edit. `images` may be PIL pictures or uint8 arrays (RGB or RGBA), and are stored as arrays.
 
     `references`: pictures that the edits look at beside their own: a list for every image, or a list of lists, one for
     each image. They are stored for each image.
 
+    `mask`: the parts that may change: one mask for every image, or a list, one for each image; each a PIL picture or an
+    array of height × width, bool or uint8, of its image's size. They are stored for each image.
+
     Raises InvalidInput, whose `param` names the first invalid field.
     """
 
-    images: tuple[Pixels, ...]
+    images: tuple[Picture, ...]
     references: tuple[tuple[Pixels, ...], ...] = ()
+    mask: tuple[Mask, ...] = ()
     original_sizes: tuple[Annotated[Size, BeforeValidator(_as_size)], ...] | None = None
     """The size of each picture before it was shrunk, from which `size` counts. None: the images are as they were."""
     caller: str | None = Field(None, min_length=1, max_length=256)
@@ -171,12 +187,13 @@ class EditRequest(EditParams):
 
     @field_validator("images", mode="before")
     @classmethod
-    def _check_images(cls, value: Any) -> tuple[Pixels, ...]:
+    def _check_images(cls, value: Any, info: ValidationInfo) -> tuple[Picture, ...]:
         if value is None or (isinstance(value, Sequence) and not value):
             raise ValueError("At least one image is required")
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"images must be a list of pictures, not {type(value).__name__}")
-        return tuple(as_pixels(image, index) for index, image in enumerate(value))
+        pictures = tuple(as_picture(image, index) for index, image in enumerate(value))
+        return tuple(map(lay_on_white, pictures)) if info.data.get("background") == "opaque" else pictures
 
     @field_validator("references", mode="before")
     @classmethod
@@ -193,6 +210,29 @@ class EditRequest(EditParams):
         if len(value) != images:
             raise ValueError(f"{len(value)} lists for {images} images; send one for each image, or pictures for all")
         return tuple(map(_as_references, value)) if any(value) else ()
+
+    @field_validator("mask", mode="before")
+    @classmethod
+    def _check_mask(cls, value: Any, info: ValidationInfo) -> tuple[Mask, ...]:
+        images = info.data.get("images", ())
+        if value is None or (isinstance(value, (list, tuple)) and not value):
+            return ()
+        masks = [
+            as_mask(mask, index) for index, mask in enumerate(value if isinstance(value, (list, tuple)) else [value])
+        ]
+        if len(masks) == 1:
+            masks *= len(images)
+        if len(masks) != len(images):
+            raise ValueError(f"{len(masks)} masks for {len(images)} images; send one for all images, or one for each")
+        for index, (mask, image) in enumerate(zip(masks, images, strict=True)):
+            if mask.shape != image.shape[:2]:
+                raise ValueError(
+                    f"the mask of the image at index {index} is {size_of(mask)}, and the image {size_of(image)}; "
+                    "they must have one size"
+                )
+        if info.data.get("fit") == "free":
+            raise ValueError("fit=free recomposes the picture, so no part of it can stay as it is; leave fit out")
+        return tuple(masks)
 
     @field_validator("original_sizes")
     @classmethod
@@ -232,6 +272,11 @@ class EditRequest(EditParams):
         return self.references or ((),) * len(self.images)
 
     @property
+    def masks(self) -> tuple[Mask | None, ...]:
+        """The mask of each picture, in order; None: all of it may change."""
+        return self.mask or (None,) * len(self.images)
+
+    @property
     def outputs(self) -> int:
         return len(self.images) * self.n
 
@@ -239,7 +284,8 @@ class EditRequest(EditParams):
     def picture_bytes(self) -> int:
         """Bytes of the decoded pictures in memory, and of the outputs that are as large as the pictures were."""
         pictures = {id(picture): picture for pictures in (self.images, *self.references) for picture in pictures}
-        decoded = sum(picture.nbytes for picture in pictures.values())
+        masks = {id(mask): mask.nbytes for mask in self.mask}
+        decoded = sum(picture.nbytes for picture in pictures.values()) + sum(masks.values())
         return decoded + _PIXEL_BYTES * original_pixels(self, self.sizes)
 
     def output_seed(self, image_index: int, variant_index: int) -> int:
@@ -247,26 +293,46 @@ class EditRequest(EditParams):
         return self.seed + image_index * self.n + variant_index
 
 
-def size_of(pixels: Pixels) -> Size:
+def size_of(pixels: Picture | Mask) -> Size:
     return Size(pixels.shape[1], pixels.shape[0])
 
 
-def as_pixels(image: Any, index: int) -> Pixels:
-    """Convert a PIL picture or an array to pixels. Raises ValueError for other types, InvalidInput if it is damaged."""
+def as_picture(image: Any, index: int) -> Picture:
+    """Convert a PIL picture or an array to a picture, RGBA only where a pixel is not opaque.
+
+    Raises ValueError for other types, InvalidInput if it is damaged.
+    """
     if isinstance(image, PIL.Image.Image):
-        return convert(image, index)
-    is_rgb = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
-    if is_rgb and image.size:
+        return convert(image, index, keep_alpha=True)
+    is_picture = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+    if is_picture and image.size and image.shape[2] in (3, 4):
         # OpenCV users turn BGR into RGB with [..., ::-1], and PyTorch rejects arrays with a negative stride.
-        return np.ascontiguousarray(image)
+        return without_idle_alpha(np.ascontiguousarray(image))
     raise ValueError(
-        f"Invalid image format at index {index}: expected a PIL image or a uint8 array of height × width × 3"
+        f"Invalid image format at index {index}: expected a PIL image or a uint8 array of height × width × 3 or 4"
     )
+
+
+def as_mask(mask: Any, index: int) -> Mask:
+    """Convert a PIL picture or an array to a mask. Raises ValueError for other types, and if nothing may change."""
+    if isinstance(mask, PIL.Image.Image):
+        changes = mask_from_pil(mask)
+    elif isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype in (np.bool_, np.uint8):
+        changes = mask if mask.dtype == np.bool_ else mask >= MASK_THRESHOLD
+    else:
+        raise ValueError(
+            f"Invalid mask at index {index}: expected a PIL image, or an array of height × width, bool or uint8"
+        )
+    if not changes.any():
+        raise ValueError(
+            f"the mask at index {index} has nothing to edit: its alpha is nowhere transparent, and no grey is white"
+        )
+    return np.ascontiguousarray(changes)
 
 
 def _as_references(pictures: Sequence[Any]) -> tuple[Pixels, ...]:
     with naming("references"):
-        return tuple(as_pixels(picture, index) for index, picture in enumerate(pictures))
+        return tuple(lay_on_white(as_picture(picture, index)) for index, picture in enumerate(pictures))
 
 
 def invalid_input(error: ValidationError) -> InvalidInput:

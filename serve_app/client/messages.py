@@ -19,7 +19,7 @@ from serve_app.errors import EditError, from_body
 from serve_app.events import Progress
 from serve_app.images.encoding import OutputFormat, encode
 from serve_app.images.geometry import Fit
-from serve_app.request import Pixels, as_pixels
+from serve_app.request import Pixels, as_picture
 
 ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image | Pixels
 """A path, the bytes of a picture file, a PIL picture, or a uint8 RGB array of height × width × 3."""
@@ -129,7 +129,7 @@ def _file(picture: ImageSource, index: int) -> tuple[str, bytes]:
     if isinstance(picture, (str, os.PathLike)):
         path = Path(picture)
         return path.name, path.read_bytes()
-    return f"{index}.png", encode(as_pixels(picture, index), "png", 100)
+    return f"{index}.png", encode(as_picture(picture, index), "png", 100)
 
 
 # --- answers ------------------------------------------------------------------------------------------------------

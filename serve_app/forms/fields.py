@@ -38,7 +38,7 @@ class EditFields(EditParams):
     model: str | None = None
     user: str | None = Field(None, max_length=256, description="goes into the log")
 
-    # OpenAI's fields, of which the last two are only accepted with what already holds. The description is the reason.
+    # OpenAI's fields, of which the last is only accepted with what already holds. The description is the reason.
     input_fidelity: Literal["low", "high"] | None = Field(
         None, description="has no effect: the model has no such setting"
     )
@@ -46,7 +46,6 @@ class EditFields(EditParams):
     quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="has no effect: set num_inference_steps instead"
     )
-    background: Literal["auto", "opaque"] | None = Field(None, description="results are opaque")
     response_format: Literal["b64_json"] | None = Field(
         None, description="send b64_json or leave it out: this server keeps no files that a url could point to"
     )

@@ -25,6 +25,8 @@ _UPRIGHT = {
 
 _SIDEWAYS = (5, 6, 7, 8)
 
+_OPAQUE = 255
+
 PICTURE_THREADS = 4
 """Threads of one process that prepare, decode or encode pictures.
 
@@ -32,10 +34,12 @@ Pillow, zlib and torch release the GIL; more threads would only compete with the
 """
 
 
-def convert(image: PIL.Image.Image, index: int, max_pixels: int | None = None) -> NDArray[np.uint8]:
+def convert(
+    image: PIL.Image.Image, index: int, max_pixels: int | None = None, *, keep_alpha: bool = False
+) -> NDArray[np.uint8]:
     """Convert as `from_pil`, but raise InvalidInput, with the picture's `index`, for every failure."""
     try:
-        return from_pil(image, max_pixels)
+        return from_pil(image, max_pixels, keep_alpha=keep_alpha)
     except MemoryError:
         raise undecodable(index, "there is not enough memory to decode it") from None
     except _Unusable as error:
@@ -45,13 +49,14 @@ def convert(image: PIL.Image.Image, index: int, max_pixels: int | None = None) -
         raise undecodable(index, "the file is damaged or incomplete") from None
 
 
-def from_pil(image: PIL.Image.Image, max_pixels: int | None = None) -> NDArray[np.uint8]:
+def from_pil(image: PIL.Image.Image, max_pixels: int | None = None, *, keep_alpha: bool = False) -> NDArray[np.uint8]:
     """Convert any PIL picture to sRGB: a writable, C-contiguous uint8 array of height × width × 3.
 
     EXIF orientation is applied, colours are converted to sRGB by the picture's profile, and transparent pixels are
-    blended with white. Grey with more than 8 bits is scaled, since Pillow's own `convert` would clip it: 16-bit and
-    32-bit integers from 0..65535, floats from 0..1, or from 0..255 if a value exceeds 1. If values lie outside of these
-    ranges, the picture's own minimum and maximum are used.
+    blended with white, or with `keep_alpha` stay: then a picture that has any gets a fourth channel. Grey with more
+    than 8 bits is scaled, since Pillow's own `convert` would clip it: 16-bit and 32-bit integers from 0..65535, floats
+    from 0..1, or from 0..255 if a value exceeds 1. If values lie outside of these ranges, the picture's own minimum and
+    maximum are used.
 
     A picture of more than `max_pixels` is shrunk to that many, with its aspect ratio; `image` itself may shrink, too.
 
@@ -77,9 +82,25 @@ def from_pil(image: PIL.Image.Image, max_pixels: int | None = None) -> NDArray[n
         upright = upright.convert("LA")
     upright = to_srgb(upright)
     if upright.has_transparency_data:
-        white = PIL.Image.new("RGBA", upright.size, "white")
-        upright = PIL.Image.alpha_composite(white, upright.convert("RGBA"))
+        picture = without_idle_alpha(np.array(upright.convert("RGBA")))
+        return picture if keep_alpha else lay_on_white(picture)
     return np.array(upright.convert("RGB"))
+
+
+def without_idle_alpha(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture (RGB or RGBA) without its alpha channel if every pixel is opaque."""
+    if picture.shape[2] == 4 and (picture[:, :, 3] == _OPAQUE).all():
+        return np.ascontiguousarray(picture[:, :, :3])
+    return picture
+
+
+def lay_on_white(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture (RGB or RGBA) as RGB: transparent pixels blended with white."""
+    if picture.shape[2] == 3:
+        return picture
+    image = PIL.Image.fromarray(picture)
+    white = PIL.Image.new("RGBA", image.size, "white")
+    return np.array(PIL.Image.alpha_composite(white, image).convert("RGB"))
 
 
 def is_sideways(image: PIL.Image.Image) -> bool:
