@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass, field
 
-from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, TokenCounts, arrange
+from serve_app.request import BatchStats, EditRequest, EditResult, Picture, Timings, TokenCounts, arrange
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Preview:
     image_index: int
     variant_index: int
     preview_index: int
-    pixels: Pixels
+    pixels: Picture
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +36,7 @@ class Completed:
     image_index: int
     variant_index: int
     seed: int
-    pixels: Pixels
+    pixels: Picture
     tokens: TokenCounts = field(default_factory=TokenCounts)
 
 

@@ -34,7 +34,7 @@ from serve_app.images.geometry import (
     check_picture_size,
     is_shrunk,
 )
-from serve_app.images.masks import MASK_THRESHOLD, mask_from_pil
+from serve_app.images.masks import MASK_THRESHOLD, as_changes
 from serve_app.images.pixels import convert, lay_on_white, naming, without_idle_alpha
 from serve_app.settings import LimitSettings
 
@@ -56,8 +56,6 @@ Picture = NDArray[np.uint8]
 
 Mask = NDArray[np.bool_]
 """The part of a picture that an edit may change: bool, height × width."""
-
-_PIXEL_BYTES = 3
 
 # Tokenizers read these as control tokens: `<|image_pad|>` in a prompt would assign the pictures of a batch to the wrong
 # rows.
@@ -283,10 +281,10 @@ class EditRequest(EditParams):
     @property
     def picture_bytes(self) -> int:
         """Bytes of the decoded pictures in memory, and of the outputs that are as large as the pictures were."""
-        pictures = {id(picture): picture for pictures in (self.images, *self.references) for picture in pictures}
-        masks = {id(mask): mask.nbytes for mask in self.mask}
-        decoded = sum(picture.nbytes for picture in pictures.values()) + sum(masks.values())
-        return decoded + _PIXEL_BYTES * original_pixels(self, self.sizes)
+        arrays = {id(array): array.nbytes for of_one in (self.images, self.mask, *self.references) for array in of_one}
+        channels: int = max(image.shape[2] for image in self.images)
+        results = channels * original_pixels(self, self.sizes, masked=bool(self.mask))
+        return sum(arrays.values()) + results
 
     def output_seed(self, image_index: int, variant_index: int) -> int:
         """Return the seed of one output: the request's seed plus the output's place in output order."""
@@ -314,9 +312,13 @@ def as_picture(image: Any, index: int) -> Picture:
 
 
 def as_mask(mask: Any, index: int) -> Mask:
-    """Convert a PIL picture or an array to a mask. Raises ValueError for other types, and if nothing may change."""
+    """Convert a PIL picture or an array to a mask.
+
+    Raises ValueError for other types, and if nothing may change; InvalidInput if the picture is damaged.
+    """
     if isinstance(mask, PIL.Image.Image):
-        changes = mask_from_pil(mask)
+        with naming("mask"):
+            changes = as_changes(convert(mask, index, keep_alpha=True))
     elif isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype in (np.bool_, np.uint8):
         changes = mask if mask.dtype == np.bool_ else mask >= MASK_THRESHOLD
     else:
@@ -369,7 +371,7 @@ def check_limits(request: EditRequest, limits: LimitSettings) -> None:
         raise InvalidInput(
             f"size: {request.size} has an aspect ratio above {limits.max_aspect_ratio:g}:1", param="size"
         )
-    check_original_size(request, request.sizes, limits)
+    check_original_size(request, request.sizes, limits, masked=bool(request.mask))
 
 
 def check_references(count: int, limits: LimitSettings) -> None:
@@ -379,19 +381,30 @@ def check_references(count: int, limits: LimitSettings) -> None:
         raise InvalidInput(message, param="references")
 
 
-def original_pixels(params: EditParams, pictures: Sequence[Size]) -> int:
+def wanted_size(params: EditParams, *, masked: bool) -> WantedSize:
+    """Return the `size` that results have.
+
+    With a mask, `auto` is the picture's own size: in any other one, its bytes could not stay as they are.
+    """
+    return "original" if masked and params.size is None else params.size
+
+
+def original_pixels(params: EditParams, pictures: Sequence[Size], *, masked: bool = False) -> int:
     """Return the pixels of all outputs and previews if they are as large as `pictures`, else 0."""
-    if params.size != "original":
+    if wanted_size(params, masked=masked) != "original":
         return 0
     return sum(size.pixels for size in pictures) * params.n * (1 + params.partial_images)
 
 
-def check_original_size(params: EditParams, pictures: Sequence[Size], limits: LimitSettings) -> None:
+def check_original_size(
+    params: EditParams, pictures: Sequence[Size], limits: LimitSettings, *, masked: bool = False
+) -> None:
     """Raise InvalidInput if outputs as large as `pictures` have more than `max_original_pixels` together."""
-    pixels = original_pixels(params, pictures)
+    pixels = original_pixels(params, pictures, masked=masked)
     if pixels > limits.max_original_pixels:
+        cause = "at `original`" if params.size else "with a mask"
         raise InvalidInput(
-            f"size: at `original` the outputs and previews of this request have {pixels} pixels together, more than "
+            f"size: {cause} the outputs and previews of this request have {pixels} pixels together, more than "
             f"{limits.max_original_pixels}; send fewer pictures at a time, or another size",
             param="size",
         )
@@ -471,7 +484,7 @@ class TokenCounts:
 class EditResult:
     """The outputs of a request: `pixels[i][j]` and `seeds[i][j]` belong to variant j of picture i."""
 
-    pixels: tuple[tuple[Pixels, ...], ...]
+    pixels: tuple[tuple[Picture, ...], ...]
     seeds: tuple[tuple[int, ...], ...]
     timings: Timings
     batch: BatchStats = field(default_factory=BatchStats)

@@ -1,5 +1,6 @@
 """Only validated input can be an EditRequest."""
 
+import io
 import pickle
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_one_picture_alone_is_no_list(images: Any) -> None:
         PICTURE.astype(np.float32),
         PICTURE[..., 0],
         np.zeros((0, 4, 3), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 5), np.uint8),
         b"png",
         None,
         PIL.Image.new("RGB", (0, 3)),
@@ -215,3 +216,119 @@ class TestReferences:
         check_limits(EditRequest(images=[PICTURE, PICTURE], prompt="x", references=[PICTURE]), few)
         with pytest.raises(InvalidInput, match="at most 1 are allowed for each image, not 2"):
             check_limits(EditRequest(images=[PICTURE], prompt="x", references=[PICTURE, PICTURE]), few)
+
+
+CLEAR = np.dstack([PICTURE, np.full((4, 6), 128, np.uint8)])
+"""A picture that is transparent in all of its pixels, in part."""
+HALF = np.arange(6) < np.full((4, 6), 3)
+"""A mask of the left half of PICTURE."""
+
+
+class TestAlpha:
+    def test_it_is_kept_where_it_matters(self) -> None:
+        idle = np.dstack([PICTURE, np.full((4, 6), 255, np.uint8)])
+        images = EditRequest(images=[CLEAR, PIL.Image.fromarray(CLEAR), idle, PICTURE], prompt="x").images
+        np.testing.assert_array_equal(images[0], CLEAR)
+        np.testing.assert_array_equal(images[1], CLEAR)
+        assert [image.shape[2] for image in images] == [4, 4, 3, 3]
+        np.testing.assert_array_equal(images[2], PICTURE)
+
+    def test_opaque_lays_pictures_on_white(self) -> None:
+        [image] = EditRequest(images=[CLEAR], prompt="x", background="opaque").images
+        assert image.shape == (4, 6, 3)
+        assert abs(int(image[0, 0, 0]) - (7 + 255) / 2) <= 1
+
+    def test_references_are_laid_on_white(self) -> None:
+        [[reference]] = EditRequest(images=[CLEAR], prompt="x", references=[CLEAR]).references
+        assert reference.shape == (4, 6, 3)
+        assert reference.min() > 100
+
+    def test_no_result_can_be_made_transparent(self) -> None:
+        assert refusal(background="transparent").param == "background"
+
+
+class TestMasks:
+    def test_one_is_for_all_images(self) -> None:
+        request = EditRequest(images=[PICTURE, PICTURE], prompt="x", mask=HALF)
+        assert request.masks == (HALF, HALF)
+        assert EditRequest(images=[PICTURE] * 2, prompt="x", mask=[HALF]).masks == (HALF, HALF)
+
+    def test_each_image_can_have_its_own(self) -> None:
+        first, second = EditRequest(images=[PICTURE, PICTURE], prompt="x", mask=[HALF, ~HALF]).masks
+        np.testing.assert_array_equal(first, HALF)
+        np.testing.assert_array_equal(second, ~HALF)
+
+    @pytest.mark.parametrize("mask", [None, [], ()])
+    def test_none_leaves_all_to_the_edit(self, mask: Any) -> None:
+        assert EditRequest(images=[PICTURE], prompt="x", mask=mask).masks == (None,)
+
+    @pytest.mark.parametrize(
+        "mask",
+        [
+            HALF,
+            HALF.astype(np.uint8) * 255,
+            np.where(HALF, 128, 127).astype(np.uint8),
+            PIL.Image.fromarray(HALF),
+            PIL.Image.fromarray(np.where(HALF, 200, 100).astype(np.uint8)),
+            # Black and transparent where the edit is, as OpenAI's clients send it.
+            PIL.Image.fromarray(np.dstack([PICTURE, np.where(HALF, 0, 255).astype(np.uint8)])),
+        ],
+        ids=["bool", "uint8", "threshold", "1", "L", "RGBA"],
+    )
+    def test_it_is_read_from_white_or_from_transparency(self, mask: Any) -> None:
+        [stored] = EditRequest(images=[PICTURE], prompt="x", mask=mask).mask
+        assert stored.dtype == np.bool_
+        np.testing.assert_array_equal(stored, HALF)
+
+    @pytest.mark.parametrize(
+        ("mask", "words"),
+        [
+            (np.ones((6, 4), bool), "the image at index 0 is 4x6, and the image 6x4; they must have one size"),
+            ([HALF, np.ones((1, 1), bool)], "the image at index 1 is 1x1, and the image 6x4"),
+            (np.zeros((4, 6), bool), "mask at index 0 has nothing to edit"),
+            ([HALF, np.full((4, 6), 127, np.uint8)], "mask at index 1 has nothing to edit"),
+            ([HALF] * 3, "3 masks for 2 images; send one for all images, or one for each"),
+            (HALF.astype(np.float32), "Invalid mask at index 0: expected a PIL image, or an array"),
+            ([HALF, None], "Invalid mask at index 1"),
+            (b"png", "Invalid mask at index 0"),
+            (PIL.Image.new("L", (0, 3)), "mask: Invalid image format at index 0: it has no pixels"),
+        ],
+    )
+    def test_others_are_refused(self, mask: Any, words: str) -> None:
+        error = refusal(images=[PICTURE, PICTURE], mask=mask)
+        assert words in error.message
+        assert error.param == "mask"
+
+    def test_a_damaged_file_is_refused(self) -> None:
+        file = io.BytesIO()
+        PIL.Image.fromarray(HALF).resize((600, 400)).save(file, "PNG")
+        error = refusal(mask=[PIL.Image.open(io.BytesIO(file.getvalue()[:-40]))])
+        assert (error.param, "damaged" in error.message) == ("mask", True)
+
+    def test_nothing_of_a_recomposed_picture_can_stay(self) -> None:
+        error = refusal(mask=HALF, size="96x96", fit="free")
+        assert (error.param, "fit=free" in error.message) == ("mask", True)
+
+    def test_it_survives_pickle(self) -> None:
+        copy = pickle.loads(pickle.dumps(EditRequest(images=[PICTURE] * 2, prompt="x", mask=HALF)))
+        assert copy.mask[0] is copy.mask[1]
+        np.testing.assert_array_equal(copy.mask[0], HALF)
+
+    def test_results_have_the_pictures_own_size_unless_another_is_named(self) -> None:
+        fields: dict[str, Any] = {"images": [PICTURE], "prompt": "x", "original_sizes": [Size(600, 400)], "n": 3}
+        limits = LimitSettings(max_original_pixels=3 * 600 * 400)
+        masked = EditRequest(**fields, mask=HALF)
+        check_limits(masked, limits)
+        assert masked.picture_bytes == 6 * 4 * 3 + 6 * 4 + 3 * 3 * 600 * 400
+        with pytest.raises(InvalidInput, match="with a mask the outputs") as caught:
+            check_limits(EditRequest(**{**fields, "n": 4}, mask=HALF), limits)
+        assert caught.value.param == "size"
+        check_limits(EditRequest(**{**fields, "n": 4}, mask=HALF, size="64x64"), limits)
+
+    def test_one_mask_of_many_images_counts_once(self) -> None:
+        request = EditRequest(images=[PICTURE, PICTURE.copy()], prompt="x", mask=HALF, size="8x8")
+        assert request.picture_bytes == 2 * PICTURE.nbytes + HALF.nbytes
+
+    def test_results_of_transparent_pictures_count_with_their_alpha(self) -> None:
+        request = EditRequest(images=[CLEAR], prompt="x", size="original")
+        assert request.picture_bytes == 2 * CLEAR.nbytes
