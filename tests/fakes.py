@@ -1,6 +1,7 @@
 """Fakes: a Backend that computes with arithmetic instead of a model, and a clock.
 
-An output depends only on its own picture, prompt, seed, steps and guidance, so that any mix-up between samples shows.
+An output depends only on its own pictures, mask, prompt, seed, steps and guidance, so that any mix-up between samples
+shows.
 """
 
 import threading
@@ -87,6 +88,8 @@ class ArithmeticPipeline:
 
     def start(self, encoding: Condition, sample: Sample) -> State:
         base = sum(index * int(each.picture.astype(int).sum()) for index, each in enumerate(encoding.references, 1))
+        if encoding.mask is not None:
+            base += zlib.crc32(encoding.mask.tobytes())
         return State(encoding.prompt, base, sample.seed, sample.steps, sample.guidance, sample)
 
     def step(self, states: Sequence[State]) -> None:

@@ -101,17 +101,17 @@ class Admission:
 
     def _expand(self, request: EditRequest, options: RunOptions) -> QueuedRequest | EditError:
         now_s = self._clock()
-        queued = scheduler.expand(
-            request,
-            self._model.backend.geometry,
-            arrived_s=now_s,
-            deadline_s=now_s + min(self._timeout_s, options.timeout_s),
-            default_steps=self._model.default_steps,
-            default_guidance=self._model.default_guidance,
-            cost=self._model.backend.step_cost,
-            alone=options.alone,
-        )
         try:
+            queued = scheduler.expand(
+                request,
+                self._model.backend.geometry,
+                arrived_s=now_s,
+                deadline_s=now_s + min(self._timeout_s, options.timeout_s),
+                default_steps=self._model.default_steps,
+                default_guidance=self._model.default_guidance,
+                cost=self._model.backend.step_cost,
+                alone=options.alone,
+            )
             for condition in queued.conditions:
                 self._model.backend.check(condition)
         except Exception as error:

@@ -10,8 +10,9 @@ from typing import Any
 from serve_app.engine.scheduler import QueuedRequest, Sample
 from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Listener, Preview, Progress
+from serve_app.images.masks import finish, resize_mask
 from serve_app.images.pixels import resize
-from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, TokenCounts, arrange
+from serve_app.request import BatchStats, EditRequest, EditResult, Picture, Pixels, Timings, TokenCounts, arrange
 
 EditFuture = Future[EditResult]
 """Future of a request. The engine never marks a future as running, so that its caller can cancel it at any time.
@@ -52,7 +53,7 @@ class ActiveRequest:
     """The tokens of one output of each picture, known once all pictures are prepared."""
     encodings: dict[int, Any] = field(default_factory=dict)
     """The backend's encodings by picture, shared by the picture's variants, until all of them are done."""
-    pixels: dict[tuple[int, int], Pixels] = field(default_factory=dict)
+    pixels: dict[tuple[int, int], Picture] = field(default_factory=dict)
     """Finished outputs by (image, variant), at the size of the result."""
     deliveries: dict[tuple[int, int], Future[None]] = field(default_factory=dict)
     """The newest delivery of each output, by (image, variant)."""
@@ -94,7 +95,7 @@ class ActiveRequest:
 
     def send_preview(self, sample: Sample, preview_index: int, picture: Pixels) -> None:
         """Send the listener a preview at the size of the result."""
-        pixels = resize(picture, sample.result)
+        pixels = self._result_of(sample, picture)
         self.notify(Preview(sample.image_index, sample.variant_index, preview_index, pixels))
 
     def keep_encoding(self, image_index: int, encoding: Any) -> None:
@@ -114,10 +115,22 @@ class ActiveRequest:
 
         Several threads may call this at once, and more than one may get the result.
         """
-        place, pixels = (sample.image_index, sample.variant_index), resize(picture, sample.result)
+        place, pixels = (sample.image_index, sample.variant_index), self._result_of(sample, picture)
         self.notify(Completed(*place, sample.seed, pixels, self.tokens[sample.image_index]))
         self.pixels[place] = pixels
         return self._result() if len(self.pixels) == self.request.outputs else None
+
+    def _result_of(self, sample: Sample, made: Pixels) -> Picture:
+        """Return what the caller gets of a picture that the model made: at its size, with what a mask keeps."""
+        resized, condition = resize(made, sample.result), self.queued.conditions[sample.image_index]
+        edited, mask = condition.references[0], condition.mask
+        is_opaque = edited.picture.shape[2] == 3
+        # A picture that is recomposed has its transparent parts elsewhere.
+        if mask is None and (is_opaque or self.request.fit == "free"):
+            return resized
+        crop = edited.view.crop
+        kept = resize(edited.picture, sample.result, crop)
+        return finish(resized, kept, None if mask is None else resize_mask(mask, sample.result, crop))
 
     def _result(self) -> EditResult:
         images, variants = len(self.request.images), self.request.n

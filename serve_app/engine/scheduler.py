@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from serve_app.images.geometry import Framing, Geometry, Size, View
-from serve_app.request import EditRequest, Pixels, size_of
+from serve_app.errors import InvalidInput
+from serve_app.images.geometry import WHOLE, Framing, Geometry, Size, View
+from serve_app.images.masks import resize_mask
+from serve_app.request import EditRequest, Mask, Picture, size_of, wanted_size
 
 # The knee is the smallest batch whose throughput is at most this much below the best one measured.
 KNEE_TOLERANCE = 0.05
@@ -66,9 +68,9 @@ ONE_PER_TOKEN = StepCost(1.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A picture that samples look at, and how."""
+    """A picture that samples look at, and how. Models see transparent pixels laid on white."""
 
-    picture: Pixels
+    picture: Picture
     view: View
 
 
@@ -84,6 +86,8 @@ class Condition:
     negative_prompt: str | None
     """None if guidance is off."""
     output: Size
+    mask: Mask | None = None
+    """The part of the picture that may change. None: all of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -190,11 +194,14 @@ def expand(
     """Return a queued request with its samples: all variants of the first picture, then all of the second, and so on.
 
     Code that steps samples without a queue omits `sequence`, `arrived_s`, `deadline_s` and `alone`.
+
+    Raises InvalidInput for a mask that leaves nothing to edit in the part of its picture that the output shows.
     """
     steps = request.num_inference_steps or default_steps
     guidance = request.guidance_scale or default_guidance
     negative = request.negative_prompt if guidance > 1 else None
-    framings = [geometry.frame(picture, request.size, request.fit) for picture in request.sizes]
+    size = wanted_size(request, masked=bool(request.mask))
+    framings = [geometry.frame(picture, size, request.fit) for picture in request.sizes]
     conditions = _conditions(request, framings, geometry, negative)
     queued = QueuedRequest(sequence, arrived_s, deadline_s, conditions, alone=alone)
     for index, (framing, condition) in enumerate(zip(framings, conditions, strict=True)):
@@ -234,10 +241,24 @@ def _conditions(
         tuple(Reference(picture, geometry.view(size_of(picture))) for picture in pictures)
         for pictures in request.references_by_image
     ]
+    _check_masks(request, framings)
     return tuple(
-        Condition((Reference(picture, framing.view), *others), prompt, negative, framing.output)
-        for picture, prompt, framing, others in zip(request.images, request.prompts, framings, beside, strict=True)
+        Condition((Reference(picture, framing.view), *others), prompt, negative, framing.output, mask)
+        for picture, prompt, framing, others, mask in zip(
+            request.images, request.prompts, framings, beside, request.masks, strict=True
+        )
     )
+
+
+def _check_masks(request: EditRequest, framings: Sequence[Framing]) -> None:
+    for index, (mask, framing) in enumerate(zip(request.masks, framings, strict=True)):
+        crop = framing.view.crop
+        if mask is not None and crop != WHOLE and not resize_mask(mask, framing.output, crop).any():
+            raise InvalidInput(
+                f"the mask at index {index} has nothing to edit in the middle of its image, which is all that "
+                f"size={request.size} shows; leave size out",
+                param="mask",
+            )
 
 
 # --- the next step ------------------------------------------------------------------------------------------------

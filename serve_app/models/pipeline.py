@@ -21,13 +21,14 @@ from diffusers.utils.torch_utils import randn_tensor
 from serve_app.engine.scheduler import Condition, Reference, Sample, Shape, StepCost
 from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images.geometry import Geometry, Size
-from serve_app.images.pixels import resize
+from serve_app.images.masks import resize_mask
+from serve_app.images.pixels import lay_on_white, resize
 from serve_app.models.device import is_out_of_memory, translated_errors
 from serve_app.models.packed import Grid, Layout, RowShape, Stream, pack, step_cost
 from serve_app.models.patches import skip_absent_frames
 from serve_app.models.text_encoder import SeenPicture, read_texts
 from serve_app.models.vision import merge_windows
-from serve_app.request import Pixels
+from serve_app.request import Mask, Pixels
 
 NATIVE_AREA = 1024 * 1024
 """Pixels of a picture at Qwen-Image-Edit's native size."""
@@ -38,12 +39,13 @@ class Prepared:
     """A condition as tensors on the CPU: the input of `encode`.
 
     `texts`: token ids of the prompt and, with guidance, of the negative prompt. `seen`: the references for the text
-    encoder. `pixels` (each 1 × 3 × height × width): the references for the VAE.
+    encoder. `pixels` (each 1 × 3 × height × width): the references for the VAE. `mask`: as in Encoding.
     """
 
     texts: tuple[torch.Tensor, ...]
     seen: tuple[SeenPicture, ...]
     pixels: tuple[torch.Tensor, ...]
+    mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +53,21 @@ class Encoding:
     """The encoded condition that all variants of a picture share.
 
     `positive`, `negative`: texts (tokens × width). `references`: latents of the references end to end (tokens × 64).
+    `mask`: which latents of the output may change (bool, tokens × 64); None: all.
     """
 
     positive: torch.Tensor
     negative: torch.Tensor | None
     references: torch.Tensor
+    mask: torch.Tensor | None = None
 
 
 @dataclass(slots=True, eq=False)
 class SampleState:
-    """The state of one sample: packed latents (tokens × 64), its own noise schedule, and the last prediction."""
+    """The state of one sample: packed latents (tokens × 64), its own noise schedule, and the last prediction.
+
+    `noise`: the first latents, with a mask: what it keeps is covered by this noise after every step but the last.
+    """
 
     encoding: Encoding
     shape: Shape
@@ -70,6 +77,7 @@ class SampleState:
     sigmas: list[float]
     timesteps: list[float]
     latents: torch.Tensor
+    noise: torch.Tensor | None = None
     velocity: torch.Tensor | None = None
     step: int = 0
 
@@ -198,16 +206,29 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
             texts=tuple(torch.tensor(self._tokenize(text, patches)) for text in texts),
             seen=seen,
             pixels=tuple(pixels for _, pixels in prepared),
+            mask=None if condition.mask is None else self._prepare_mask(condition, condition.mask),
         )
 
     def _prepare_reference(self, reference: Reference) -> tuple[SeenPicture, torch.Tensor]:
         """Return a reference for the text encoder and for the VAE."""
         view = reference.view
-        picture = resize(reference.picture, view.size, view.crop)
-        seen = picture if view.text_size == view.size else resize(reference.picture, view.text_size, view.crop)
+        picture = lay_on_white(resize(reference.picture, view.size, view.crop))
+        seen = (
+            picture
+            if view.text_size == view.size
+            else lay_on_white(resize(reference.picture, view.text_size, view.crop))
+        )
         cut = self._patcher(images=[PIL.Image.fromarray(seen)], return_tensors="pt")
         pixels = self.image_processor.preprocess([PIL.Image.fromarray(picture)], view.size.height, view.size.width)
         return (cut["pixel_values"], cut["image_grid_thw"]), pixels
+
+    def _prepare_mask(self, condition: Condition, mask: Mask) -> torch.Tensor:
+        """Return which latents may change: those that show any pixel that may."""
+        width, height = (side // self.vae_scale_factor for side in (condition.output.width, condition.output.height))
+        changes = resize_mask(mask, Size(width, height), condition.references[0].view.crop)
+        latents = torch.from_numpy(changes.copy()).expand(1, self._channels, height, width)
+        packed: torch.Tensor = self._pack_latents(latents.contiguous(), 1, self._channels, height, width)[0]
+        return packed
 
     def _tokenize(self, text: str, patches: Sequence[int]) -> list[int]:
         """Tokenize the template with `text`, and with as many picture tokens as each picture has patches."""
@@ -228,7 +249,10 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         with translated_errors():
             texts = self._encode_texts(prepared)
             references = self._encode_references(prepared)
-            return [Encoding(*text, reference) for text, reference in zip(texts, references, strict=True)]
+            masks = [None if each.mask is None else each.mask.to(self._execution_device) for each in prepared]
+            return [
+                Encoding(*each, reference, mask) for each, reference, mask in zip(texts, references, masks, strict=True)
+            ]
 
     def _encode_texts(self, prepared: Sequence[Prepared]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """Encode the texts and negative texts, tokens × width. Both texts of a picture share its embedding."""
@@ -278,19 +302,20 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         with translated_errors():
             height = sample.shape.output.height // self.vae_scale_factor
             width = sample.shape.output.width // self.vae_scale_factor
-            noise = randn_tensor(
+            drawn = randn_tensor(
                 (1, 1, self._channels, height, width),
                 generator=torch.Generator("cpu").manual_seed(sample.seed),
                 device=encoding.references.device,
                 dtype=encoding.references.dtype,
             )
-            latents = self._pack_latents(noise, 1, self._channels, height, width)[0]
+            latents = self._pack_latents(drawn, 1, self._channels, height, width)[0]
             sigmas, timesteps = self._schedule(sample.steps, tokens=latents.shape[0])
             multiple, shape = self.geometry.multiple, sample.shape
             grids = tuple(
                 (size.height // multiple, size.width // multiple) for size in (shape.output, *shape.references)
             )
-            return SampleState(encoding, shape, grids, sample.guidance, sigmas, timesteps, latents)
+            noise = None if encoding.mask is None else latents
+            return SampleState(encoding, shape, grids, sample.guidance, sigmas, timesteps, latents, noise)
 
     def _schedule(self, steps: int, tokens: int) -> tuple[list[float], list[float]]:
         config = self.scheduler.config
@@ -320,7 +345,8 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
             steps = plan.samples.per_token(moves) * velocity.float()
             moved = (latents.float() + steps).to(latents.dtype)
             # Copies, since a sample that pauses would keep the latents of its whole batch.
-            rows, predictions = ([row.clone() for row in plan.samples.split(each)] for each in (moved, velocity))
+            predictions = [row.clone() for row in plan.samples.split(velocity)]
+            rows = [_keep(*pair) for pair in zip(states, plan.samples.split(moved), strict=True)]
             # Kernels run asynchronously: wait, so that errors and timings belong to this step.
             if moved.is_cuda:
                 torch.cuda.synchronize(moved.device)
@@ -451,6 +477,16 @@ def _texts(state: SampleState) -> list[torch.Tensor]:
 
 def _row_shapes(state: SampleState) -> tuple[RowShape, ...]:
     return tuple(RowShape(state.grids[0], state.grids[1:], len(text)) for text in _texts(state))
+
+
+def _keep(state: SampleState, moved: torch.Tensor) -> torch.Tensor:
+    """Return a copy of the latents after a step; outside a mask those of the picture, as noisy as the others."""
+    mask, noise = state.encoding.mask, state.noise
+    if mask is None or noise is None:
+        return moved.clone()
+    picture = state.encoding.references[: len(moved)].float()
+    kept = torch.lerp(picture, noise.float(), state.sigmas[state.step + 1])
+    return torch.where(mask, moved, kept.to(moved.dtype))
 
 
 def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

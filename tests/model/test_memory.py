@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from serve_app.engine.requests import RunOptions
@@ -23,13 +24,20 @@ from tests.waiting import wait_until
 
 def tensors_of(state: SampleState) -> Iterator[torch.Tensor]:
     encoding: Encoding = state.encoding
-    for tensor in (state.latents, state.velocity, encoding.positive, encoding.negative, encoding.references):
+    encoded = (encoding.positive, encoding.negative, encoding.references, encoding.mask)
+    for tensor in (state.latents, state.velocity, state.noise, *encoded):
         if tensor is not None:
             yield tensor
 
 
 def test_a_sample_keeps_no_part_of_its_batch(random_model):
-    requests = [request(), request(prompt="a much longer text", size="64x96"), request(guidance_scale=1.0)]
+    mask = np.arange(256) < np.full((256, 256), 40)
+    requests = [
+        request(),
+        request(prompt="a much longer text", size="64x96"),
+        request(guidance_scale=1.0),
+        request(mask=mask),
+    ]
     samples = samples_of(random_model, requests)
     step(random_model, samples)
     for sample in samples:
