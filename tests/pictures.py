@@ -22,6 +22,11 @@ def png(value: int = 0, width: int = 8, height: int = 6) -> bytes:
     return file.getvalue()
 
 
+def mask_png(changes: Any) -> bytes:
+    """Return the mask as grey, white where the picture may change. `changes`: height × width, anything of 0 and 1."""
+    return file_of(PIL.Image.fromarray(np.asarray(changes, np.uint8) * 255), "PNG")
+
+
 def pixels_of(item: dict[str, Any]) -> Pixels:
     return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))).convert("RGB"))
 
@@ -39,6 +44,12 @@ def file_of(image: PIL.Image.Image, file_format: str, **options: Any) -> bytes:
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def half_a_jpeg() -> bytes:
+    """Return the first half of a file of 64 × 64."""
+    data = file_of(PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)), "JPEG")
+    return data[: len(data) // 2]
 
 
 def one_bit_png(width: int, height: int) -> bytes:

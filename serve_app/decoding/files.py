@@ -15,14 +15,18 @@ import puremagic
 from serve_app.decoding import jpeg, jpeg_xl, png
 from serve_app.errors import InvalidInput
 from serve_app.images.geometry import Size, check_picture_size
+from serve_app.images.masks import as_changes
 from serve_app.images.pixels import convert, is_sideways, undecodable
-from serve_app.request import Pixels
+from serve_app.request import Mask, Picture
 from serve_app.settings import LimitSettings
 
 # Left out on purpose: EPS and WMF run programs or system code, ICO and ICNS contain pictures whose size is unknown
 # until they are decoded.
 _READ_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF", "JXL", "JPEG2000", "PPM")
 READ_FORMATS_TEXT = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG XL, JPEG 2000 or PPM"
+
+# MPO is a JPEG with further pictures behind it.
+_CAMERA_FORMATS = ("JPEG", "MPO")
 
 pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
@@ -32,9 +36,9 @@ _RECOGNISED = 0.3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedPicture:
-    """A picture in sRGB, height × width × 3. `sent_size`: its size in the file, upright, before it was shrunk."""
+    """A picture in sRGB. `sent_size`: its size in the file, upright, before it was shrunk."""
 
-    pixels: Pixels
+    pixels: Picture
     sent_size: Size
 
 
@@ -47,36 +51,52 @@ def prepare_process() -> None:
 
 
 def measure(data: bytes, index: int, limits: LimitSettings) -> Size:
-    """Return the size of an untrusted picture file, from its header. Arguments and errors are those of `decode`."""
+    """Return the size of an untrusted picture file, from its header. Arguments and errors are those of `decode`.
+
+    The size is upright for JPEG, the format of cameras. The headers of others do not say how the picture is to be
+    turned, so the sides of the decoded picture may be exchanged.
+    """
     if (size := jpeg_xl.read_size(data)) is not None:
         # Pillow's plugin would decode the file to open it.
         check_picture_size(size, index, limits)
         return size
     with _opened(data, index, limits) as image:
-        return Size(*image.size)
+        return _upright_size(image, *image.size) if image.format in _CAMERA_FORMATS else Size(*image.size)
 
 
-def decode(data: bytes, index: int, limits: LimitSettings) -> DecodedPicture:
+def decode(
+    data: bytes, index: int, limits: LimitSettings, *, keep_alpha: bool = False, shrink: bool = True
+) -> DecodedPicture:
     """Decode the first frame of an untrusted picture file.
 
-    A picture of more than `limits.shrink_above_pixels` is made that small while it is decoded. Only the header is read
-    before the limits are checked. `index` is the picture's place in the request, for messages. Raises InvalidInput for
-    everything that is wrong with the file. A hostile file may take minutes, or end the process: `decoding.pool` runs
-    this function in processes of their own.
+    `keep_alpha`: as of `from_pil`. `shrink`: a picture of more than `limits.shrink_above_pixels` is made that small
+    while it is decoded. Only the header is read before the limits are checked. `index` is the picture's place in the
+    request, for messages. Raises InvalidInput for everything that is wrong with the file. A hostile file may take
+    minutes, or end the process: `decoding.pool` runs this function in processes of their own.
     """
+    max_pixels = limits.shrink_above_pixels if shrink else None
+
+    def decode_whole(file: bytes) -> DecodedPicture:
+        with _opened(file, index, limits) as image:
+            size = image.size
+            pixels = convert(image, index, max_pixels, keep_alpha=keep_alpha)
+            return DecodedPicture(pixels, _upright_size(image, *size))
+
     if not jpeg.lacks_end(data):
-        return _decode(data, index, limits)
-    first, *others = (_decode(mended, index, limits) for mended in jpeg.with_ends(data))
+        return decode_whole(data)
+    first, *others = map(decode_whole, jpeg.with_ends(data))
     if not all(np.array_equal(first.pixels, other.pixels) for other in others):
         raise undecodable(index, "the file is damaged or incomplete")
     return first
 
 
-def _decode(data: bytes, index: int, limits: LimitSettings) -> DecodedPicture:
-    with _opened(data, index, limits) as image:
-        width, height = image.size
-        pixels = convert(image, index, limits.shrink_above_pixels)
-        return DecodedPicture(pixels, Size(height, width) if is_sideways(image) else Size(width, height))
+def decode_mask(data: bytes, index: int, limits: LimitSettings) -> Mask:
+    """Decode an untrusted mask file, at its own size. Arguments and errors are those of `decode`."""
+    return as_changes(decode(data, index, limits, keep_alpha=True, shrink=False).pixels)
+
+
+def _upright_size(image: PIL.Image.Image, width: int, height: int) -> Size:
+    return Size(height, width) if is_sideways(image) else Size(width, height)
 
 
 @contextmanager
@@ -89,7 +109,7 @@ def _opened(data: bytes, index: int, limits: LimitSettings) -> Iterator[PIL.Imag
         file = png.read_png(data)
         with PIL.Image.open(io.BytesIO(file.data), formats=_READ_FORMATS) as image:
             check_picture_size(Size(*image.size), index, limits)
-            if image.format in ("JPEG", "MPO") and jpeg.has_too_many_scans(data):
+            if image.format in _CAMERA_FORMATS and jpeg.has_too_many_scans(data):
                 raise undecodable(index, f"it has more than {jpeg.MAX_SCANS} scans")
             if file.profile is not None:
                 image.info["icc_profile"] = file.profile

@@ -15,12 +15,14 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve_app.decoding import worker
 from serve_app.decoding.files import DecodedPicture
 from serve_app.errors import InvalidInput
 from serve_app.images.geometry import Size, check_picture_size
 from serve_app.images.pixels import shrunk_size, undecodable
+from serve_app.request import Mask
 from serve_app.settings import LimitSettings
 
 _START_S = 120.0
@@ -46,28 +48,38 @@ class DecoderPool:
 
         Raises InvalidInput as `files.measure` does, and if measuring takes too long or kills the process.
         """
-        response, _ = self._call(data, index, limits, measure=True)
+        response, _ = self._call(data, index, limits, "measure")
         return _checked_size(response["size"], index, limits)
 
-    def decode(self, data: bytes, index: int, limits: LimitSettings) -> DecodedPicture:
+    def decode(
+        self, data: bytes, index: int, limits: LimitSettings, *, keep_alpha: bool = False, shrink: bool = True
+    ) -> DecodedPicture:
         """Decode a picture file as `files.decode` does.
 
         Raises InvalidInput also if decoding takes too long or kills the process.
         """
-        response, descriptors = self._call(data, index, limits, measure=False)
-        sent_size = _checked_size(response["sent_size"], index, limits)
-        size = shrunk_size(Size(*response["size"]), limits.shrink_above_pixels)
-        pixels = np.empty((size.height, size.width, 3), np.uint8)
-        [descriptor] = descriptors
-        with open(descriptor, "rb", buffering=0) as file:
-            if os.preadv(file.fileno(), [pixels.data.cast("B")], 0) != pixels.nbytes:
-                raise RuntimeError("a decoder process sent fewer bytes than the picture has")
-        return DecodedPicture(pixels, sent_size)
+        response, descriptors = self._call(data, index, limits, "picture", keep_alpha=keep_alpha, shrink=shrink)
+        sent_size = size = _checked_size(response["sent_size"], index, limits)
+        if shrink:
+            size = shrunk_size(Size(*response["size"]), limits.shrink_above_pixels)
+        channels = 4 if keep_alpha and response["channels"] == 4 else 3
+        return DecodedPicture(_read(descriptors, (size.height, size.width, channels)), sent_size)
 
-    def _call(self, data: bytes, index: int, limits: LimitSettings, measure: bool) -> tuple[dict[str, Any], list[int]]:
+    def decode_mask(self, data: bytes, index: int, limits: LimitSettings) -> Mask:
+        """Decode a mask file as `files.decode_mask` does. Raises InvalidInput as `decode`."""
+        response, descriptors = self._call(data, index, limits, "mask")
+        size = _checked_size(response["size"], index, limits)
+        # Compared, since a bool of another byte than 0 and 1 is neither.
+        changes: Mask = _read(descriptors, (size.height, size.width)) != 0
+        return changes
+
+    def _call(
+        self, data: bytes, index: int, limits: LimitSettings, task: worker.Task, **options: bool
+    ) -> tuple[dict[str, Any], list[int]]:
         process = self._take()
+        request = {"limits": limits.model_dump(mode="json"), "index": index, "task": task, "options": options}
         try:
-            response = process.call(data, index, limits, measure)
+            response = process.call(data, request, limits.decode_timeout_s)
         except TimeoutError:
             process.kill()
             raise undecodable(index, f"it takes longer than {limits.decode_timeout_s:g} s to decode") from None
@@ -133,13 +145,12 @@ class _DecoderProcess:
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def call(self, data: bytes, index: int, limits: LimitSettings, measure: bool) -> tuple[dict[str, Any], list[int]]:
+    def call(self, data: bytes, request: dict[str, Any], timeout_s: float) -> tuple[dict[str, Any], list[int]]:
         """Send a picture file, and return the response with the file descriptors that came with it.
 
         Raises TimeoutError, and OSError or EOFError if the process dies.
         """
-        request = {"limits": limits.model_dump(mode="json"), "index": index, "measure": measure}
-        self._channel.settimeout(limits.decode_timeout_s)
+        self._channel.settimeout(timeout_s)
         descriptor = worker.memory_file(data)
         try:
             socket.send_fds(self._channel, [json.dumps(request).encode()], [descriptor])
@@ -154,6 +165,15 @@ class _DecoderProcess:
         self._channel.close()
         self._process.kill()
         self._process.wait()
+
+
+def _read(descriptors: list[int], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    pixels = np.empty(shape, np.uint8)
+    [descriptor] = descriptors
+    with open(descriptor, "rb", buffering=0) as file:
+        if os.preadv(file.fileno(), [pixels.data.cast("B")], 0) != pixels.nbytes:
+            raise RuntimeError("a decoder process sent fewer bytes than the picture has")
+    return pixels
 
 
 def _checked_size(sides: list[int], index: int, limits: LimitSettings) -> Size:

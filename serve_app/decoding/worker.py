@@ -1,9 +1,10 @@
 """The program of a decoder process: picture files in, pixels out. A file that crashes Pillow's C code crashes it alone.
 
 `decoding.pool` starts the program with the descriptor of a SOCK_SEQPACKET socket as its only argument. A request is
-JSON with `limits`, `index` and `measure`; a file descriptor of the picture file comes with it. A response is JSON with
-either `refusal`, a message for the caller, or `size`, width and height. Unless the request has `measure`, it also has
-`sent_size`, and a file descriptor of the RGB bytes comes with it.
+JSON with `limits`, `index`, the `task`, and for a picture the options of `files.decode`; a file descriptor of the
+picture file comes with it. A response is JSON with either `refusal`, a message for the caller, or `size`, width and
+height. That of a picture also has `channels` (3 or 4) and `sent_size`. A file descriptor of its bytes comes with it;
+those of a mask are 0 and 1.
 """
 
 import json
@@ -13,16 +14,20 @@ import resource
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import PIL.Image
 
-from serve_app.decoding.files import decode, measure, prepare_process
+from serve_app.decoding.files import decode, decode_mask, measure, prepare_process
 from serve_app.errors import InvalidInput
+from serve_app.images.geometry import Size
+from serve_app.request import size_of
 from serve_app.settings import LimitSettings
 
 READY = b"ready"
 MAX_MESSAGE_BYTES = 16 * 1024
+
+Task = Literal["measure", "picture", "mask"]
 
 # The server enforces the time limit; the alarm of this process, later by this margin, acts if the server has died.
 _MARGIN_S = 5
@@ -44,7 +49,7 @@ def main(channel: socket.socket) -> None:
         request = json.loads(message)
         limits = LimitSettings.model_validate(request["limits"])
         _limit_resources(limits, own_bytes)
-        response, pixels = _respond(_contents(descriptors[0]), request["index"], limits, request["measure"])
+        response, pixels = _respond(_contents(descriptors[0]), limits, request)
         signal.alarm(0)
         socket.send_fds(channel, [json.dumps(response).encode()], pixels)
         for descriptor in pixels:
@@ -58,17 +63,24 @@ def _limit_resources(limits: LimitSettings, own_bytes: int) -> None:
     signal.alarm(math.ceil(limits.decode_timeout_s) + _MARGIN_S)
 
 
-def _respond(data: bytes, index: int, limits: LimitSettings, only_size: bool) -> tuple[dict[str, Any], list[int]]:
+def _respond(data: bytes, limits: LimitSettings, request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+    task: Task = request["task"]
     try:
-        if only_size:
-            size = measure(data, index, limits)
-            return {"size": [size.width, size.height]}, []
-        picture = decode(data, index, limits)
+        if task == "measure":
+            return {"size": _sides(measure(data, request["index"], limits))}, []
+        if task == "mask":
+            mask = decode_mask(data, request["index"], limits)
+            return {"size": _sides(size_of(mask))}, [memory_file(mask.data.cast("B"))]
+        picture = decode(data, request["index"], limits, **request["options"])
     except InvalidInput as error:
         return {"refusal": error.message}, []
-    height, width, _ = picture.pixels.shape
-    sent = [picture.sent_size.width, picture.sent_size.height]
-    return {"size": [width, height], "sent_size": sent}, [memory_file(picture.pixels.data.cast("B"))]
+    pixels = picture.pixels
+    response = {"size": _sides(size_of(pixels)), "channels": pixels.shape[2], "sent_size": _sides(picture.sent_size)}
+    return response, [memory_file(pixels.data.cast("B"))]
+
+
+def _sides(size: Size) -> list[int]:
+    return [size.width, size.height]
 
 
 def memory_file(data: bytes | memoryview) -> int:

@@ -104,7 +104,10 @@ def lay_on_white(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def is_sideways(image: PIL.Image.Image) -> bool:
-    """Return whether `from_pil` exchanges width and height of this loaded picture, for its EXIF orientation."""
+    """Return whether `from_pil` exchanges width and height of this picture, for its EXIF orientation.
+
+    The picture has to be loaded, unless it is a JPEG.
+    """
     return _orientation(image) in _SIDEWAYS
 
 

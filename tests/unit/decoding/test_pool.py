@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -14,10 +15,13 @@ import pytest
 
 from serve_app.decoding.files import decode
 from serve_app.decoding.pool import DecoderPool
+from serve_app.decoding.worker import memory_file
 from serve_app.errors import InvalidInput
 from serve_app.images.geometry import Size
+from serve_app.images.pixels import lay_on_white
+from serve_app.request import Picture
 from serve_app.settings import LimitSettings
-from tests.pictures import file_of, one_bit_png, photo
+from tests.pictures import file_of, mask_png, one_bit_png, photo
 from tests.processes import decoder_processes, is_alive
 from tests.waiting import wait_until
 
@@ -58,6 +62,67 @@ def test_pixels_are_the_same_as_in_one_process(decoders: DecoderPool, file_forma
     np.testing.assert_array_equal(pixels, decode(data, 0, LIMITS).pixels)
     assert pixels.flags.writeable
     assert decoders.measure(data, 0, LIMITS) == Size(64, 48)
+
+
+def see_through() -> Picture:
+    """Return the photo with an alpha channel of all values, and noise where it is transparent."""
+    alpha = np.arange(64 * 48, dtype=np.uint32).astype(np.uint8).reshape(48, 64)
+    return np.dstack([photo(), alpha])
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF"])
+def test_transparent_pixels_come_with_their_alpha_where_it_is_asked_for(
+    decoders: DecoderPool, file_format: str
+) -> None:
+    options = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
+    data = file_of(PIL.Image.fromarray(see_through()), file_format, **options)
+    np.testing.assert_array_equal(decoders.decode(data, 0, LIMITS, keep_alpha=True).pixels, see_through())
+    opaque = decoders.decode(data, 0, LIMITS).pixels
+    np.testing.assert_array_equal(opaque, lay_on_white(see_through()))
+    np.testing.assert_array_equal(decoders.decode(PNG, 0, LIMITS, keep_alpha=True).pixels, photo())
+
+
+def test_a_picture_comes_whole_where_it_is_asked_for(decoders: DecoderPool) -> None:
+    small = LimitSettings(shrink_above_pixels=2**16)
+    data = file_of(PIL.Image.fromarray(photo(400, 300)), "PNG")
+    np.testing.assert_array_equal(decoders.decode(data, 0, small, shrink=False).pixels, photo(400, 300))
+    assert decoders.decode(data, 0, small).pixels.shape[0] < 300
+
+
+def test_a_mask_comes_whole_as_what_may_change(decoders: DecoderPool) -> None:
+    small = LimitSettings(shrink_above_pixels=2**16)
+    changes = np.random.default_rng(0).integers(0, 2, (300, 400), np.uint8).astype(bool)
+    mask = decoders.decode_mask(mask_png(changes), 0, small)
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, changes)
+    faint = file_of(PIL.Image.fromarray(see_through()), "PNG")
+    np.testing.assert_array_equal(decoders.decode_mask(faint, 0, small), see_through()[:, :, 3] < 128)
+    with pytest.raises(InvalidInput, match="index 2: not a JPEG"):
+        decoders.decode_mask(b"hello", 2, small)
+
+
+class Liar(DecoderPool):
+    """A pool whose processes answer with two black pixels, and with whatever is `said` about them."""
+
+    said: dict[str, Any]
+
+    def _call(self, *_: Any, **__: Any) -> Any:
+        return self.said, [memory_file(bytes(6))]
+
+
+def test_what_a_decoder_process_says_is_not_trusted() -> None:
+    liar = Liar()
+    for channels in (2, 3, 4, 10**9):
+        liar.said = {"size": [2, 1], "sent_size": [2, 1], "channels": channels}
+        assert liar.decode(b"", 0, LIMITS).pixels.shape == (1, 2, 3)
+    liar.said = {"size": [10**6, 10**6], "sent_size": [3, 1], "channels": 3}
+    for shrink in (False, True):
+        with pytest.raises(RuntimeError, match="fewer bytes"):
+            liar.decode(b"", 0, LIMITS, shrink=shrink)
+    liar.said["sent_size"] = liar.said["size"]
+    for decode_any in (liar.decode, liar.decode_mask):
+        with pytest.raises(InvalidInput, match="too large"):
+            decode_any(b"", 0, LIMITS)
 
 
 @pytest.mark.parametrize("data", [b"", b"text", PNG[:100], one_bit_png(15_000, 15_000)])
