@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from serve_app.errors import InvalidInput
 from serve_app.images.colour import srgb_profile
 from serve_app.images.geometry import Size
+from serve_app.images.pixels import lay_on_white
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 
@@ -32,12 +33,12 @@ def check_encodable(size: Size, output_format: OutputFormat) -> None:
 
 
 def encode(pixels: NDArray[np.uint8], output_format: OutputFormat, compression: int) -> bytes:
-    """Encode `pixels`, height × width × 3, as a picture file.
+    """Encode `pixels` (grey, RGB or RGBA) as a picture file.
 
     `compression` is the quality of jpeg and webp, from 0 to 100. png ignores it and is always lossless; webp is
-    lossless at 100. Every file says that its colours are sRGB.
+    lossless at 100. jpeg has no alpha, so the picture is laid on white. Every file says that its colours are sRGB.
     """
-    image = PIL.Image.fromarray(pixels)
+    image = PIL.Image.fromarray(lay_on_white(pixels) if output_format == "jpeg" else pixels)
     file = io.BytesIO()
     if output_format == "png":
         # Run-length matching only: on the noise of generated pictures the fastest setting, and as small as level 1.
@@ -47,7 +48,8 @@ def encode(pixels: NDArray[np.uint8], output_format: OutputFormat, compression: 
         image.save(file, "JPEG", quality=compression, subsampling=subsampling, icc_profile=srgb_profile())
     elif compression == 100:
         # Lossy WebP halves the colour resolution at every quality, so quality 100 would still lose detail.
-        image.save(file, "WEBP", lossless=True, quality=0, method=0, icc_profile=srgb_profile())
+        # `exact` keeps the colours below transparent pixels, too.
+        image.save(file, "WEBP", lossless=True, exact=True, quality=0, method=0, icc_profile=srgb_profile())
     else:
         image.save(file, "WEBP", quality=compression, method=2, icc_profile=srgb_profile())
     return file.getvalue()

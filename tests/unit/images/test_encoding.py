@@ -5,11 +5,13 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
+from numpy.typing import NDArray
 
 from serve_app.errors import InvalidInput
 from serve_app.images.colour import srgb_profile
 from serve_app.images.encoding import OutputFormat, check_encodable, encode
 from serve_app.images.geometry import Size
+from serve_app.images.pixels import lay_on_white
 from serve_app.settings import LimitSettings
 from tests.pictures import photo
 
@@ -22,6 +24,34 @@ def test_lossless_at_100(output_format: OutputFormat) -> None:
     image = PIL.Image.open(io.BytesIO(data))
     assert image.format == output_format.upper()
     np.testing.assert_array_equal(np.asarray(image), photo())
+
+
+def transparent_photo() -> NDArray[np.uint8]:
+    """Return the photo, in its left half with an alpha of all values, and noise where that is 0."""
+    pixels = np.dstack([photo(), np.arange(64 * 48, dtype=np.uint32).astype(np.uint8).reshape(48, 64)])
+    pixels[:, 32:, 3] = 255
+    pixels[::3, :32, 3] = 0
+    return pixels
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp"])
+def test_lossless_keeps_alpha_and_the_colours_below_it(output_format: OutputFormat) -> None:
+    image = PIL.Image.open(io.BytesIO(encode(transparent_photo(), output_format, 100)))
+    assert image.mode == "RGBA"
+    np.testing.assert_array_equal(np.asarray(image), transparent_photo())
+
+
+def test_lossy_webp_keeps_alpha() -> None:
+    image = PIL.Image.open(io.BytesIO(encode(transparent_photo(), "webp", 80)))
+    np.testing.assert_array_equal(np.asarray(image)[:, :, 3], transparent_photo()[:, :, 3])
+
+
+@pytest.mark.parametrize("compression", [50, 100])
+def test_jpeg_is_laid_on_white(compression: int) -> None:
+    laid = encode(lay_on_white(transparent_photo()), "jpeg", compression)
+    assert encode(transparent_photo(), "jpeg", compression) == laid
+    clear = PIL.Image.open(io.BytesIO(encode(np.zeros((16, 16, 4), np.uint8), "jpeg", compression)))
+    assert np.asarray(clear).min() >= 250
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
