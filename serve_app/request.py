@@ -83,6 +83,7 @@ def _new_seed() -> int:
     return secrets.randbelow(2**32)
 
 
+Background = Literal["auto", "opaque"]
 Guidance = Annotated[float | None, Field(ge=1, le=MAX_GUIDANCE, allow_inf_nan=False)]
 
 
@@ -125,7 +126,7 @@ class EditParams(BaseModel):
         le=MAX_SEED,
         description="output k, in the order of the answer, uses seed + k; if omitted: a random seed",
     )
-    background: Literal["auto", "opaque"] = Field(
+    background: Background = Field(
         "auto",
         description="of pictures with transparent parts: `auto` gives the results the picture's own transparency, "
         "`opaque` lays the picture on white",
@@ -213,23 +214,16 @@ class EditRequest(EditParams):
     @classmethod
     def _check_mask(cls, value: Any, info: ValidationInfo) -> tuple[Mask, ...]:
         images = info.data.get("images", ())
-        if value is None or (isinstance(value, (list, tuple)) and not value):
+        if not images or value is None or (isinstance(value, (list, tuple)) and not value):
             return ()
         masks = [
             as_mask(mask, index) for index, mask in enumerate(value if isinstance(value, (list, tuple)) else [value])
         ]
+        check_masks(len(masks), len(images), info.data.get("fit", "cover"))
         if len(masks) == 1:
             masks *= len(images)
-        if len(masks) != len(images):
-            raise ValueError(f"{len(masks)} masks for {len(images)} images; send one for all images, or one for each")
         for index, (mask, image) in enumerate(zip(masks, images, strict=True)):
-            if mask.shape != image.shape[:2]:
-                raise ValueError(
-                    f"the mask of the image at index {index} is {size_of(mask)}, and the image {size_of(image)}; "
-                    "they must have one size"
-                )
-        if info.data.get("fit") == "free":
-            raise ValueError("fit=free recomposes the picture, so no part of it can stay as it is; leave fit out")
+            check_mask_size(size_of(mask), size_of(image), index)
         return tuple(masks)
 
     @field_validator("original_sizes")
@@ -415,6 +409,26 @@ def check_output_size(request: EditRequest, geometry: Geometry, limits: LimitSet
     most = round(limits.max_area_factor * geometry.native_area)
     if isinstance(request.size, Size) and request.size.pixels > most:
         raise InvalidInput(f"size: {request.size} has more than {most} pixels, this model's maximum", param="size")
+
+
+def check_masks(masks: int, images: int, fit: Fit) -> None:
+    """Raise InvalidInput if an edit of so many images cannot have so many masks, or none for its `fit`."""
+    if masks not in (0, 1, images):
+        raise _unfit_mask(f"{masks} masks for {images} images; send one for all images, or one for each")
+    if masks and fit == "free":
+        raise _unfit_mask("fit=free recomposes the picture, so no part of it can stay as it is; leave fit out")
+
+
+def check_mask_size(mask: Size, image: Size, index: int) -> None:
+    """Raise InvalidInput if the mask of the image at this index has another size than the image."""
+    if mask != image:
+        raise _unfit_mask(
+            f"the mask of the image at index {index} is {mask}, and the image {image}; they must have one size"
+        )
+
+
+def _unfit_mask(reason: str) -> InvalidInput:
+    return InvalidInput(f"mask: {reason}", param="mask")
 
 
 def arrange(outputs: Mapping[tuple[int, int], T], images: int, variants: int) -> tuple[tuple[T, ...], ...]:

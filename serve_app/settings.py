@@ -183,20 +183,23 @@ class LimitSettings(Settings):
     shrink_above_pixels: int = Field(
         2**22,
         ge=2**16,
-        description="a picture with more pixels is shrunk to this many while it is decoded; no model reads more",
+        description="a picture with more pixels is shrunk to this many while it is decoded, unless it has a mask; no "
+        "model reads more",
     )
     decode_timeout_s: float = Field(20.0, gt=0, description="time that decoding one picture may take")
     max_decoder_bytes: int = Field(2 * 2**30, ge=2**26, description="memory that decoding one picture may take")
     max_decoding_pixels: int = Field(
         640_000_000,
         ge=1,
-        description="pixels of the decoded pictures of all open edits of an ingress replica, and of their outputs at "
-        "`size=original`; further edits wait",
+        description="pixels of the decoded pictures and masks of all open edits of an ingress replica, and of their "
+        "outputs at `size=original` or with a mask; further edits wait",
     )
     max_aspect_ratio: float = Field(8.0, ge=1, description="long side ÷ short side, of pictures and of `size`")
     max_area_factor: float = Field(4.0, ge=1, description="pixels of `size`, as a multiple of the model's native area")
     max_original_pixels: int = Field(
-        300_000_000, ge=1, description="pixels of all outputs and previews of one request at `size=original`"
+        300_000_000,
+        ge=1,
+        description="pixels of all outputs and previews of one request at `size=original` or with a mask",
     )
     request_timeout_s: float = Field(600.0, gt=0, description="deadline of a request, including the time that it waits")
     idempotency_ttl_s: float = Field(

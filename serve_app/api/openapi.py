@@ -289,6 +289,10 @@ def _require_key(operation: Schema) -> None:
 
 _BATCH = f"a batch: each picture is edited on its own. {READ_FORMATS_TEXT}"
 _REFERENCES = "pictures that every edit looks at beside its own, if the model takes several"
+_MASK = (
+    "the part that may change: one mask for every picture, or one for each, of its picture's size. Transparent means "
+    "edit; in a mask without transparency, white does. The bytes of all other pixels stay. Not with `fit=free`"
+)
 
 
 def _edit_form(settings: AppSettings) -> Schema:
@@ -308,10 +312,16 @@ def _edit_form(settings: AppSettings) -> Schema:
         "maxItems": settings.limits.max_references,
         "description": f"{_REFERENCES}. `references[]` is the same",
     }
+    mask = {
+        "type": "array",
+        "items": picture,
+        "maxItems": settings.limits.max_images,
+        "description": f"{_MASK}. `mask[]` is the same",
+    }
     texts = _texts(settings)
     texts["prompt"]["description"] += ". `prompt[]` is the same field"
     about = "A field that is left empty, other than the prompt, is a field left out."
-    body = _body({"images": pictures, "references": references, **texts})
+    body = _body({"images": pictures, "references": references, "mask": mask, **texts})
     return {**body, "required": ["images", "prompt"], "description": about}
 
 
@@ -319,7 +329,6 @@ def _edit_json(settings: AppSettings) -> Schema:
     limits = settings.limits
     texts = _texts(settings)
     nullable = {name: texts[name] if name == "prompt" else _or_null(texts[name]) for name in texts}
-    mask = {"type": "null", "description": "this model does not inpaint"}
     pictures = {
         "images": {
             "anyOf": [_array(_TEXT, limits.max_images), *_one_edit(limits)],
@@ -330,16 +339,19 @@ def _edit_json(settings: AppSettings) -> Schema:
             "description": "OpenAI's name for one edit: of several, the first is edited, and the others are references",
         },
         "references": _json_references(limits),
+        "mask": {
+            "anyOf": [_array(_json_picture(), limits.max_images, least=0), _json_picture(), {"type": "null"}],
+            "description": _MASK,
+        },
     }
     # Clients send it where no model is configured.
     nullable["model"]["anyOf"].append({"type": "string", "enum": [""]})
-    body = _body({**pictures, **nullable, "mask": mask})
+    body = _body({**pictures, **nullable})
     several = {"type": "array", "minItems": 2}
     objects = {**several, "contains": {"type": "object"}}
     twice = [{"properties": {"image": several}, "required": ["image"]}]
     twice += [{"properties": {"images": objects}, "required": ["images"]}]
-    given = {"anyOf": [{"type": "array", "minItems": 1}, {"type": ["string", "object"]}]}
-    both = {"properties": {"references": given}, "required": ["references"], "anyOf": twice}
+    both = {"properties": {"references": _PICTURES_GIVEN}, "required": ["references"], "anyOf": twice}
     return {**body, "required": ["prompt"], "oneOf": [_given("images"), _given("image")], "not": both}
 
 
@@ -395,6 +407,7 @@ def _body(properties: Schema) -> Schema:
         "allOf": [
             _if_then("output_compression", {"type": "integer", "maximum": fields.MAX_COMPRESSION - 1}, _LOSSY),
             _if_then("partial_images", {"type": "integer", "minimum": 1}, _STREAMED),
+            _if_then("mask", _PICTURES_GIVEN, {"properties": {"fit": {"enum": ["cover", None]}}}),
         ],
         "additionalProperties": False,
     }
@@ -408,6 +421,7 @@ def _if_then(name: str, value: Schema, then: Schema) -> Schema:
     return {"if": {"required": [name], "properties": {name: value}}, "then": then}
 
 
+_PICTURES_GIVEN = {"anyOf": [{"type": "array", "minItems": 1}, {"type": ["string", "object"]}]}
 _LOSSY = {"required": ["output_format"], "properties": {"output_format": {"enum": ["jpeg", "webp"]}}}
 _STREAMED = {"required": ["stream"], "properties": {"stream": {"const": True}}}
 
@@ -422,7 +436,7 @@ def _texts(settings: AppSettings) -> Schema:
     return texts
 
 
-# One pixel each, grey and black.
+# One pixel each, grey and black. As a mask, the grey one means edit.
 _PICTURES = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg==",
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==",
@@ -447,6 +461,10 @@ _JSON_EXAMPLES = {
             "images": [{"image_url": f"data:image/png;base64,{_PICTURES[0]}"}],
             "prompt": "make the sky blue",
         },
+    },
+    "mask": {
+        "summary": "Only where the mask is white",
+        "value": {"image": _PICTURES[1], "mask": _PICTURES[0], "prompt": "make the sky blue"},
     },
     "stream": {
         "summary": "As a stream, with previews",

@@ -1,7 +1,9 @@
 """Digests of edits. A retry has the digest of its first try, though its bytes have another multipart boundary."""
 
 import hashlib
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 
 import orjson
 
@@ -15,12 +17,13 @@ class Fingerprint:
     """
 
     def __init__(self, values: Values, files: PictureFiles) -> None:
-        self._edit = (values, len(files.images), files.per_image)
-        reads = [*files.images, *files.references]
+        self._edit = (values, len(files.images), files.per_image, len(files.masks))
+        reads = [*files.images, *files.references, *files.masks]
         self._digests: list[bytes | None] = [None] * len(reads)
-        hashed: list[ReadPicture] = [partial(self._read, index, read) for index, read in enumerate(reads)]
-        images = len(files.images)
-        self.pictures = PictureFiles(hashed[:images], hashed[images:], files.per_image)
+        hashed: Iterator[ReadPicture] = (partial(self._read, index, read) for index, read in enumerate(reads))
+        images = list(islice(hashed, len(files.images)))
+        references = list(islice(hashed, len(files.references)))
+        self.pictures = PictureFiles(images, references, files.per_image, masks=list(hashed))
 
     def _read(self, index: int, read: ReadPicture) -> bytes:
         data = read()

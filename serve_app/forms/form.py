@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -21,7 +22,16 @@ from serve_app.forms.upload import PictureFiles, ReadPicture, Values
 from serve_app.images.encoding import OutputFormat, check_encodable
 from serve_app.images.geometry import Size
 from serve_app.images.pixels import naming, shrunk_size
-from serve_app.request import EditRequest, Pixels, check_limits, check_original_size, original_pixels
+from serve_app.request import (
+    EditRequest,
+    Pixels,
+    check_limits,
+    check_mask_size,
+    check_masks,
+    check_original_size,
+    original_pixels,
+    wanted_size,
+)
 from serve_app.settings import AppSettings, LimitSettings
 
 T = TypeVar("T")
@@ -68,23 +78,21 @@ async def parse(
         if not files.images:
             raise InvalidInput("At least one image is required", param="images")
         _check_references(files)
+        check_masks(len(files.masks), len(files.images), given.fit)
         fingerprint = Fingerprint(values, files) if fingerprinted else None
         reads = files if fingerprint is None else fingerprint.pictures
-        sizes, beside = await _both(DECODERS.measure, reads, limits, executor)
+        sizes = await _measure(reads, limits, executor)
+        _check_mask_sizes(sizes)
         _check_results(given, sizes, limits)
         if reservation is not None:
-            pixels = sum(shrunk_size(size, limits.shrink_above_pixels).pixels for size in (*sizes, *beside))
-            await _reserve(reservation, pixels + original_pixels(given, sizes), limits)
-        decoded, references = await _both(DECODERS.decode, reads, limits, executor)
+            results = original_pixels(given, sizes.images, masked=sizes.masked)
+            await _reserve(reservation, sizes.decoded_pixels(limits) + results, limits)
+        pictures = await _decode(reads, limits, executor)
     if reservation is not None:
         reservation.release_bytes()
-    edit = EditRequest(
-        images=[picture.pixels for picture in decoded],
-        **_references([picture.pixels for picture in references], files.per_image),
-        original_sizes=[picture.sent_size for picture in decoded],
-        caller=caller,
-        **given.params(),
-    )
+    # Not on the event loop: the masks and the alpha of large pictures are searched, or laid on white.
+    build = partial(EditRequest, **pictures, caller=caller, **given.params())
+    edit = await asyncio.get_running_loop().run_in_executor(executor, build)
     check_limits(edit, limits)
     digest = None if fingerprint is None else fingerprint.hexdigest()
     return EditForm(
@@ -101,31 +109,71 @@ def _check_references(files: PictureFiles) -> None:
         )
 
 
-def _references(references: list[Pixels], counts: list[int] | None) -> dict[str, Any]:
-    """Return the field of an EditRequest; nothing if there are none."""
-    left = iter(references)
-    nested = references if counts is None else [list(islice(left, count)) for count in counts]
-    return {"references": nested} if references else {}
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """The sizes of the picture files of one body."""
+
+    images: list[Size]
+    references: list[Size]
+    masks: list[Size]
+
+    @property
+    def masked(self) -> bool:
+        return bool(self.masks)
+
+    def decoded_pixels(self, limits: LimitSettings) -> int:
+        """Return the pixels of the decoded pictures and masks. A picture with a mask is not shrunk."""
+        most = limits.shrink_above_pixels
+        images = self.images if self.masked else [shrunk_size(size, most) for size in self.images]
+        references = [shrunk_size(size, most) for size in self.references]
+        return sum(size.pixels for size in (*images, *references, *self.masks))
 
 
-def _check_results(given: EditFields, pictures: list[Size], limits: LimitSettings) -> None:
+def _check_mask_sizes(sizes: _Sizes) -> None:
+    """Raise InvalidInput for a mask that has another size than its image, however they are to be turned."""
+    masks = sizes.masks * len(sizes.images) if len(sizes.masks) == 1 else sizes.masks
+    for index, (mask, image) in enumerate(zip(masks, sizes.images, strict=False)):
+        if {mask.width, mask.height} != {image.width, image.height}:
+            check_mask_size(mask, image, index)
+
+
+def _check_results(given: EditFields, sizes: _Sizes, limits: LimitSettings) -> None:
     """Raise InvalidInput for a `size` whose outputs are too large, before any picture is decoded."""
-    check_original_size(given, pictures, limits)
-    if given.size is not None:
-        for result in pictures if given.size == "original" else [given.size]:
+    check_original_size(given, sizes.images, limits, masked=sizes.masked)
+    wanted = wanted_size(given, masked=sizes.masked)
+    if wanted is not None:
+        for result in sizes.images if wanted == "original" else [wanted]:
             check_encodable(result, given.output_format)
 
 
-async def _both(
-    call: Callable[[bytes, int, LimitSettings], T],
-    files: PictureFiles,
-    limits: LimitSettings,
-    executor: Executor | None,
-) -> tuple[list[T], list[T]]:
-    """Call for the images and for the references; errors name the field."""
-    images = await _each(call, files.images, limits, executor)
+async def _measure(files: PictureFiles, limits: LimitSettings, executor: Executor | None) -> _Sizes:
+    images = await _each(DECODERS.measure, files.images, limits, executor)
     with naming("references"):
-        return images, await _each(call, files.references, limits, executor)
+        references = await _each(DECODERS.measure, files.references, limits, executor)
+    with naming("mask"):
+        return _Sizes(images, references, await _each(DECODERS.measure, files.masks, limits, executor))
+
+
+async def _decode(files: PictureFiles, limits: LimitSettings, executor: Executor | None) -> dict[str, Any]:
+    """Return the pictures as the fields of an EditRequest. Masks come first: they are the smallest files."""
+    with naming("mask"):
+        masks = await _each(DECODERS.decode_mask, files.masks, limits, executor)
+    decode = partial(DECODERS.decode, keep_alpha=True, shrink=not masks)
+    images = await _each(decode, files.images, limits, executor)
+    with naming("references"):
+        references = await _each(DECODERS.decode, files.references, limits, executor)
+    return {
+        "images": [picture.pixels for picture in images],
+        "references": _nested([picture.pixels for picture in references], files.per_image),
+        "mask": masks,
+        "original_sizes": [picture.sent_size for picture in images],
+    }
+
+
+def _nested(references: list[Pixels], counts: list[int] | None) -> list[Any]:
+    """Return the references as EditRequest takes them: for all images, or a list for each."""
+    left = iter(references)
+    return references if counts is None else [list(islice(left, count)) for count in counts]
 
 
 async def _each(

@@ -49,11 +49,9 @@ def _parse(body: bytearray, limits: LimitSettings) -> tuple[Values, PictureFiles
     pictures = PictureFiles()
     seen: Counter[str] = Counter()
     for name, value in _load(body).items():
-        # Typed clients send null for every field that was left out.
-        if (name, value) == ("mask", None):
-            continue
         check_name(name)
         if value is None:
+            # Typed clients send null for every field that was left out.
             continue
         if name in PICTURE_FIELDS:
             _add_pictures(pictures, name, value, seen, limits)
@@ -123,7 +121,7 @@ def _add_pictures(pictures: PictureFiles, name: str, value: Any, seen: Counter[s
     if field == "references" and any(isinstance(item, list) for item in items):
         _add_nested(pictures, name, items, limits)
         return
-    if not items and field != "references":
+    if not items and field not in ("references", "mask"):
         raise InvalidInput("At least one image is required", param=name)
     if field == "images" and len(items) > 1 and any(isinstance(item, dict) for item in items):
         # In OpenAI's API, several objects are one edit.

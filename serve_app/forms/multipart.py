@@ -31,10 +31,9 @@ async def opened(request: Request, limits: LimitSettings) -> AsyncIterator[tuple
         files += (value for _, value in items if not isinstance(value, str))
         for name, text in _given([(name, value) for name, value in items if isinstance(value, str)]):
             values.setdefault(SYNONYMS.get(name, name), []).append(from_text(name, text))
-        # A browser sends a file without a name and without bytes for a file input that was left empty.
         pictures = PictureFiles()
         for name, file in items:
-            if isinstance(file, UploadFile) and name in PICTURE_FIELDS and (file.filename or file.size):
+            if isinstance(file, UploadFile) and _is_given(SYNONYMS.get(name, name), file):
                 pictures.add(SYNONYMS.get(name, name), partial(_contents, file))
         yield values, pictures
     finally:
@@ -52,6 +51,14 @@ def _given(texts: list[tuple[str, str]]) -> list[tuple[str, str]]:
     if empty & {"size", "response_format"}:
         empty |= {name for name, text in texts if (name, text) == ("n", "0")}
     return [(name, text) for name, text in texts if name not in empty]
+
+
+def _is_given(field: str, file: UploadFile) -> bool:
+    """Return whether a file was chosen: browsers send one without a name and without bytes where none was.
+
+    Other clients give an empty mask a name. An empty picture that has a name is refused.
+    """
+    return bool(file.size or (file.filename and field != "mask"))
 
 
 def _contents(file: UploadFile) -> bytes:
@@ -95,12 +102,10 @@ class _Parser(MultiPartParser):
         super().on_headers_finished()
         part = self._current_part
         name, is_file = part.field_name, part.file is not None
-        if name != "mask":
-            # An empty mask is none, so its name is checked at its first byte.
-            check_name(name)
-        if name in PICTURE_FIELDS and not is_file:
-            raise InvalidInput(f"{name} must be a file, not text; with curl: -F '{name}=@photo.png'", param=name)
-        if name not in (*PICTURE_FIELDS, "mask") and is_file:
+        check_name(name)
+        if name in PICTURE_FIELDS and not is_file and not _is_mask(name):
+            raise _not_a_file(name)
+        if name not in PICTURE_FIELDS and is_file:
             raise InvalidInput(f"{name} must be text, not a file", param=name)
         count(name, self._seen, self._limits)
         self._part_bytes = 0
@@ -108,8 +113,9 @@ class _Parser(MultiPartParser):
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._part_bytes += end - start
         part = self._current_part
-        if self._part_bytes and part.field_name == "mask":
-            check_name(part.field_name)
+        if self._part_bytes and part.file is None and _is_mask(part.field_name):
+            # An empty text is no mask, so a text is refused at its first byte.
+            raise _not_a_file(part.field_name)
         if part.file is None and self._part_bytes > self._limits.max_field_bytes:
             raise text_too_large(part.field_name, self._limits)
         if part.file is not None and self._part_bytes > self._limits.max_file_bytes:
@@ -130,3 +136,11 @@ class _Parser(MultiPartParser):
 
     def on_end(self) -> None:
         self._complete = True
+
+
+def _is_mask(name: str) -> bool:
+    return SYNONYMS.get(name, name) == "mask"
+
+
+def _not_a_file(name: str) -> InvalidInput:
+    return InvalidInput(f"{name} must be a file, not text; with curl: -F '{name}=@photo.png'", param=name)

@@ -8,15 +8,13 @@ from serve_app.forms.fields import EditFields
 from serve_app.settings import LimitSettings
 
 # FormData serializers (axios, PHP, Rails) and OpenAI's clients put brackets after the name of a list.
-SYNONYMS = {"images[]": "images", "image[]": "image", "references[]": "references", "prompt[]": "prompt"}
-PICTURE_FIELDS = frozenset({"images", "images[]", "image", "image[]", "references", "references[]"})
+SYNONYMS = {f"{name}[]": name for name in ("images", "image", "references", "mask", "prompt")}
+PICTURE_FIELDS = frozenset({*SYNONYMS, *SYNONYMS.values()} - {"prompt", "prompt[]"})
 FIELDS = frozenset({*SYNONYMS, *PICTURE_FIELDS, *EditFields.model_fields})
 
 
 def check_name(name: str) -> None:
     """Raise InvalidInput for a field that this API does not have."""
-    if name == "mask":
-        raise InvalidInput("mask: this model does not inpaint; say in the prompt what should change", param="mask")
     if name not in FIELDS:
         shown = name[:64]
         similar = difflib.get_close_matches(shown, sorted(FIELDS), n=1)
@@ -43,6 +41,8 @@ def _check_pictures(name: str, seen: Counter[str], limits: LimitSettings) -> Non
             f"{name}: the second and further pictures of `image` are references already; send them all as `references`",
             param=name,
         )
+    if seen["mask"] > limits.max_images:
+        raise InvalidInput(f"{name}: send one mask for all images, or one for each", param=name)
     if seen["images"] > limits.max_images:
         raise InvalidInput(f"At most {limits.max_images} images are allowed", param="images")
     # Of several `image`, the first is edited, and the others are references.

@@ -23,16 +23,22 @@ class PictureFiles:
     """The picture files of one body. `images`: those that are edited; `references`: those that edits look at beside.
 
     `per_image`: how many of the references belong to each image, one after another; None: all belong to every image.
+    `masks`: none, one for every image, or one for each.
     """
 
     images: list[ReadPicture] = field(default_factory=list)
     references: list[ReadPicture] = field(default_factory=list)
     per_image: list[int] | None = None
+    masks: list[ReadPicture] = field(default_factory=list)
 
     def add(self, name: str, read: ReadPicture) -> None:
         """Add a file of a field: of several `image`, the first is edited, and the others are references."""
-        is_reference = name == "references" or (name == "image" and self.images)
-        (self.references if is_reference else self.images).append(read)
+        if name == "mask":
+            self.masks.append(read)
+        elif name == "references" or (name == "image" and self.images):
+            self.references.append(read)
+        else:
+            self.images.append(read)
 
 
 # More digits than any size has. int() raises ValueError for thousands of digits.
@@ -78,5 +84,5 @@ def text_too_large(name: str, limits: LimitSettings) -> PayloadTooLarge:
 
 
 def file_too_large(name: str, index: int, limits: LimitSettings) -> PayloadTooLarge:
-    where = "Reference" if name.startswith("references") else "Image"
-    return PayloadTooLarge(f"{where} at index {index} is larger than {limits.max_file_bytes} bytes", param=name)
+    what = {"references": "Reference", "mask": "Mask"}.get(name.removesuffix("[]"), "Image")
+    return PayloadTooLarge(f"{what} at index {index} is larger than {limits.max_file_bytes} bytes", param=name)

@@ -4,14 +4,14 @@ from serve_app.forms.fingerprint import Fingerprint
 from serve_app.forms.upload import PictureFiles, ReadPicture, Values
 
 
-def of(values: Values, *files: bytes, references: int = 0, per_image: list[int] | None = None) -> str:
-    """Return the digest; the last `references` of the files are references."""
+def of(values: Values, *files: bytes, references: int = 0, per_image: list[int] | None = None, masks: int = 0) -> str:
+    """Return the digest; the last files are `references`, and behind them `masks`."""
     reads: list[ReadPicture] = [lambda file=file: file for file in files]  # type: ignore[misc]
-    images = len(files) - references
-    fingerprint = Fingerprint(values, PictureFiles(reads[:images], reads[images:], per_image))
+    last, images = len(files) - masks, len(files) - masks - references
+    fingerprint = Fingerprint(values, PictureFiles(reads[:images], reads[images:last], per_image, reads[last:]))
     # In any order, and however often they are read.
     for _ in range(2):
-        hashed = [*fingerprint.pictures.images, *fingerprint.pictures.references]
+        hashed = [*fingerprint.pictures.images, *fingerprint.pictures.references, *fingerprint.pictures.masks]
         assert [read() for read in reversed(hashed)] == list(reversed(files))
     return fingerprint.hexdigest()
 
@@ -26,6 +26,8 @@ def test_whatever_differs_is_another_edit() -> None:
         of({"prompt": ["x"]}, b"b", b"a"),
         of({"prompt": ["x"]}, b"a", b"b", references=1),
         of({"prompt": ["x"]}, b"a", b"b", references=1, per_image=[1]),
+        of({"prompt": ["x"]}, b"a", b"b", masks=1),
+        of({"prompt": ["x"]}, b"a", b"c", masks=1),
         of({"prompt": ["x"]}, b"a"),
         of({"prompt": ["x"]}, b"ab", b""),
         of({"prompt": ["y"]}, b"a", b"b"),

@@ -229,7 +229,7 @@ def test_pictures_are_bounded() -> None:
         ("size", "9000x100", "aspect ratio above 8:1"),
         ("quality", "best", "num_inference_steps"),
         ("response_format", "url", "send b64_json or leave it out"),
-        ("mask", b64(), "inpaint"),
+        ("mask", 7, "mask must be base64 text, or a list of them, not a whole number"),
         ("num_inference_step", 20, "did you mean num_inference_steps?"),
         ("num_inference_step", None, "Unknown field"),
         ("extra_body", {"seed": 1}, "Unknown field"),

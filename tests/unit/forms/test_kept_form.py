@@ -41,6 +41,17 @@ def test_every_field_comes_back() -> None:
     assert (found.stream, found.fingerprint) == (False, "1234")
 
 
+def test_masks_and_transparency_come_back_and_a_common_mask_is_kept_once() -> None:
+    mask, image = scene(1)[:, :, 0] > 128, np.dstack([scene(1), scene(2)[:, :, 0]])
+    request = EditRequest(images=[image, image], mask=mask, background="auto", prompt="x")
+    dumped = kept_form.dump(EditForm(request, "png", 100, None, False))
+    assert len(dumped) < image.nbytes + 2 * mask.nbytes
+    found = kept_form.load(dumped).request
+    for image_back, mask_back in zip(found.images, found.masks, strict=True):
+        np.testing.assert_array_equal(image_back, image)
+        np.testing.assert_array_equal(mask_back, mask)
+
+
 def test_a_random_seed_is_kept() -> None:
     form = EditForm(EditRequest(images=[scene(1)], prompt="x"), "png", 100, None, False)
     assert kept_form.load(kept_form.dump(form)).request.seed == form.request.seed
@@ -49,9 +60,11 @@ def test_a_random_seed_is_kept() -> None:
 def test_a_field_that_an_older_version_did_not_know_has_its_default() -> None:
     request, rest = pickle.loads(kept_form.dump(FORM))
     del request["partial_images"], request["fit"], request["original_sizes"], rest["fingerprint"]
+    del request["mask"], request["background"], request["references"]
     found = kept_form.load(pickle.dumps((request, rest)))
     assert (found.request.partial_images, found.fingerprint) == (0, None)
     assert (found.request.fit, found.request.original_sizes) == ("cover", None)
+    assert (found.request.masks, found.request.background) == ((None, None), "auto")
 
 
 def test_a_field_of_another_version_is_refused() -> None:
