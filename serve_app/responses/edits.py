@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict
+from typing import Literal
 
 import orjson
 import pybase64
@@ -12,7 +13,7 @@ from starlette.responses import Response
 
 from serve_app.forms.form import EditForm
 from serve_app.images.encoding import encode
-from serve_app.request import EditResult, Pixels, TokenCounts
+from serve_app.request import EditResult, Picture, TokenCounts
 from serve_app.responses.schemas import EditResponse, OutputBody, Usage
 
 IGNORED = "x-edit-ignored"
@@ -39,7 +40,7 @@ async def build_response(
     return Response(content, headers=headers, media_type="application/json"), end - start
 
 
-def _in_order(result: EditResult) -> Iterator[tuple[int, int, int, Pixels]]:
+def _in_order(result: EditResult) -> Iterator[tuple[int, int, int, Picture]]:
     """Yield image index, variant index, seed and pixels: all variants of an image before those of the next."""
     for i, (variants, seeds) in enumerate(zip(result.pixels, result.seeds, strict=True)):
         for j, (pixels, seed) in enumerate(zip(variants, seeds, strict=True)):
@@ -63,7 +64,7 @@ def build_body(form: EditForm, outputs: list[OutputBody], seconds: float, tokens
     }
 
 
-def build_output(image_index: int, variant_index: int, seed: int, pixels: Pixels, form: EditForm) -> OutputBody:
+def build_output(image_index: int, variant_index: int, seed: int, pixels: Picture, form: EditForm) -> OutputBody:
     """Return one output. Encodes its picture, which is too slow for an event loop."""
     return {
         "b64_json": to_base64(pixels, form),
@@ -74,12 +75,17 @@ def build_output(image_index: int, variant_index: int, seed: int, pixels: Pixels
     }
 
 
-def to_base64(pixels: Pixels, form: EditForm) -> str:
+def to_base64(pixels: Picture, form: EditForm) -> str:
     """Encode a picture in the file format that the form asks for, as Base64."""
     return pybase64.b64encode_as_string(encode(pixels, form.output_format, form.output_compression))
 
 
-def size_text(pixels: Pixels) -> str:
+def background(pixels: Picture, form: EditForm) -> Literal["opaque", "transparent"]:
+    """Return OpenAI's word for the background of an output file."""
+    return "transparent" if pixels.shape[2] == 4 and form.output_format != "jpeg" else "opaque"
+
+
+def size_text(pixels: Picture) -> str:
     return f"{pixels.shape[1]}x{pixels.shape[0]}"
 
 

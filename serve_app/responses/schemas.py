@@ -166,7 +166,9 @@ class PictureEvent(OutputBody):
 
     created_at: EpochSeconds
     output_format: OutputFormat
-    background: Literal["opaque"]
+    background: Annotated[
+        Literal["opaque", "transparent"], _field("`transparent` if the file has an alpha channel", "opaque")
+    ]
     quality: Literal["auto"]
 
 

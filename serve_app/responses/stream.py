@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.forms.form import EditForm
 from serve_app.request import TokenCounts
-from serve_app.responses.edits import build_output, build_usage
+from serve_app.responses.edits import background, build_output, build_usage
 from serve_app.responses.errors import error_body, to_public_error
 from serve_app.responses.log import LogEntry
 from serve_app.responses.schemas import PictureEvent, StageSeconds, StreamEvent, Usage
@@ -87,7 +87,7 @@ class _Stream:
             **build_output(*place, form.request.output_seed(*place), event.pixels, form),
             "created_at": int(time.time()),
             "output_format": form.output_format,
-            "background": "opaque",
+            "background": background(event.pixels, form),
             "quality": "auto",
         }
         if isinstance(event, Preview):

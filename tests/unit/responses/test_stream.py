@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 import httpx
+import numpy as np
 import PIL.Image
 import pytest
 from openai.types import ImageEditCompletedEvent, ImageEditPartialImageEvent
@@ -18,8 +19,8 @@ from serve_app.api.app import create_app
 from serve_app.errors import EditError, InvalidInput, OutOfMemory, Overloaded
 from serve_app.settings import AppSettings
 from tests.editors import Inverter, Sleeper, Stumbler
-from tests.http_calls import drive, edit, error_of, events_of, log_lines
-from tests.pictures import png
+from tests.http_calls import call, drive, edit, error_of, events_of, log_lines
+from tests.pictures import file_of, png
 
 
 @pytest.fixture
@@ -227,3 +228,20 @@ def test_cancelling_the_request_closes_the_stream(caplog: pytest.LogCaptureFixtu
 
     asyncio.run(go())
     assert log_lines(caplog)[0]["status"] == 499
+
+
+@pytest.mark.parametrize(("output_format", "word", "mode"), [("png", "transparent", "RGBA"), ("jpeg", "opaque", "RGB")])
+def test_an_event_says_whether_its_file_has_transparency(
+    app: Starlette, output_format: str, word: str, mode: str
+) -> None:
+    pixels = np.full((6, 8, 4), 100, np.uint8)
+    files = {"images": ("a.png", file_of(PIL.Image.fromarray(pixels), "PNG"))}
+    data = {"prompt": "invert", "stream": "true", "partial_images": "1", "output_format": output_format}
+    events = events_of(call(app, "POST", "/v1/images/edits", files=files, data=data))
+    pictures = [event for event in events if "b64_json" in event]
+    assert [event["background"] for event in pictures] == [word, word]
+    for event in pictures:
+        with PIL.Image.open(io.BytesIO(base64.b64decode(event["b64_json"]))) as image:
+            assert image.mode == mode
+    opaque = events_of(edit(app, stream="true"))
+    assert {event["background"] for event in opaque if "b64_json" in event} == {"opaque"}
