@@ -16,3 +16,6 @@ class Editor(Protocol):
         """Yield the events of an edit, the first one when the edit is accepted. Closing the stream cancels the edit."""
 
     async def ready(self) -> bool: ...
+
+    async def max_references(self) -> int | None:
+        """Return the references that an edit may have beside its picture, or None as long as no replica says it."""

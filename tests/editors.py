@@ -21,6 +21,9 @@ class Inverter:
     async def ready(self) -> bool:
         return self.is_ready
 
+    async def max_references(self) -> int | None:
+        return 2 if self.is_ready else None
+
     async def edit(self, request: EditRequest) -> EditResult:
         self.requests.append(request)
         if self.error is not None:

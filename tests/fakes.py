@@ -8,7 +8,7 @@ import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -53,6 +53,8 @@ class ArithmeticPipeline:
     on_encode: Callable[[Sequence[Condition]], None] = lambda conditions: None
     on_preview: Callable[[Sequence[State]], None] = lambda states: None
     on_decode: Callable[[Sequence[State]], None] = lambda states: None
+    max_references: ClassVar[int] = 3
+
     gate: threading.Event = field(default_factory=threading.Event)
     at_step: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     batches: list[list[State]] = field(default_factory=list)

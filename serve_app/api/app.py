@@ -193,7 +193,7 @@ class _Api:
     async def models(self, request: Request) -> Response:
         models: ModelListBody = {
             "object": "list",
-            "data": [self._model(name) for name in self._settings.model.all_names],
+            "data": await self._models(*self._settings.model.all_names),
         }
         return _json(models)
 
@@ -201,10 +201,22 @@ class _Api:
         name: str = request.path_params["id"]
         if name not in self._settings.model.all_names:
             raise ModelNotFound(f"The model {name[:80]!r} is not served here", param="model")
-        return _json(self._model(name))
+        [model] = await self._models(name)
+        return _json(model)
 
-    def _model(self, name: str) -> ModelBody:
-        return {"id": name, "object": "model", "created": self._started, "owned_by": "self-hosted"}
+    async def _models(self, *names: str) -> list[ModelBody]:
+        max_references = await self._editor.max_references()
+        return [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._started,
+                "owned_by": "self-hosted",
+                "max_references": max_references,
+                "masks": True,
+            }
+            for name in names
+        ]
 
     async def live(self, request: Request) -> Response:
         return _json(HealthBody(status="live"))

@@ -34,6 +34,7 @@ class EditorHandle:
         self._timeout_s = timeout_s
         self._on_retry = on_retry
         self._has_answered = False
+        self._max_references: int | None = None
 
     async def edit(self, request: EditRequest) -> EditResult:
         """As ImageEditor.edit."""
@@ -110,6 +111,17 @@ class EditorHandle:
             return self._has_answered and await self._has_busy_replica()
         except (RayError, RayServeException):
             return False
+
+    async def max_references(self) -> int | None:
+        """As ImageEditor.max_references, or None as long as no replica answers. All replicas have one model."""
+        if self._max_references is None:
+            response = self._handle.max_references.remote()
+            try:
+                async with asyncio.timeout(_ANSWER_S if self._has_answered else _FIRST_ANSWER_S):
+                    self._max_references = await response
+            except (TimeoutError, RayError, RayServeException):
+                cancel(response)
+        return self._max_references
 
     async def _has_busy_replica(self) -> bool:
         """Return whether a replica lives, by asking each at once: a dead one fails at once, a full one does not answer.

@@ -138,6 +138,10 @@ class ImageEditor:
         """Return True: a replica that answers has loaded and warmed its model."""
         return True
 
+    async def max_references(self) -> int:
+        """Return how many references an edit may have beside its picture."""
+        return min(self._limits.max_references, self._model.pipeline.max_references - 1)
+
     async def check_health(self) -> None:
         self._engine.check_health()
 

@@ -81,6 +81,11 @@ class ModelBody(TypedDict):
     object: Literal["model"]
     created: EpochSeconds
     owned_by: Literal["self-hosted"]
+    max_references: Annotated[
+        int | None,
+        _field("references that an edit may have beside its image; null until a replica has loaded the model", 0, ge=0),
+    ]
+    masks: Annotated[Literal[True], _field("edits may have a mask")]
 
 
 @_closed

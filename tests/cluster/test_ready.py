@@ -20,7 +20,7 @@ from serve_app.settings import AppSettings
 from tests import processes
 from tests.cluster.conftest import SLOW_EDITOR, Served
 from tests.cluster.slow_editor import SlowEditor
-from tests.fakes import edit_request
+from tests.fakes import ArithmeticPipeline, edit_request
 
 APP = "ready"
 OPTIONS = {
@@ -31,6 +31,7 @@ OPTIONS = {
     "ray_actor_options": {"num_cpus": 0},
 }
 STEPS = 150
+BESIDE_ITS_PICTURE = ArithmeticPipeline.max_references - 1
 
 
 class EndlessEditor(SlowEditor):
@@ -58,6 +59,10 @@ def ready(editor: EditorHandle) -> bool:
     return asyncio.run(editor.ready())
 
 
+def max_references(editor: EditorHandle) -> int | None:
+    return asyncio.run(editor.max_references())
+
+
 async def edited(editor: EditorHandle) -> None:
     await editor.edit(edit_request(3))
 
@@ -70,6 +75,7 @@ async def streamed(editor: EditorHandle) -> None:
 def test_a_replica_that_is_busy_is_ready_though_it_takes_no_more(handle: DeploymentHandle):
     editor = EditorHandle(handle, timeout_s=60)
     assert ready(editor)
+    assert max_references(editor) == BESIDE_ITS_PICTURE
     stream = handle.options(stream=True).edit_stream.remote(edit_request(1, num_inference_steps=STEPS))
     assert isinstance(next(stream), Progress)
     assert ready(editor)
@@ -82,6 +88,9 @@ def test_a_replica_that_is_busy_is_ready_though_it_takes_no_more(handle: Deploym
     for ask in (edited, streamed):
         with pytest.raises(Overloaded):
             asyncio.run(ask(EditorHandle(handle, timeout_s=60)))
+    # What was once said holds, and a caller who has not heard it is not kept waiting.
+    assert max_references(editor) == BESIDE_ITS_PICTURE
+    assert max_references(EditorHandle(handle, timeout_s=60)) is None
     stream.cancel()
     waiting.cancel()
 
@@ -91,6 +100,7 @@ def test_one_that_loads_its_model_is_not(cluster: int):
     target = RunTarget(deployment.bind(), name="loading", route_prefix=None)
     [handle] = serve.run_many([target], wait_for_applications_running=False)
     assert not ready(EditorHandle(handle, timeout_s=60))
+    assert max_references(EditorHandle(handle, timeout_s=60)) is None
     serve.delete("loading")
 
 

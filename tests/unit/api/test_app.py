@@ -302,17 +302,20 @@ def test_a_refusal_for_want_of_room_speaks_for_the_next_callers(app: Starlette, 
     assert response.headers["retry-after"] == "40"
 
 
-def test_models_are_listed_and_found_by_every_name(app: Starlette) -> None:
+def test_models_are_listed_and_found_by_every_name(app: Starlette, editor: Inverter) -> None:
     models = call(app, "GET", "/v1/models").json()
     assert models["object"] == "list"
     assert [model["id"] for model in models["data"]] == ["Qwen-Image-Edit", "lab/edit"]
     for model in models["data"]:
-        assert set(model) == {"id", "object", "created", "owned_by"}
+        assert set(model) == {"id", "object", "created", "owned_by", "max_references", "masks"}
+        assert (model["max_references"], model["masks"]) == (2, True)
         assert call(app, "GET", f"/v1/models/{model['id']}").json() == model
     for other in ("other", "gpt-image-1", "a/b", "a%0Ab", "a%0A"):
         response = call(app, "GET", f"/v1/models/{other}")
         assert response.status_code == 404
         assert error_of(response)["code"] == "MODEL_NOT_FOUND"
+    editor.is_ready = False
+    assert call(app, "GET", "/v1/models/lab/edit").json()["max_references"] is None
 
 
 @pytest.mark.parametrize("name", ["gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-2"])
