@@ -13,28 +13,36 @@ import numpy as np
 import PIL.Image
 import pybase64
 from httpx_sse import ServerSentEvent
+from numpy.typing import NDArray
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from serve_app.errors import EditError, from_body
 from serve_app.events import Progress
 from serve_app.images.encoding import OutputFormat, encode
 from serve_app.images.geometry import Fit
-from serve_app.request import Pixels, as_picture
+from serve_app.request import Background, Mask, Picture, as_mask, as_picture
 
-ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image | Pixels
-"""A path, the bytes of a picture file, a PIL picture, or a uint8 RGB array of height × width × 3."""
+ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image | Picture
+"""A path, the bytes of a picture file, a PIL picture, or a uint8 array of height × width × 3 (RGB) or 4 (RGBA)."""
 
+MaskSource = str | os.PathLike[str] | bytes | PIL.Image.Image | Mask | NDArray[np.uint8]
+"""As ImageSource, but an array is height × width, bool or uint8: True or white where the picture may change."""
+
+_WHITE = 255
 _ONE_PICTURE = (str, os.PathLike, bytes, PIL.Image.Image, np.ndarray)
 
 
 class EditOptions(TypedDict, total=False):
     """The optional parameters of an edit. The server's defaults apply to those that are omitted.
 
-    `references`: pictures that every edit looks at beside its own. `steps`, `guidance`: the API's
-    `num_inference_steps` and `guidance_scale`. All others have the API's names and ranges.
+    `references`: pictures that every edit looks at beside its own. `mask`: the part that may change, one for all
+    pictures or one for each. `steps`, `guidance`: the API's `num_inference_steps` and `guidance_scale`. All others have
+    the API's names and ranges.
     """
 
     references: "Sequence[ImageSource]"
+    mask: "MaskSource | Sequence[MaskSource]"
+    background: Background
     n: int
     size: str
     fit: Fit
@@ -108,15 +116,21 @@ def build_form(
 
     Unknown options are sent too, so that the server names them in its error. Raises the errors of `_file`.
     """
-    pictures = [images] if isinstance(images, _ONE_PICTURE) else images
-    files = [("images", _file(picture, index)) for index, picture in enumerate(pictures)]
+    files = [("images", _file(picture, index)) for index, picture in enumerate(_as_list(images))]
     files += [("references", _file(picture, index)) for index, picture in enumerate(options.get("references", ()))]
-    fields = {_API_NAMES.get(name, name): value for name, value in options.items() if name != "references"}
+    files += [("mask", _mask_file(mask, index)) for index, mask in enumerate(_as_list(options.get("mask", ())))]
+    texts = {name: value for name, value in options.items() if name not in ("references", "mask")}
+    fields = {_API_NAMES.get(name, name): value for name, value in texts.items()}
     return {"files": files, "data": {"prompt": prompt, **fields, **others}}
 
 
 def idempotency_header(key: str | None) -> dict[str, str]:
     return {_KEY_HEADER: uuid.uuid4().hex if key is None else key}
+
+
+def _as_list(pictures: Any) -> Sequence[Any]:
+    """Return a list of pictures, of which a caller may give a single one as it is."""
+    return [pictures] if isinstance(pictures, _ONE_PICTURE) else pictures
 
 
 def _file(picture: ImageSource, index: int) -> tuple[str, bytes]:
@@ -130,6 +144,13 @@ def _file(picture: ImageSource, index: int) -> tuple[str, bytes]:
         path = Path(picture)
         return path.name, path.read_bytes()
     return f"{index}.png", encode(as_picture(picture, index), "png", 100)
+
+
+def _mask_file(mask: MaskSource, index: int) -> tuple[str, bytes]:
+    """Return a mask's file name and content. Raises as `_file`, and ValueError for a mask that lets nothing change."""
+    if isinstance(mask, (PIL.Image.Image, np.ndarray)):
+        return f"{index}.png", encode(as_mask(mask, index).astype(np.uint8) * _WHITE, "png", 100)
+    return _file(mask, index)
 
 
 # --- answers ------------------------------------------------------------------------------------------------------

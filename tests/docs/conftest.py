@@ -14,5 +14,10 @@ def _no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def app() -> Starlette:
-    return create_app(Inverter(), AppSettings())
+def editor() -> Inverter:
+    return Inverter()
+
+
+@pytest.fixture
+def app(editor: Inverter) -> Starlette:
+    return create_app(editor, AppSettings())

@@ -15,6 +15,7 @@ import pytest
 from starlette.applications import Starlette
 
 from tests.docs.pages import URL, block_with, blocks, photo, write_photos
+from tests.editors import Inverter
 from tests.http_server import listening
 from tests.paths import ROOT
 
@@ -27,6 +28,7 @@ RUN_HERE = (
     "async with AsyncImageEdits()",
     "result = client.images.edit",
     "events = client.images.edit",
+    "edited = client.images.edit",
 )
 RUN_ON_A_CLUSTER = ("await editor.edit.remote", "edit_stream.remote", "litellm.image_edit")
 
@@ -123,6 +125,15 @@ def test_the_calls_with_openais_client_are_answered(app: Starlette, capsys: pyte
     assert [item.seed for item in whole["result"].data] == [7, 8]
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["preview", "0"], ["preview", "1"], ["done", "8x6"]]
+
+
+def test_the_mask_on_the_page_is_painted_and_taken(app: Starlette, editor: Inverter) -> None:
+    Path("photo.jpg").write_bytes(photo(0))
+    with listening(app) as url:
+        space = run("edited = client.images.edit", url)
+        space["client"].close()
+    [mask] = editor.requests[0].mask
+    assert mask.any(axis=1).tolist() == [True] * 3 + [False] * 3
 
 
 def test_the_call_from_javascript_is_answered(app: Starlette, tmp_path: Path) -> None:

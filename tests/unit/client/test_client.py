@@ -34,12 +34,12 @@ from serve_app.errors import (
     Unauthorized,
 )
 from serve_app.events import Event, Progress
-from serve_app.request import EditRequest, EditResult
+from serve_app.request import EditRequest, EditResult, Mask
 from serve_app.settings import OPENAI_MODELS, AppSettings
 from tests.editors import Inverter
 from tests.http_calls import MODEL
 from tests.http_server import address_of, answering, listening
-from tests.pictures import png
+from tests.pictures import mask_png, png
 
 
 class BusyAtFirst(Inverter):
@@ -134,6 +134,62 @@ def test_every_option_arrives(ask: Ask, server: str, editor: Inverter) -> None:
     with pytest.raises(InvalidInput, match="did you mean size") as caught:
         ask(server, "edit", png(1), "invert", sise="64x48")
     assert caught.value.param == "sise"
+
+
+def _changes() -> Mask:
+    changes = np.zeros((6, 8), bool)
+    changes[:, :3] = True
+    return changes
+
+
+@both
+def test_masks_come_in_every_form_once_or_once_for_each(
+    ask: Ask, server: str, editor: Inverter, tmp_path: Path
+) -> None:
+    changes = _changes()
+    (tmp_path / "mask.png").write_bytes(mask_png(changes))
+    clear = PIL.Image.fromarray(np.dstack([np.zeros((6, 8, 3), np.uint8), np.uint8(255) - changes * np.uint8(255)]))
+    given: list[Any] = [
+        *(changes, changes.astype(np.uint8) * 255, tmp_path / "mask.png", str(tmp_path / "mask.png")),
+        *(mask_png(changes), PIL.Image.fromarray(changes), PIL.Image.fromarray(changes.astype(np.uint8) * 255), clear),
+    ]
+    for mask in given:
+        ask(server, "edit", png(1), "invert", mask=mask)
+    ask(server, "edit", [png(1), png(2)], "invert", mask=changes)
+    ask(server, "edit", [png(1), png(2)], "invert", mask=[changes, ~changes])
+    *ones, shared, each = [[mask.tolist() for mask in request.mask] for request in editor.requests]
+    assert ones == [[changes.tolist()]] * len(given)
+    assert shared == [changes.tolist()] * 2
+    assert each == [changes.tolist(), (~changes).tolist()]
+
+
+@both
+@pytest.mark.parametrize("mask", [np.zeros((6, 8)), np.zeros((6, 8, 4), np.uint8), np.zeros((6, 8), bool)])
+def test_what_is_no_mask_is_refused_before_anything_is_sent(ask: Ask, server: str, editor: Inverter, mask: Any) -> None:
+    with pytest.raises(ValueError, match="mask at index 0"):
+        ask(server, "edit", png(1), "invert", mask=mask)
+    assert not editor.requests
+
+
+@both
+def test_a_mask_that_the_server_refuses_is_named(ask: Ask, server: str) -> None:
+    with pytest.raises(InvalidInput, match="is 8x5, and the image 8x6") as caught:
+        ask(server, "edit", png(1), "invert", mask=np.ones((5, 8), bool))
+    assert caught.value.param == "mask"
+
+
+@both
+def test_transparency_arrives_and_comes_back_unless_it_should_be_opaque(
+    ask: Ask, server: str, editor: Inverter
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 4), np.uint8)
+    rows = ask(server, "edit", [pixels, PIL.Image.fromarray(pixels)], "invert")
+    for (output,) in rows:
+        np.testing.assert_array_equal(np.asarray(output.image)[3:], 255 - pixels[3:])
+    ((opaque,),) = ask(server, "edit", pixels, "invert", background="opaque")
+    assert opaque.image.mode == "RGB"
+    for request, channels in zip(editor.requests, (4, 3), strict=True):
+        assert {image.shape[2] for image in request.images} == {channels}
 
 
 @both
