@@ -3,10 +3,10 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import click
 
@@ -28,6 +28,7 @@ from serve_app.events import Progress
 
 EDITED, SOME_FAILED, STOPPED = 0, 1, 3
 _MAX_NAMES = 10
+_FILES: tuple[Literal["references", "mask"], ...] = ("references", "mask")
 _SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 
@@ -52,6 +53,7 @@ def edit_pictures(
         options = _with_contents(options)
         tag, suffix = edit_tag(_asked(prompt, options)), _SUFFIXES[options["output_format"]]
         found = select(named, out, tag=tag, n=options["n"], suffix=suffix)
+        masks = _masks(found.tasks, options)
         out.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
         raise click.UsageError(str(error)) from None
@@ -60,7 +62,7 @@ def edit_pictures(
     if not found.tasks:
         raise click.UsageError("there are no pictures in " + ", ".join(named))
     report = Report(len(found.tasks), as_json=as_json)
-    run = _Run(client, Journal(out), report, prompt, options, overwrite=overwrite)
+    run = _Run(client, Journal(out), report, prompt, options, masks, overwrite=overwrite)
     try:
         with report:
             asyncio.run(run.edit_all(found.tasks, jobs))
@@ -75,17 +77,30 @@ def edit_pictures(
 
 
 def _with_contents(options: EditOptions) -> EditOptions:
-    """Return the options with the contents of the files of references. Raises OSError if one cannot be read."""
-    paths = cast(Sequence[Path], options.get("references", ()))
-    return {**options, "references": [path.read_bytes() for path in paths]} if paths else options
+    """Return the options with the contents of their files in place of paths. Raises OSError if one cannot be read."""
+    paths = {name: cast(Sequence[Path], options[name]) for name in _FILES if name in options}
+    contents = {name: [path.read_bytes() for path in of_one] for name, of_one in paths.items()}
+    return cast(EditOptions, {**options, **contents})
 
 
 def _asked(prompt: str, options: EditOptions) -> dict[str, Any]:
-    """Return what is asked for, as JSON has it, with digests in place of references."""
-    asked = {"prompt": prompt, **options}
-    if references := options.get("references"):
-        asked["references"] = [hashlib.sha256(cast(bytes, content)).hexdigest() for content in references]
-    return asked
+    """Return what is asked for, as JSON has it, with digests in place of files."""
+    files = {name: cast(Sequence[bytes], options[name]) for name in _FILES if name in options}
+    digests = {name: [hashlib.sha256(content).hexdigest() for content in of_one] for name, of_one in files.items()}
+    return {"prompt": prompt, **options, **cast(dict[str, Any], digests)}
+
+
+def _masks(tasks: Sequence[EditTask], options: EditOptions) -> dict[EditTask, bytes]:
+    """Return the mask of each picture; empty if there is none. Raises ValueError for another number of masks."""
+    masks = cast(list[bytes], options.get("mask", []))
+    if len(masks) == 1:
+        masks = masks * len(tasks)
+    if len(masks) not in (0, len(tasks)):
+        raise ValueError(
+            f"--mask is given {len(masks)} times, for {len(tasks)} pictures: give it once for all of them, or once for "
+            "each, in the order in which they are named; the pictures of a folder are in the order of their names"
+        )
+    return dict(zip(tasks, masks, strict=False))
 
 
 def _list(paths: Sequence[Path]) -> str:
@@ -103,6 +118,7 @@ class _Run:
         report: Report,
         prompt: str,
         options: EditOptions,
+        masks: Mapping[EditTask, bytes],
         *,
         overwrite: bool,
     ) -> None:
@@ -112,6 +128,7 @@ class _Run:
         self._report = report
         self._prompt = prompt
         self._options = options
+        self._masks = masks
         self._overwrite = overwrite
 
     async def edit_all(self, found: Sequence[EditTask], jobs: int) -> None:
@@ -162,7 +179,10 @@ class _Run:
     async def _row(self, picture: EditTask, content: bytes) -> list[Output]:
         """Return the picture's variants, in order."""
         row: dict[int, Output] = {}
-        async with aclosing(self._client.edit_stream(content, self._prompt, **self._options)) as events:
+        options = self._options
+        if picture in self._masks:
+            options = {**options, "mask": self._masks[picture]}
+        async with aclosing(self._client.edit_stream(content, self._prompt, **options)) as events:
             async for event in events:
                 match event:
                     case Progress():
@@ -175,6 +195,6 @@ class _Run:
 
 def _concerns_one_picture(error: Exception) -> bool:
     if isinstance(error, InvalidInput):
-        return error.param in (None, "images")
+        return error.param in (None, "images", "mask")
     one = (GenerationError, PayloadTooLarge, TooManySamples, Overloaded, DeadlineExceeded, BrokenOff)
     return isinstance(error, one)

@@ -16,7 +16,7 @@ from serve_app.client.messages import EditOptions
 from serve_app.forms.fields import MAX_COMPRESSION
 from serve_app.images.encoding import OutputFormat
 from serve_app.images.geometry import Fit
-from serve_app.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, MAX_VARIANTS
+from serve_app.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, MAX_VARIANTS, Background
 from serve_app.settings import BUILTIN_TINY, AppSettings, ModelSettings, read_settings
 
 INTERRUPTED = 130
@@ -61,6 +61,16 @@ def main() -> None:
     metavar="FILE",
     multiple=True,
     help="Picture that every edit looks at beside its own; may be repeated.",
+)
+@click.option(
+    "--mask",
+    type=_PATH,
+    metavar="FILE",
+    multiple=True,
+    help="Where to edit: transparent parts, or without any the white ones. Once for all pictures, or once for each.",
+)
+@click.option(
+    "--background", type=click.Choice(get_args(Background)), help="Keep transparency (auto), or lay on white (opaque)."
 )
 @click.option("--size", help="Size of the outputs: auto, original, or WIDTHxHEIGHT in pixels.")
 @click.option("--fit", type=click.Choice(get_args(Fit)), help="If --size has another aspect ratio: crop, or recompose.")

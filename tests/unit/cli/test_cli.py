@@ -29,7 +29,7 @@ from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings
 from tests.editors import Inverter
 from tests.http_server import listening
-from tests.pictures import png
+from tests.pictures import mask_png, png
 
 COMMAND = str(Path(sys.executable).parent / "image-edits")
 LIMIT_S = 120
@@ -223,6 +223,38 @@ def test_every_option_reaches_the_server(server: str, editor: Watched) -> None:
             assert same.quantization == picture.quantization  # type: ignore[attr-defined]
 
 
+def test_a_mask_is_for_every_picture_or_one_for_each(server: str, editor: Watched) -> None:
+    left = np.zeros((6, 8), bool)
+    left[:, :3] = True
+    Path("left.png").write_bytes(mask_png(left))
+    Path("right.png").write_bytes(mask_png(~left))
+    run("edit", "photo10.png", "photo20.png", "x", "--mask", "left.png")
+    assert [mask.tolist() for request in editor.requests for mask in request.mask] == [left.tolist()] * 2
+    command = ("edit", "photo20.png", "photo1*.png", "x", "--mask", "left.png", "--mask", "right.png")
+    editor.requests.clear()
+    run(*command)
+    masks = {int(request.images[0][0, 0, 0]): request.mask[0].tolist() for request in editor.requests}
+    assert masks == {20: left.tolist(), 10: (~left).tolist()}
+    # A mask is a part of what is asked for, so another one makes another output.
+    assert len(written("edited")) == 4
+    assert run(*command)[1] == "0 edited, 2 already done\n"
+
+
+def test_a_mask_that_does_not_fit_one_picture_does_not_stop_the_others(server: str) -> None:
+    Path("wide.png").write_bytes(png(10, 16, 6))
+    Path("mask.png").write_bytes(mask_png(np.ones((6, 8))))
+    _, err = run("edit", "wide.png", "photo10.png", "x", "--mask", "mask.png", "--jobs", "1", status=1)
+    assert "wide.png: mask: the mask of the image at index 0 is 8x6, and the image 16x6" in err
+    assert err.endswith("1 edited, 1 failed\n")
+
+
+def test_a_transparent_picture_is_laid_on_white_on_demand(server: str, editor: Watched) -> None:
+    PIL.Image.new("RGBA", (8, 6), (10, 20, 30, 128)).save("clear.png")
+    run("edit", "clear.png", "x")
+    run("edit", "clear.png", "x", "--background", "opaque")
+    assert [request.images[0].shape[2] for request in editor.requests] == [4, 3]
+
+
 def test_no_more_requests_at_a_time_than_asked_for(server: str, editor: Watched) -> None:
     for index in range(5):
         Path(f"more{index}.png").write_bytes(png(index + 1))
@@ -268,6 +300,8 @@ class TestWhatWouldFailEveryPictureStopsTheRun:
         (("photo10.png", "x", "--key", "secret"), "No such option '--key'"),
         ((".", "x", "-o", "."), "among the pictures of ."),
         (("empty", "x"), "there are no pictures in empty"),
+        (("photo10.png", "x", "--mask", "gone.png"), "No such file or directory: 'gone.png'"),
+        (("photo*.png", "x", *["--mask", "photo10.png"] * 2), "--mask is given 2 times, for 3 pictures: give it once"),
     ],
 )
 def test_a_command_line_that_cannot_be_used(words: tuple[str, ...], message: str) -> None:
