@@ -22,7 +22,7 @@ from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, AuthSettings, LimitSettings, ModelSettings
 from tests.editors import Inverter
 from tests.http_calls import MODEL, MULTIPART, basic, call, drive, edit, error_of, log_lines, never
-from tests.pictures import pixels_of, png
+from tests.pictures import file_of, pixels_of, png
 
 
 @pytest.fixture
@@ -84,6 +84,18 @@ def test_pictures_come_in_the_format_asked_for(app: Starlette, output_format: st
     file = base64.b64decode(body["data"][0]["b64_json"])
     assert PIL.Image.open(io.BytesIO(file)).format == output_format.upper()
     assert body["output_format"] == output_format
+
+
+@pytest.mark.parametrize(("output_format", "mode"), [("png", "RGBA"), ("webp", "RGBA"), ("jpeg", "RGB")])
+def test_a_transparent_picture_has_a_transparent_result(app: Starlette, output_format: str, mode: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 4), np.uint8)
+    files = {"images": ("a.png", file_of(PIL.Image.fromarray(pixels), "PNG"))}
+    data = {"prompt": "invert", "output_format": output_format}
+    [item] = call(app, "POST", "/v1/images/edits", files=files, data=data).json()["data"]
+    with PIL.Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))) as image:
+        assert image.mode == mode
+        if mode == "RGBA":
+            np.testing.assert_array_equal(np.asarray(image)[1:], 255 - pixels[1:])
 
 
 def test_compression_reaches_the_encoder(app: Starlette) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -17,7 +18,7 @@ from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, AuthSettings
 from tests.editors import Inverter, Stumbler
 from tests.http_server import listening
-from tests.pictures import png
+from tests.pictures import mask_png, png
 
 
 class Recovering(Inverter):
@@ -108,3 +109,19 @@ def test_the_async_client_streams() -> None:
     types = [event.type for event in events]
     assert (types.count("image_edit.partial_image"), types.count("image_edit.completed")) == (2, 2)
     assert events[-1].type == "image_edit.done"
+
+
+def test_a_mask_is_sent_as_in_openais_api() -> None:
+    editor = Inverter()
+    changes = np.zeros((6, 8), bool)
+    changes[:, :3] = True
+    with client_of(editor) as client:
+        client.images.edit(image=png(1), mask=mask_png(changes), prompt="x")
+        client.images.edit(image=[png(1)], mask=("mask.png", mask_png(changes)), prompt="x", background="auto")
+        with pytest.raises(openai.BadRequestError, match="is 4x4, and the image 8x6") as caught:
+            client.images.edit(image=png(1), mask=mask_png(np.ones((4, 4))), prompt="x")
+        assert caught.value.param == "mask"
+        with pytest.raises(openai.BadRequestError, match="auto or opaque") as transparent:
+            client.images.edit(image=png(1), prompt="x", background="transparent")
+        assert transparent.value.param == "background"
+    assert [request.mask[0].tolist() for request in editor.requests] == [changes.tolist()] * 2

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from openai import OpenAI
 from starlette.responses import Response
@@ -23,7 +24,7 @@ from tests.editors import Gated, Inverter
 from tests.fakes import Clock
 from tests.http_calls import edit, error_of
 from tests.http_server import listening
-from tests.pictures import png
+from tests.pictures import mask_png, png
 
 PATIENCE_S = 20
 # Long enough to come back on a slow machine, short enough to wait for.
@@ -344,9 +345,15 @@ class Caller:
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost", headers=headers)
 
     async def post(
-        self, key: str | None = "k", values: tuple[int, ...] = (10, 20), query: str = "", **fields: str
+        self,
+        key: str | None = "k",
+        values: tuple[int, ...] = (10, 20),
+        query: str = "",
+        mask: bytes | None = None,
+        **fields: str,
     ) -> httpx.Response:
         files = [("images", (f"{value}.png", png(value), "image/png")) for value in values]
+        files += [] if mask is None else [("mask", ("mask.png", mask, "image/png"))]
         headers = {} if key is None else {"Idempotency-Key": key}
         data = {"prompt": "invert", **fields}
         return await self.http.post(f"/v1/images/edits{query}", files=files, data=data, headers=headers)
@@ -421,7 +428,10 @@ def test_json_and_a_form_that_ask_the_same_are_the_same_edit() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"values": (20, 10)}, {"values": (10,)}, {"n": "2"}, {"user": "ann"}, {"query": "?async=true"}],
+    [
+        *({"values": (20, 10)}, {"values": (10,)}, {"n": "2"}, {"user": "ann"}, {"query": "?async=true"}),
+        {"mask": mask_png(np.ones((6, 8)))},
+    ],
     ids=lambda other: next(iter(other)),
 )
 def test_another_body_under_the_same_key_is_refused(other: dict[str, Any]) -> None:

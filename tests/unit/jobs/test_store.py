@@ -4,11 +4,15 @@ No Ray, no model.
 """
 
 import asyncio
+import base64
 import gc
+import io
 import weakref
 from pathlib import Path
 
+import numpy as np
 import orjson
+import PIL.Image
 import pytest
 
 from serve_app.api.keys import ApiKey
@@ -18,7 +22,7 @@ from serve_app.jobs.vault import MemoryVault, Superseded
 from serve_app.request import EditRequest
 from tests.editors import Gated
 from tests.http_calls import PATIENCE_S, JobCaller, error_of, play
-from tests.pictures import pixels_of
+from tests.pictures import file_of, mask_png, pixels_of
 from tests.scenes import scene
 
 
@@ -278,6 +282,32 @@ def test_an_open_job_goes_on_in_the_next_process_with_its_seed_to_the_same_resul
         same = {"n": "2", "output_format": "webp", "output_compression": "90", "seed": str(first.seed)}
         now = (await after.post("", (10, 20), **same)).json()
         assert ended["result"]["data"] == now["data"]
+
+    play(story)
+
+
+def test_a_job_goes_on_in_the_next_process_with_its_mask_and_its_transparency() -> None:
+    async def story(editor: Gated) -> None:
+        vault, changes = MemoryVault(), np.eye(8, dtype=bool)
+        pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
+        before = JobCaller(editor, vault)
+        files = {
+            "images": ("a.png", file_of(PIL.Image.fromarray(pixels), "PNG")),
+            "mask": ("b.png", mask_png(changes)),
+        }
+        response = await before.http.post("/v1/images/edits?async=true", files=files, data={"prompt": "invert"})
+        id = response.json()["id"]
+        await before.until(id, "running")
+        after = JobCaller(editor, vault)
+        await after.get(id)
+        editor.gate.set()
+        ended = await after.until(id, "succeeded", "failed")
+        for request in editor.requests:
+            np.testing.assert_array_equal(request.images[0], pixels)
+            np.testing.assert_array_equal(request.mask[0], changes)
+        assert len(editor.requests) == 2
+        with PIL.Image.open(io.BytesIO(base64.b64decode(ended["result"]["data"][0]["b64_json"]))) as image:
+            assert image.mode == "RGBA"
 
     play(story)
 
