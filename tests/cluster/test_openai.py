@@ -87,7 +87,7 @@ class TestPython:
             ({"n": 0}, openai.BadRequestError, "INVALID_INPUT", "n"),
             ({"size": "4000x4000"}, openai.BadRequestError, "INVALID_INPUT", "size"),
             ({"size": "4000x4000", "stream": True}, openai.BadRequestError, "INVALID_INPUT", "size"),
-            ({"mask": PICTURE}, openai.BadRequestError, "INVALID_INPUT", "mask"),
+            ({"mask": png(scene(1, 64, 32))}, openai.BadRequestError, "INVALID_INPUT", "mask"),
             ({"extra_body": {"steps": 5}}, openai.BadRequestError, "INVALID_INPUT", "steps"),
             ({"model": "dall-e-3"}, openai.NotFoundError, "MODEL_NOT_FOUND", "model"),
         ],
