@@ -5,7 +5,7 @@ Only validated input can become an EditRequest.
 
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -36,7 +36,7 @@ from serve_app.images.geometry import (
 )
 from serve_app.images.masks import MASK_THRESHOLD, as_changes
 from serve_app.images.pixels import convert, lay_on_white, naming, without_idle_alpha
-from serve_app.settings import LimitSettings
+from serve_app.settings import MAX_SCALE, LimitSettings
 
 MAX_VARIANTS = 10
 MAX_PROMPT_CHARS = 4000
@@ -45,6 +45,7 @@ MAX_PREVIEWS = 3
 MAX_GUIDANCE = 20
 # The largest integer that JSON clients (JavaScript) carry exactly.
 MAX_SEED = 2**53 - 1
+MAX_ADAPTERS = 8
 
 T = TypeVar("T")
 
@@ -79,8 +80,29 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_adapters(value: Any) -> Any:
+    """Return the adapters that a text such as `cinematic:0.8, sketch` names; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip().partition(":") for part in value.split(",")]
+    try:
+        return tuple(AdapterUse(name.strip(), float(scale) if colon else None) for name, colon, scale in parts)
+    except ValueError:
+        raise ValueError(
+            f"must be names, each with a number at most, such as cinematic:0.8,sketch, not {value!r:.80}"
+        ) from None
+
+
 def _new_seed() -> int:
     return secrets.randbelow(2**32)
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """An adapter that a request names. `scale`: its strength; None: that of the server's settings."""
+
+    name: str
+    scale: float | None = None
 
 
 Background = Literal["auto", "opaque"]
@@ -120,6 +142,14 @@ class EditParams(BaseModel):
     guidance_scale: Guidance = Field(
         None, description="classifier-free guidance; 1 turns it off; if omitted: the model's default"
     )
+    adapters: Annotated[tuple[AdapterUse, ...], BeforeValidator(_as_adapters), WithJsonSchema({"type": "string"})] = (
+        Field(
+            (),
+            description="adapters (LoRA) of this server, with commas between them, each with a strength if not the "
+            "server's own",
+            examples=["cinematic:0.8"],
+        )
+    )
     seed: int = Field(
         default_factory=_new_seed,
         ge=0,
@@ -139,6 +169,22 @@ class EditParams(BaseModel):
         if fit == "free" and info.data.get("size") in (None, "original"):
             raise ValueError("free needs a size of WIDTHxHEIGHT: any other size has the picture's own aspect ratio")
         return fit
+
+    @field_validator("adapters")
+    @classmethod
+    def _check_adapters(cls, adapters: tuple[AdapterUse, ...]) -> tuple[AdapterUse, ...]:
+        names = [adapter.name for adapter in adapters]
+        if len(set(names)) < len(names):
+            raise ValueError("names an adapter twice")
+        if len(names) > MAX_ADAPTERS:
+            raise ValueError(f"must be at most {MAX_ADAPTERS}, not {len(names)}")
+        for adapter in adapters:
+            if adapter.scale is not None and not abs(adapter.scale) <= MAX_SCALE:
+                raise ValueError(
+                    f"the strength of {adapter.name[:64]} must be from -{MAX_SCALE:g} to {MAX_SCALE:g}, not "
+                    f"{adapter.scale:g}"
+                )
+        return adapters
 
     @field_validator("prompt", "negative_prompt")
     @classmethod
@@ -366,6 +412,14 @@ def check_limits(request: EditRequest, limits: LimitSettings) -> None:
             f"size: {request.size} has an aspect ratio above {limits.max_aspect_ratio:g}:1", param="size"
         )
     check_original_size(request, request.sizes, limits, masked=bool(request.mask))
+
+
+def check_adapters(adapters: Sequence[AdapterUse], served: Collection[str]) -> None:
+    """Raise InvalidInput for an adapter that the server does not have; `served`: those that it has."""
+    for adapter in adapters:
+        if adapter.name not in served:
+            there = f"there are {', '.join(sorted(served))}" if served else "it has none"
+            raise InvalidInput(f"adapters: this server has no adapter {adapter.name[:64]!r}; {there}", param="adapters")
 
 
 def check_references(count: int, limits: LimitSettings) -> None:

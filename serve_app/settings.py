@@ -34,6 +34,10 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|https?://\[[0-
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
+MAX_SCALE = 4.0
+"""The greatest strength of an adapter, and the least is its negative."""
+
+
 class Settings(BaseModel):
     """Base of all settings: frozen, without unknown names, and with validated defaults."""
 
@@ -41,7 +45,7 @@ class Settings(BaseModel):
 
 
 class LoraSettings(Settings):
-    """A LoRA adapter that is loaded and fused at start."""
+    """A LoRA adapter that is loaded at start."""
 
     source: str = Field(description="directory or hub id of the adapter")
     weight_name: str | None = Field(
@@ -55,10 +59,21 @@ class LoraSettings(Settings):
         # diffusers (0.42) reads a file of another name as a pickle, whatever it is told about safetensors.
         if weight_name is not None and not weight_name.endswith(".safetensors"):
             raise ValueError(
-                f"model.loras: weight_name {weight_name!r} is no .safetensors file; other kinds run code when they are "
+                f"weight_name {weight_name!r} is no .safetensors file; other kinds run code when they are "
                 "read, so this server does not"
             )
         return weight_name
+
+
+class AdapterSettings(LoraSettings):
+    """A LoRA adapter that requests choose by name."""
+
+    scale: float = Field(
+        1.0, ge=-MAX_SCALE, le=MAX_SCALE, allow_inf_nan=False, description="strength, for requests that name none"
+    )
+
+
+AdapterName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
 class ModelSettings(Settings):
@@ -92,6 +107,9 @@ class ModelSettings(Settings):
         False, description="encode and decode in tiles, which needs less memory for large pictures"
     )
     loras: tuple[LoraSettings, ...] = Field((), description="adapters that are fused at start, in this order")
+    adapters: dict[AdapterName, AdapterSettings] = Field(
+        {}, description="adapters that requests choose by these names; every row of a forward has its own"
+    )
     native_area: Annotated[int, Field(ge=4096)] | None = Field(
         None, description="pixels of a picture at the model's native size; unset: from the checkpoint, else 1024²"
     )

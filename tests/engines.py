@@ -1,7 +1,7 @@
 """Engines for tests: started and stopped, with requests that join at a known step."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ def engine(
     start: bool = True,
     calibration: Calibration = CALIBRATION,
     clock: Callable[[], float] = time.monotonic,
+    adapters: Mapping[str, float] | None = None,
     **settings: Any,
 ) -> Iterator[EditEngine]:
     """Yield an engine. With `start=False` it takes requests, which `start` then begins in one step."""
@@ -41,6 +42,7 @@ def engine(
             max_samples=max_samples,
             default_steps=4,
             default_guidance=4.0,
+            adapters=adapters or {},
         ),
         EngineSettings(**{"batch_tokens": 10**9, **settings}),
         timeout_s=timeout_s,

@@ -1,6 +1,7 @@
 """The model that an engine runs, as one value."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from serve_app.engine.backend import Backend
 from serve_app.engine.calibration import Calibration
@@ -10,7 +11,8 @@ from serve_app.engine.calibration import Calibration
 class ServedModel:
     """A loaded backend with its limits, its defaults, and its calibration on this machine.
 
-    `max_samples`: samples in one forward. `default_steps`, `default_guidance`: for requests that set none.
+    `max_samples`: samples in one forward. `default_steps`, `default_guidance`: for requests that set none. `adapters`:
+    the adapters that requests may name, with the strength of each where a request sets none.
     """
 
     backend: Backend
@@ -18,3 +20,4 @@ class ServedModel:
     max_samples: int
     default_steps: int
     default_guidance: float
+    adapters: Mapping[str, float] = field(default_factory=dict)

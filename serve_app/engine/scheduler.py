@@ -9,6 +9,7 @@ import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from serve_app.errors import InvalidInput
@@ -109,6 +110,8 @@ class Sample:
     seed: int
     steps: int
     guidance: float
+    adapters: tuple[tuple[str, float], ...] = ()
+    """The adapters, by name and scale."""
     preview_steps: tuple[int, ...] = ()
     """The numbers of steps after which a preview is sent."""
     steps_done: int = 0
@@ -185,6 +188,7 @@ def expand(
     *,
     default_steps: int,
     default_guidance: float,
+    adapters: Mapping[str, float] = MappingProxyType({}),
     cost: StepCost = ONE_PER_TOKEN,
     sequence: int = 0,
     arrived_s: float = 0.0,
@@ -196,10 +200,13 @@ def expand(
     Code that steps samples without a queue omits `sequence`, `arrived_s`, `deadline_s` and `alone`.
 
     Raises InvalidInput for a mask that leaves nothing to edit in the part of its picture that the output shows.
+    `adapters`: the strengths of those that requests may name. Code that steps samples without a queue omits `sequence`,
+    `arrived_s`, `deadline_s` and `alone`.
     """
     steps = request.num_inference_steps or default_steps
     guidance = request.guidance_scale or default_guidance
     negative = request.negative_prompt if guidance > 1 else None
+    scales = tuple((use.name, adapters[use.name] if use.scale is None else use.scale) for use in request.adapters)
     size = wanted_size(request, masked=bool(request.mask))
     framings = [geometry.frame(picture, size, request.fit) for picture in request.sizes]
     conditions = _conditions(request, framings, geometry, negative)
@@ -219,6 +226,7 @@ def expand(
                 seed=request.output_seed(index, variant),
                 steps=steps,
                 guidance=guidance,
+                adapters=scales,
                 preview_steps=preview_steps(steps, request.partial_images),
             )
             for variant in range(request.n)

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 from serve_app.errors import InvalidInput, ModelNotFound
 from serve_app.forms.upload import Values
 from serve_app.images.encoding import OutputFormat
-from serve_app.request import EditParams, Guidance, invalid_input
+from serve_app.request import AdapterUse, EditParams, Guidance, check_adapters, invalid_input
 from serve_app.settings import ModelSettings
 
 MAX_COMPRESSION = 100
@@ -67,6 +67,13 @@ class EditFields(EditParams):
     def _printable(cls, user: str) -> str | None:
         # The log holds this text, and a line break in it would forge a line of the log.
         return "".join(filter(str.isprintable, user)) or None
+
+    @field_validator("adapters")
+    @classmethod
+    def _check_served(cls, adapters: tuple[AdapterUse, ...], info: ValidationInfo) -> tuple[AdapterUse, ...]:
+        assert isinstance(info.context, ModelSettings)
+        check_adapters(adapters, info.context.adapters)
+        return adapters
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -15,6 +15,7 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
+from serve_app.models.adapters import load_adapters
 from serve_app.models.device import grow_segments
 from serve_app.models.families import PIPELINES
 from serve_app.models.packed import VarlenAttention, pack
@@ -64,7 +65,7 @@ class LoadedModel:
 
 
 def load(settings: ModelSettings) -> LoadedModel:
-    """Load the model, fuse its adapters, tune it, and move it to its device.
+    """Load the model and its adapters, tune it, and move it to its device.
 
     Raises ValueError or OSError for a model or a setting that cannot be used. Every call loads the model anew.
     """
@@ -81,6 +82,7 @@ def load(settings: ModelSettings) -> LoadedModel:
         pipeline.load_lora_weights(lora.source, weight_name=lora.weight_name, use_safetensors=True)
         pipeline.fuse_lora(lora_scale=lora.scale)
         pipeline.unload_lora_weights()
+    pipeline.adapters = load_adapters(pipeline, settings.adapters)
     _tune(pipeline, settings, device)
     _place(pipeline, settings, device)
     if settings.source == BUILTIN_TINY:

@@ -23,6 +23,7 @@ from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images.geometry import Geometry, Size
 from serve_app.images.masks import resize_mask
 from serve_app.images.pixels import lay_on_white, resize
+from serve_app.models.adapters import Adapters, AdapterScales, share_out
 from serve_app.models.device import is_out_of_memory, translated_errors
 from serve_app.models.packed import Grid, Layout, RowShape, Stream, pack, step_cost
 from serve_app.models.patches import skip_absent_frames
@@ -74,6 +75,7 @@ class SampleState:
     grids: tuple[Grid, ...]
     """The sizes in tokens of the output and of its references."""
     guidance: float
+    adapters: AdapterScales
     sigmas: list[float]
     timesteps: list[float]
     latents: torch.Tensor
@@ -119,6 +121,7 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         merge_windows(text_encoder)
         skip_absent_frames(vae)
         pack(transformer)
+        self.adapters = Adapters()
         self._last_plan: _Plan | None = None
         # Diffusers has a constant 64, which is right for the published tokenizer only.
         self.prompt_template_encode_start_idx = len(tokenizer(self._instructions)["input_ids"])
@@ -315,7 +318,9 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
                 (size.height // multiple, size.width // multiple) for size in (shape.output, *shape.references)
             )
             noise = None if encoding.mask is None else latents
-            return SampleState(encoding, shape, grids, sample.guidance, sigmas, timesteps, latents, noise)
+            return SampleState(
+                encoding, shape, grids, sample.guidance, sample.adapters, sigmas, timesteps, latents, noise
+            )
 
     def _schedule(self, steps: int, tokens: int) -> tuple[list[float], list[float]]:
         config = self.scheduler.config
@@ -356,8 +361,9 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
     def _plan(self, states: Sequence[SampleState]) -> "_Plan":
         """Return the plan of these samples, which is that of the last step unless a sample has joined or left."""
         shapes = tuple(_row_shapes(state) for state in states)
-        if self._last_plan is None or self._last_plan.shapes != shapes:
-            self._last_plan = _Plan(shapes, self.transformer, self._execution_device)
+        adapters = tuple(state.adapters for state in states)
+        if self._last_plan is None or (self._last_plan.shapes, self._last_plan.adapters) != (shapes, adapters):
+            self._last_plan = _Plan(shapes, adapters, self.transformer, self._execution_device)
         return self._last_plan
 
     def _predict(
@@ -368,7 +374,8 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
             [part for index, _ in plan.rows for part in (states[index].latents, states[index].encoding.references)]
         )
         text = torch.cat([_texts(states[index])[place] for index, place in plan.rows])
-        predicted = self.transformer(image, text, times.flatten().to(image.dtype) / 1000, plan.layout)
+        with self.adapters.applied(plan.shares):
+            predicted = self.transformer(image, text, times.flatten().to(image.dtype) / 1000, plan.layout)
         velocities = dict(zip(plan.rows, plan.layout.output.split(predicted), strict=True))
         if plan.guided:
             positive, negative = (torch.cat([velocities[index, place] for index in plan.guided]) for place in (0, 1))
@@ -437,16 +444,23 @@ class _Plan:
 
     `shapes`: for each sample, that of its row and, if it is guided, of its unguided twin. `rows`: those of the forward
     in their order, by sample and place among its texts. `guided`: the samples with a twin. `samples`, `pairs`: the
-    outputs' tokens of all samples, and of the guided ones.
+    outputs' tokens of all samples, and of the guided ones. `shares`: those of the samples' adapters.
     """
 
-    def __init__(self, shapes: Sequence[tuple[RowShape, ...]], transformer: Any, device: torch.device) -> None:
-        self.shapes = tuple(shapes)
+    def __init__(
+        self,
+        shapes: Sequence[tuple[RowShape, ...]],
+        adapters: Sequence[AdapterScales],
+        transformer: Any,
+        device: torch.device,
+    ) -> None:
+        self.shapes, self.adapters = tuple(shapes), tuple(adapters)
         rows = [(index, place) for index, of_sample in enumerate(shapes) for place in range(len(of_sample))]
         # Neighbours with equally many tokens share an attention call.
         self.rows = sorted(rows, key=lambda row: shapes[row[0]][row[1]].tokens)
         self.guided = [index for index, of_sample in enumerate(shapes) if len(of_sample) == 2]
         self.layout = Layout([shapes[index][place] for index, place in self.rows], transformer, device)
+        self.shares = share_out([adapters[index] for index, _ in self.rows], self.layout, transformer.zero_cond_t)
         lengths = [of_sample[0].output_tokens for of_sample in shapes]
         self.samples = Stream([(length, index) for index, length in enumerate(lengths)], device)
         self.pairs = Stream([(lengths[index], place) for place, index in enumerate(self.guided)], device)

@@ -49,6 +49,7 @@ def start(
             max_samples=limit,
             default_steps=model.default_steps,
             default_guidance=model.default_guidance,
+            adapters={name: adapter.scale for name, adapter in settings.model.adapters.items()},
         ),
         settings.engine,
         timeout_s=settings.limits.request_timeout_s,

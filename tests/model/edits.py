@@ -33,7 +33,16 @@ def request(**fields) -> EditRequest:
 
 def queue_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[QueuedRequest]:
     return [
-        expand(r, random_model.geometry, sequence=k, arrived_s=0, deadline_s=1, default_steps=5, default_guidance=4.0)
+        expand(
+            r,
+            random_model.geometry,
+            sequence=k,
+            arrived_s=0,
+            deadline_s=1,
+            default_steps=5,
+            default_guidance=4.0,
+            adapters=dict.fromkeys(random_model.adapters.names, 1.0),
+        )
         for k, r in enumerate(requests)
     ]
 

@@ -10,8 +10,9 @@ from serve_app.engine.admission import Admission
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.model import ServedModel
 from serve_app.engine.requests import RunOptions
-from serve_app.errors import DeadlineExceeded, EditError, TakesTooLong, TooMuchWork
+from serve_app.errors import DeadlineExceeded, EditError, InvalidInput, TakesTooLong, TooMuchWork
 from serve_app.settings import EngineSettings
+from tests.engines import TIMEOUT_S, engine, submit
 from tests.fakes import ArithmeticPipeline, Clock, edit_request
 
 RATE = 1e-3
@@ -55,6 +56,18 @@ def test_an_edit_behind_too_much_work_is_refused(executor: Executor):
     # One of half the work goes before them.
     (shorter,) = waiting.submit([edit_request(5, num_inference_steps=2)])
     assert not isinstance(shorter, EditError)
+
+
+def test_adapters_are_those_of_the_model_at_their_strengths():
+    pipeline = ArithmeticPipeline()
+    with engine(pipeline, adapters={"cinematic": 0.7}) as running:
+        (refused,) = running.submit([edit_request(1, adapters="sketch")])
+        assert isinstance(refused, InvalidInput)
+        assert (refused.param, "there are cinematic" in refused.message) == ("adapters", True)
+        for future in submit(running, *(edit_request(1, adapters=text) for text in ("cinematic", "cinematic:2"))):
+            future.result(TIMEOUT_S)
+    used = {state.sample.adapters for batch in pipeline.batches for state in batch}
+    assert used == {(("cinematic", 0.7),), (("cinematic", 2.0),)}
 
 
 def test_without_a_deadline_no_work_is_too_much(executor: Executor):

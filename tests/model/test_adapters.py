@@ -1,0 +1,138 @@
+"""Adapters per request: every row of a packed forward has its own, and ends as it would alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from serve_app.models import loading
+from serve_app.models.families import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import StepwisePipeline
+from serve_app.settings import AdapterSettings, LoraSettings, ModelSettings
+from tests.model.edits import edit, request, samples_of, step
+from tests.random_model import build_random_model, build_random_plus_model
+from tests.scenes import difference, scene
+
+BOUND = 1
+
+TARGETS = {
+    "attention": ["to_q", "to_k", "to_v", "add_q_proj", "to_out.0", "to_add_out"],
+    # Those that run once for each row, and with `zero_cond_t` once more for its time 0, among them.
+    "everything": "all-linear",
+}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["edit", "plus-zero-cond"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a model, without and with `zero_cond_t`."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    (build_random_plus_model() if request.param else build_random_model()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return the folder of each adapter, as diffusers saves it."""
+    return {name: write_adapter(tmp_path_factory.mktemp(name), name) for name in TARGETS}
+
+
+def write_adapter(folder: Path, name: str, *, dora: bool = False) -> Path:
+    model = build_random_model().transformer
+    torch.manual_seed(len(name))
+    model.add_adapter(
+        LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS[name], init_lora_weights=False, use_dora=dora)
+    )
+    weights = get_peft_model_state_dict(model)
+    StepwiseQwenImageEditPipeline.save_lora_weights(folder, transformer_lora_layers=weights)
+    return folder
+
+
+def load(checkpoint: Path, files: dict[str, Path], **settings) -> StepwisePipeline:
+    adapters = {name: AdapterSettings(source=str(folder)) for name, folder in files.items()}
+    return loading.load(ModelSettings(source=str(checkpoint), adapters=adapters, **settings)).pipeline
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path, files: dict[str, Path]) -> StepwisePipeline:
+    return load(checkpoint, files)
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint: Path) -> StepwisePipeline:
+    return load(checkpoint, {})
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_alone_it_equals_the_same_adapter_fused(checkpoint, files, model, plain, name):
+    fused = load(checkpoint, {}, loras=(LoraSettings(source=str(files[name]), scale=0.7),))
+    expected = edit(fused, [request()])[0]
+    assert difference(edit(model, [request(adapters=f"{name}:0.7")])[0], expected) <= BOUND
+    assert difference(edit(plain, [request()])[0], expected) > 5
+
+
+MIX = [
+    {"adapters": "attention"},
+    {"images": [scene(2, 300, 100)], "size": "128x64", "seed": 3},
+    {"images": [scene(3)], "adapters": "everything:-0.5,attention:0.3", "guidance_scale": 1.0, "seed": 4},
+    {"adapters": "everything:0.8", "num_inference_steps": 3, "prompt": "a longer prompt"},
+]
+
+
+def test_rows_with_other_adapters_share_a_forward_and_end_as_alone(model):
+    together = edit(model, [request(**fields) for fields in MIX])
+    for fields, merged in zip(MIX, together, strict=True):
+        assert difference(merged, edit(model, [request(**fields)])[0]) <= BOUND
+
+
+def test_a_row_without_an_adapter_keeps_every_bit(model, plain):
+    without = [{**fields, "adapters": ()} for fields in MIX]
+    states = []
+    for pipeline, mix in ((model, MIX), (plain, without)):
+        samples = samples_of(pipeline, [request(**fields) for fields in mix])
+        for _ in range(2):
+            step(pipeline, samples)
+        states.append([sample.state.latents for sample in samples])
+    adapted, bare = states
+    same = [torch.equal(one, other) for one, other in zip(adapted, bare, strict=True)]
+    assert same == [not fields.get("adapters") for fields in MIX]
+
+
+def test_the_strength_of_a_request_goes_before_the_settings(model):
+    outputs = edit(
+        model, [request(adapters=f"attention:{scale}") for scale in (0, 1)] + [request(), request(adapters="attention")]
+    )
+    off, on, none, default = outputs
+    assert difference(off, none) <= BOUND
+    assert difference(on, default) <= BOUND
+    assert difference(on, none) > 5
+
+
+class TestRefusals:
+    def refuse(self, checkpoint, match, **adapter):
+        with pytest.raises((ValueError, OSError), match=match):
+            loading.load(ModelSettings(source=str(checkpoint), adapters={"bad": AdapterSettings(**adapter)}))
+
+    def test_a_dora(self, random_model_folder, tmp_path):
+        folder = write_adapter(tmp_path, "attention")
+        file = folder / "pytorch_lora_weights.safetensors"
+        weights = load_file(file)
+        name = next(iter(weights)).replace("lora_A.weight", "dora_scale")
+        save_file({**weights, name: torch.ones(1)}, file)
+        self.refuse(random_model_folder, r"model\.adapters\.bad: .*DoRA", source=str(folder))
+
+    def test_one_of_another_model(self, random_model_folder, tmp_path):
+        folder = write_adapter(tmp_path, "attention")
+        file = folder / "pytorch_lora_weights.safetensors"
+        weights = {name.replace("blocks.0", "blocks.40"): value for name, value in load_file(file).items()}
+        save_file(weights, file)
+        self.refuse(random_model_folder, r"model\.adapters\.bad: only \d+ of the \d+ layers", source=str(folder))
+
+    def test_a_folder_of_several_files_without_a_name(self, random_model_folder, tmp_path):
+        for name in ("a", "b"):
+            save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+        self.refuse(random_model_folder, r"model\.adapters\.bad: .* has 2 \.safetensors files", source=str(tmp_path))
+
+    def test_a_missing_file(self, random_model_folder, tmp_path):
+        self.refuse(random_model_folder, r"model\.adapters\.bad: ", source=str(tmp_path), weight_name="x.safetensors")
