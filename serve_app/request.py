@@ -36,7 +36,7 @@ from serve_app.images.geometry import (
 )
 from serve_app.images.masks import MASK_THRESHOLD, as_changes
 from serve_app.images.pixels import convert, lay_on_white, naming, without_idle_alpha
-from serve_app.settings import MAX_SCALE, LimitSettings
+from serve_app.settings import MAX_SCALE, AdapterUse, LimitSettings, parse_adapters
 
 MAX_VARIANTS = 10
 MAX_PROMPT_CHARS = 4000
@@ -81,28 +81,11 @@ def _as_tuple(value: Any) -> Any:
 
 
 def _as_adapters(value: Any) -> Any:
-    """Return the adapters that a text such as `cinematic:0.8, sketch` names; any other value as it is."""
-    if not isinstance(value, str):
-        return value
-    parts = [part.strip().partition(":") for part in value.split(",")]
-    try:
-        return tuple(AdapterUse(name.strip(), float(scale) if colon else None) for name, colon, scale in parts)
-    except ValueError:
-        raise ValueError(
-            f"must be names, each with a number at most, such as cinematic:0.8,sketch, not {value!r:.80}"
-        ) from None
+    return parse_adapters(value) if isinstance(value, str) else value
 
 
 def _new_seed() -> int:
     return secrets.randbelow(2**32)
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterUse:
-    """An adapter that a request names. `scale`: its strength; None: that of the server's settings."""
-
-    name: str
-    scale: float | None = None
 
 
 Background = Literal["auto", "opaque"]
@@ -149,6 +132,12 @@ class EditParams(BaseModel):
             "server's own",
             examples=["cinematic:0.8"],
         )
+    )
+    preset: str | None = Field(
+        None,
+        description="a preset of this server, for steps, guidance, adapters and noise schedule; a field of your own "
+        "goes before the preset's",
+        examples=["fast"],
     )
     seed: int = Field(
         default_factory=_new_seed,
@@ -418,8 +407,15 @@ def check_adapters(adapters: Sequence[AdapterUse], served: Collection[str]) -> N
     """Raise InvalidInput for an adapter that the server does not have; `served`: those that it has."""
     for adapter in adapters:
         if adapter.name not in served:
-            there = f"there are {', '.join(sorted(served))}" if served else "it has none"
+            there = f"there are {', '.join(served)}" if served else "it has none"
             raise InvalidInput(f"adapters: this server has no adapter {adapter.name[:64]!r}; {there}", param="adapters")
+
+
+def check_preset(name: str | None, served: Collection[str]) -> None:
+    """Raise InvalidInput for a preset that the server does not have; `served`: those that it has."""
+    if name is not None and name not in served:
+        there = f"there are {', '.join(served)}" if served else "it has none"
+        raise InvalidInput(f"preset: this server has no preset {name[:64]!r}; {there}", param="preset")
 
 
 def check_references(count: int, limits: LimitSettings) -> None:

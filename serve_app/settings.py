@@ -5,6 +5,8 @@ compares the settings table of the documentation with these models.
 """
 
 import re
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,6 +46,25 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterUse:
+    """An adapter that a request or a preset names. `scale`: its strength; None: that of `model.adapters`."""
+
+    name: str
+    scale: float | None = None
+
+
+def parse_adapters(text: str) -> tuple[AdapterUse, ...]:
+    """Return the adapters that a text such as `cinematic:0.8, sketch` names. Raises ValueError."""
+    parts = [part.strip().partition(":") for part in text.split(",")]
+    try:
+        return tuple(AdapterUse(name.strip(), float(scale) if colon else None) for name, colon, scale in parts)
+    except ValueError:
+        raise ValueError(
+            f"must be names, each with a number at most, such as cinematic:0.8,sketch, not {text[:80]!r}"
+        ) from None
+
+
 class LoraSettings(Settings):
     """A LoRA adapter that is loaded at start."""
 
@@ -73,7 +94,47 @@ class AdapterSettings(LoraSettings):
     )
 
 
-AdapterName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")]
+ServedName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")]
+"""The name of an adapter or a preset, as requests have it."""
+
+Steps = Annotated[int, Field(ge=1, le=150)]
+Guidance = Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)]
+
+
+class PresetSettings(Settings):
+    """What requests ask for by one name."""
+
+    steps: Steps | None = Field(None, description="`num_inference_steps`; unset: as many as `sigmas`, else the default")
+    guidance: Guidance | None = Field(None, description="`guidance_scale`; unset: the default")
+    adapter: str | None = Field(
+        None,
+        description="`adapters`: names of `model.adapters`, each with a strength if not its own, with commas between",
+    )
+    shift: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] | None = Field(
+        None,
+        description="fixed shift of the noise schedule, without a terminal stretch, as distilled adapters have it; "
+        "unset: the checkpoint's own",
+    )
+    sigmas: tuple[float, ...] | None = Field(
+        None,
+        description="noise levels before the shift, from 1 downwards, one for each step, as diffusers takes them; "
+        "unset: evenly spaced. With another number of steps in a request they are left out",
+    )
+
+    @field_validator("sigmas")
+    @classmethod
+    def _check_sigmas(cls, sigmas: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if sigmas is not None:
+            falling = all(one > other for one, other in pairwise(sigmas))
+            if not sigmas or sigmas[0] != 1 or not falling or sigmas[-1] <= 0:
+                raise ValueError("model.presets: sigmas must begin with 1 and fall, and the last must be above 0")
+        return sigmas
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> "PresetSettings":
+        if self.sigmas is not None and self.steps not in (None, len(self.sigmas)):
+            raise ValueError(f"model.presets: {len(self.sigmas)} sigmas for {self.steps} steps; leave steps out")
+        return self
 
 
 class ModelSettings(Settings):
@@ -107,16 +168,22 @@ class ModelSettings(Settings):
         False, description="encode and decode in tiles, which needs less memory for large pictures"
     )
     loras: tuple[LoraSettings, ...] = Field((), description="adapters that are fused at start, in this order")
-    adapters: dict[AdapterName, AdapterSettings] = Field(
+    adapters: dict[ServedName, AdapterSettings] = Field(
         {}, description="adapters that requests choose by these names; every row of a forward has its own"
+    )
+    presets: dict[ServedName, PresetSettings] = Field(
+        {}, description="what requests ask for by `preset`: steps, guidance, adapters and noise schedule under one name"
+    )
+    quality: dict[Literal["low", "medium", "high"], str] = Field(
+        {}, description="presets for OpenAI's `quality`, such as `{low: fast}`; unset: `quality` has no effect"
     )
     native_area: Annotated[int, Field(ge=4096)] | None = Field(
         None, description="pixels of a picture at the model's native size; unset: from the checkpoint, else 1024²"
     )
-    default_steps: Annotated[int, Field(ge=1, le=150)] | None = Field(
+    default_steps: Steps | None = Field(
         None, description="`num_inference_steps` of a request that sets none; unset: 50 (`builtin:tiny`: 20)"
     )
-    default_guidance: Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)] | None = Field(
+    default_guidance: Guidance | None = Field(
         None, description="`guidance_scale` of a request that sets none; unset: 4.0 (`builtin:tiny`: 2.0)"
     )
 
@@ -128,6 +195,19 @@ class ModelSettings(Settings):
     def all_names(self) -> tuple[str, ...]:
         """Every name that a request's `model` may have, each once."""
         return tuple(dict.fromkeys((self.served_name, *self.aliases)))
+
+    @model_validator(mode="after")
+    def _check_presets(self) -> "ModelSettings":
+        for name, preset in self.presets.items():
+            for use in parse_adapters(preset.adapter) if preset.adapter else ():
+                if use.name not in self.adapters:
+                    raise ValueError(
+                        f"model.presets.{name}.adapter: there is no {use.name!r} in model.adapters; add it there"
+                    )
+        for quality, preset_name in self.quality.items():
+            if preset_name not in self.presets:
+                raise ValueError(f"model.quality.{quality}: there is no {preset_name!r} in model.presets; add it there")
+        return self
 
     @model_validator(mode="after")
     def _check_offload(self) -> "ModelSettings":

@@ -12,6 +12,7 @@ from serve_app.engine.calibration import Calibration, calibrate
 from serve_app.engine.engine import EditEngine
 from serve_app.engine.model import ServedModel
 from serve_app.engine.requests import EditFuture
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.errors import EditError
 from serve_app.request import EditRequest, EditResult, Pixels
 from serve_app.settings import EngineSettings
@@ -40,9 +41,7 @@ def engine(
             pipeline,
             calibration,
             max_samples=max_samples,
-            default_steps=4,
-            default_guidance=4.0,
-            adapters=adapters or {},
+            sampling=SamplingDefaults(4, 4.0, adapters or {}),
         ),
         EngineSettings(**{"batch_tokens": 10**9, **settings}),
         timeout_s=timeout_s,
@@ -89,15 +88,19 @@ def assert_same(result: EditResult, reference: EditResult) -> None:
             np.testing.assert_array_equal(pixels, wanted)
 
 
+SAMPLING = SamplingDefaults(3, 4.0)
+
+
 @contextmanager
-def calibrated_engine(pipeline: Backend, *, start: bool = True) -> Iterator[EditEngine]:
+def calibrated_engine(
+    pipeline: Backend, *, start: bool = True, sampling: SamplingDefaults = SAMPLING
+) -> Iterator[EditEngine]:
     running = EditEngine(
         ServedModel(
             pipeline,
             calibrate(pipeline, max_samples=1, default_guidance=4.0),
             max_samples=8,
-            default_steps=3,
-            default_guidance=4.0,
+            sampling=sampling,
         ),
         EngineSettings(batch_tokens=10**9),
         timeout_s=MODEL_TIMEOUT_S,

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Sample, expand
 from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.models.loading import BUILTIN_GUIDANCE, BUILTIN_STEPS
@@ -80,8 +81,7 @@ def _start(pipeline: StepwiseQwenImageEditPipeline, request: EditRequest) -> Sam
     entry = expand(
         request,
         pipeline.geometry,
-        default_steps=BUILTIN_STEPS,
-        default_guidance=BUILTIN_GUIDANCE,
+        defaults=SamplingDefaults(BUILTIN_STEPS, BUILTIN_GUIDANCE),
     )
     [sample] = entry.samples
     sample.state = pipeline.start(pipeline.encode([pipeline.prepare(entry.conditions[0])])[0], sample)

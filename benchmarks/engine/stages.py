@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.edits import Effort, plain
 from benchmarks.markdown import table
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import expand
 from serve_app.models import loading
 from serve_app.models.loading import LoadedModel
@@ -51,8 +52,7 @@ def _works(model: LoadedModel, side: int, batch: int) -> Iterator[Callable[[], o
         expand(
             kinds[index % len(kinds)].request(),
             pipeline.geometry,
-            default_steps=model.default_steps,
-            default_guidance=model.default_guidance,
+            defaults=SamplingDefaults(model.default_steps, model.default_guidance),
         )
         for index in range(batch)
     ]

@@ -8,6 +8,7 @@ import math
 import weakref
 from dataclasses import dataclass
 
+from serve_app.engine.sampling import Sampling
 from serve_app.engine.scheduler import Policy, QueuedRequest, Sample, Shape, plan, work_s
 
 _MAX_SAMPLES = 10
@@ -114,8 +115,7 @@ def samples_of(entry: QueuedRequest, edit: Edit) -> list[Sample]:
             flops=edit.tokens,
             result=edit.shape.output,
             seed=0,
-            steps=edit.steps,
-            guidance=4.0,
+            sampling=Sampling(edit.steps, 4.0),
         )
         for variant in range(edit.samples)
     ]

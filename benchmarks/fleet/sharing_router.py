@@ -12,6 +12,7 @@ from typing import Any
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from benchmarks.fleet.sharing import View, Work, ranked
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import expand
 from serve_app.images.geometry import Geometry
 from serve_app.request import EditRequest
@@ -33,7 +34,7 @@ class ReplicaFacts:
     def work(self, request: EditRequest, *, alone: bool) -> Work:
         geometry = Geometry(self.native_area, self.multiple)
         steps, guidance = self.default_steps, self.default_guidance
-        return Work.of(expand(request, geometry, default_steps=steps, default_guidance=guidance, alone=alone))
+        return Work.of(expand(request, geometry, defaults=SamplingDefaults(steps, guidance), alone=alone))
 
 
 @dataclass(slots=True)

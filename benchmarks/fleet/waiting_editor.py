@@ -18,6 +18,7 @@ from serve_app.deployments.replica import ImageEditor
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.engine import EditEngine
 from serve_app.engine.model import ServedModel
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Sample
 from serve_app.settings import AppSettings, EngineSettings
 
@@ -54,8 +55,7 @@ class WaitingEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,mis
                 self._pipeline,
                 Calibration({}, self._knee_tokens, self._pipeline.seconds_per_token),
                 max_samples=MAX_SAMPLES,
-                default_steps=DEFAULT_STEPS,
-                default_guidance=DEFAULT_GUIDANCE,
+                sampling=SamplingDefaults(DEFAULT_STEPS, DEFAULT_GUIDANCE),
             ),
             EngineSettings(),
             timeout_s=math.inf,

@@ -8,6 +8,7 @@ from benchmarks.gpu.report import Rows, yes_no
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.engine import EditEngine
 from serve_app.engine.model import ServedModel
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.errors import EditError
 from serve_app.settings import EngineSettings
 
@@ -60,8 +61,7 @@ def _measured(bench: Bench, case: Case, guided: bool, steps: int, callers: int) 
             bench.pipeline,
             Calibration({}, _BATCH_TOKENS, 0.0),
             max_samples=max(callers, bench.max_samples),
-            default_steps=steps,
-            default_guidance=GUIDANCE,
+            sampling=SamplingDefaults(steps, GUIDANCE),
         ),
         EngineSettings(batch_tokens=_BATCH_TOKENS),
         timeout_s=_TIMEOUT_S,

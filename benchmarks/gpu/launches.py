@@ -16,6 +16,7 @@ from benchmarks.gpu.model import ModelSize, build_pipeline, build_transformer, o
 from benchmarks.gpu.prompts import equal_prompts
 from benchmarks.gpu.report import Row
 from benchmarks.markdown import table
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Sample, expand
 from serve_app.images.geometry import Size
 from serve_app.models.families import StepwiseQwenImageEditPipeline
@@ -100,7 +101,7 @@ def _sample(pipeline: StepwiseQwenImageEditPipeline, edit: Edit) -> Sample:
         guidance_scale=1.0 if edit.negative_tokens is None else GUIDANCE,
         num_inference_steps=_STEPS,
     )
-    return expand(request, pipeline.geometry, default_steps=_STEPS, default_guidance=GUIDANCE).samples[0]
+    return expand(request, pipeline.geometry, defaults=SamplingDefaults(_STEPS, GUIDANCE)).samples[0]
 
 
 def computed_flop(size: ModelSize, states: Sequence[SampleState]) -> float:
@@ -127,7 +128,7 @@ def count_stages(cuda: FakeCuda, pipeline: StepwiseQwenImageEditPipeline, size: 
     """Return the counts of each stage of one guided edit at the native size."""
     case = Case(size.native_side, size.native_side)
     request = edit_request(case, equal_prompts(1), guided=True, steps=_STEPS)
-    queued = expand(request, pipeline.geometry, default_steps=_STEPS, default_guidance=GUIDANCE)
+    queued = expand(request, pipeline.geometry, defaults=SamplingDefaults(_STEPS, GUIDANCE))
     with cuda.counting():
         prepared = [pipeline.prepare(condition) for condition in queued.conditions]
     encodings: list[Encoding] = []

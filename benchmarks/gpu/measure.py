@@ -14,6 +14,7 @@ import torch
 from benchmarks.gpu.floor import TransformerCost, floor_s
 from benchmarks.gpu.model import ModelSize
 from benchmarks.gpu.prompts import BLANK
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import QueuedRequest, expand
 from serve_app.images.geometry import Size
 from serve_app.models.families import StepwiseQwenImageEditPipeline
@@ -124,7 +125,7 @@ class Bench:
     def entry(self, case: Case, prompts: Sequence[str], *, guided: bool, negative: str = BLANK) -> QueuedRequest:
         """Return a request of one sample a prompt, each with a picture of its own. Call it inside `native(case)`."""
         request = edit_request(case, prompts, guided=guided, negative=negative, steps=_STEPS)
-        return expand(request, self.pipeline.geometry, default_steps=_STEPS, default_guidance=GUIDANCE)
+        return expand(request, self.pipeline.geometry, defaults=SamplingDefaults(_STEPS, GUIDANCE))
 
     def states(self, entry: QueuedRequest) -> list[SampleState]:
         """Encode the entry's samples together and return their states."""

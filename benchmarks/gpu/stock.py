@@ -20,6 +20,7 @@ from benchmarks.gpu.measure import GUIDANCE, Bench, Case, edit_request, picture
 from benchmarks.gpu.model import build_transformer, on_device
 from benchmarks.gpu.prompts import BLANK, equal_prompts
 from benchmarks.gpu.report import Rows, ms, yes_no
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import expand
 from serve_app.errors import OutOfMemory
 from serve_app.request import Pixels
@@ -139,7 +140,7 @@ def _our_edits(bench: Bench, job: _Job) -> _Outcome:
     stamps_s: list[float] = []
     start_s = time.perf_counter()
     request = edit_request(job.case, equal_prompts(job.batch), guided=job.guided, steps=job.steps, seed=_SEED)
-    states = bench.states(expand(request, bench.pipeline.geometry, default_steps=job.steps, default_guidance=GUIDANCE))
+    states = bench.states(expand(request, bench.pipeline.geometry, defaults=SamplingDefaults(job.steps, GUIDANCE)))
     for _ in range(job.steps):
         bench.pipeline.step(states)
         stamps_s.append(time.perf_counter())

@@ -11,6 +11,7 @@ from benchmarks.fleet.page import PAGE, fill
 from benchmarks.fleet.runs import LANES, REPLICAS, STEP_S, Counts, Lane, Run, Turn
 from benchmarks.fleet.waiting_cluster import request_of
 from benchmarks.fleet.waiting_model import GEOMETRY, TOKENS
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import expand
 
 LANE = Lane(4, "three", 0.9)
@@ -31,7 +32,7 @@ def test_a_trace_offers_exactly_its_load_and_is_the_same_for_every_router():
 @pytest.mark.parametrize("lane", LANES, ids=lambda lane: lane.name)
 def test_every_sample_has_the_tokens_that_the_knee_is_counted_in(lane):
     for seed, edit in enumerate(lane.trace(0, 5.0)):
-        entry = expand(request_of(edit, seed), GEOMETRY, default_steps=4, default_guidance=4.0)
+        entry = expand(request_of(edit, seed), GEOMETRY, defaults=SamplingDefaults(4, 4.0))
         assert {(sample.shape, sample.tokens, sample.steps) for sample in entry.samples} == {
             (edit.shape, TOKENS, edit.steps)
         }

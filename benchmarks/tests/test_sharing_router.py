@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from benchmarks.fleet.waiting_editor import WaitingEditor
 from benchmarks.fleet.waiting_model import GEOMETRY, WaitingPipeline, edit_request, picture
 from benchmarks.tests.counting_router import CountingRouter
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import expand
 from serve_app.engine.stats import EngineStats
 from serve_app.events import result_of
@@ -82,7 +83,7 @@ def fleet(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
 
 def own_pictures(request: EditRequest) -> list[Pixels]:
     """Return the pictures that the model makes of a request alone."""
-    entry = expand(request, GEOMETRY, default_steps=4, default_guidance=4.0)
+    entry = expand(request, GEOMETRY, defaults=SamplingDefaults(4, 4.0))
     states = [(entry.conditions[sample.image_index], sample) for sample in entry.samples]
     return WaitingPipeline(knee_tokens=0, seconds_per_token=0.0).decode(states)
 

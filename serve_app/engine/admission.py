@@ -25,7 +25,7 @@ from serve_app.errors import (
     TooManySamples,
     TooMuchWork,
 )
-from serve_app.request import EditRequest, EditResult, TokenCounts, check_adapters
+from serve_app.request import EditRequest, EditResult, TokenCounts
 from serve_app.settings import EngineSettings
 
 logger = logging.getLogger("ray.serve")
@@ -102,15 +102,12 @@ class Admission:
     def _expand(self, request: EditRequest, options: RunOptions) -> QueuedRequest | EditError:
         now_s = self._clock()
         try:
-            check_adapters(request.adapters, self._model.adapters)
             queued = scheduler.expand(
                 request,
                 self._model.backend.geometry,
+                self._model.sampling,
                 arrived_s=now_s,
                 deadline_s=now_s + min(self._timeout_s, options.timeout_s),
-                default_steps=self._model.default_steps,
-                default_guidance=self._model.default_guidance,
-                adapters=self._model.adapters,
                 cost=self._model.backend.step_cost,
                 alone=options.alone,
             )

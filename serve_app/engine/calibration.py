@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from serve_app.engine.backend import Backend
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import KNEE_TOLERANCE, Sample, expand, knee
 from serve_app.errors import OutOfMemory
 from serve_app.images.geometry import Size
@@ -153,7 +154,7 @@ def _blank(
     size = picture or Size(side, side)
     grey = np.full((size.height, size.width, 3), 128, np.uint8)
     request = EditRequest(images=[grey], prompt="warm up", seed=0)
-    queued = expand(request, backend.geometry, default_steps=_STEPS, default_guidance=guidance, cost=backend.step_cost)
+    queued = expand(request, backend.geometry, SamplingDefaults(_STEPS, guidance), cost=backend.step_cost)
     prepared = backend.prepare(queued.conditions[0])
     [encoding] = backend.encode([prepared])
     sample = queued.samples[0]

@@ -9,9 +9,9 @@ import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal
 
+from serve_app.engine.sampling import Sampling, SamplingDefaults
 from serve_app.errors import InvalidInput
 from serve_app.images.geometry import WHOLE, Framing, Geometry, Size, View
 from serve_app.images.masks import resize_mask
@@ -108,10 +108,7 @@ class Sample:
     flops: float
     result: Size
     seed: int
-    steps: int
-    guidance: float
-    adapters: tuple[tuple[str, float], ...] = ()
-    """The adapters, by name and scale."""
+    sampling: Sampling
     preview_steps: tuple[int, ...] = ()
     """The numbers of steps after which a preview is sent."""
     steps_done: int = 0
@@ -126,6 +123,14 @@ class Sample:
         if request is None:
             raise ReferenceError("the request of this sample is gone")
         return request
+
+    @property
+    def steps(self) -> int:
+        return self.sampling.steps
+
+    @property
+    def guidance(self) -> float:
+        return self.sampling.guidance
 
     @property
     def steps_left(self) -> int:
@@ -185,10 +190,8 @@ class Policy:
 def expand(
     request: EditRequest,
     geometry: Geometry,
+    defaults: SamplingDefaults,
     *,
-    default_steps: int,
-    default_guidance: float,
-    adapters: Mapping[str, float] = MappingProxyType({}),
     cost: StepCost = ONE_PER_TOKEN,
     sequence: int = 0,
     arrived_s: float = 0.0,
@@ -199,14 +202,11 @@ def expand(
 
     Code that steps samples without a queue omits `sequence`, `arrived_s`, `deadline_s` and `alone`.
 
-    Raises InvalidInput for a mask that leaves nothing to edit in the part of its picture that the output shows.
-    `adapters`: the strengths of those that requests may name. Code that steps samples without a queue omits `sequence`,
-    `arrived_s`, `deadline_s` and `alone`.
+    Raises InvalidInput for a mask that leaves nothing to edit in the part of its picture that the output shows, and for
+    an adapter or a preset that the model does not have.
     """
-    steps = request.num_inference_steps or default_steps
-    guidance = request.guidance_scale or default_guidance
-    negative = request.negative_prompt if guidance > 1 else None
-    scales = tuple((use.name, adapters[use.name] if use.scale is None else use.scale) for use in request.adapters)
+    sampling = defaults.choose(request)
+    negative = request.negative_prompt if sampling.guidance > 1 else None
     size = wanted_size(request, masked=bool(request.mask))
     framings = [geometry.frame(picture, size, request.fit) for picture in request.sizes]
     conditions = _conditions(request, framings, geometry, negative)
@@ -224,10 +224,8 @@ def expand(
                 flops=cost.of_rows(rows, tokens),
                 result=framing.result,
                 seed=request.output_seed(index, variant),
-                steps=steps,
-                guidance=guidance,
-                adapters=scales,
-                preview_steps=preview_steps(steps, request.partial_images),
+                sampling=sampling,
+                preview_steps=preview_steps(sampling.steps, request.partial_images),
             )
             for variant in range(request.n)
         ]

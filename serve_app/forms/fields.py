@@ -9,8 +9,8 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 from serve_app.errors import InvalidInput, ModelNotFound
 from serve_app.forms.upload import Values
 from serve_app.images.encoding import OutputFormat
-from serve_app.request import AdapterUse, EditParams, Guidance, check_adapters, invalid_input
-from serve_app.settings import ModelSettings
+from serve_app.request import EditParams, Guidance, check_adapters, check_preset, invalid_input
+from serve_app.settings import AdapterUse, ModelSettings
 
 MAX_COMPRESSION = 100
 HINTS = ("input_fidelity", "moderation", "quality")
@@ -44,7 +44,7 @@ class EditFields(EditParams):
     )
     moderation: Literal["auto", "low"] | None = Field(None, description="has no effect: this server does not moderate")
     quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = Field(
-        None, description="has no effect: set num_inference_steps instead"
+        None, description="a preset, where this server names one for it; else it has no effect: set num_inference_steps"
     )
     response_format: Literal["b64_json"] | None = Field(
         None, description="send b64_json or leave it out: this server keeps no files that a url could point to"
@@ -74,6 +74,13 @@ class EditFields(EditParams):
         assert isinstance(info.context, ModelSettings)
         check_adapters(adapters, info.context.adapters)
         return adapters
+
+    @field_validator("preset")
+    @classmethod
+    def _check_preset(cls, name: str, info: ValidationInfo) -> str:
+        assert isinstance(info.context, ModelSettings)
+        check_preset(name, info.context.presets)
+        return name
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -122,6 +129,9 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
 def validate(values: Values, model: ModelSettings) -> EditFields:
     """Return the validated fields of a body. Raise ModelNotFound, or InvalidInput for the first bad field."""
     given = {name: value if name == "prompt" else value[0] for name, value in values.items()}
+    presets: dict[Any, str] = dict(model.quality.items())
+    if "preset" not in given and given.get("quality") in presets:
+        given["preset"] = presets[given.pop("quality")]
     try:
         return EditFields.model_validate(given, context=model)
     except ValidationError as error:

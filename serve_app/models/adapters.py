@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import nn
 
+from serve_app.engine.sampling import AdapterScales
 from serve_app.models.packed import Layout
 from serve_app.settings import LoraSettings
 
@@ -25,9 +26,6 @@ Kind = Literal["image", "text", "output", "row", "time"]
 
 `time`: as `row`, and with `zero_cond_t` once more for the time 0 of each row.
 """
-
-AdapterScales = tuple[tuple[str, float], ...]
-"""The adapters of one row, by name and scale."""
 
 # peft's name of the adapter that is being read.
 _READING = "reading"

@@ -4,6 +4,7 @@ Each stage takes any number of samples of any sizes. A row of the packed forward
 This module expands samples into rows itself, since diffusers 0.42 pairs variants with the wrong picture.
 """
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,18 +19,21 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift, retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 
+from serve_app.engine.sampling import AdapterScales, NoiseSchedule, Sampling
 from serve_app.engine.scheduler import Condition, Reference, Sample, Shape, StepCost
 from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images.geometry import Geometry, Size
 from serve_app.images.masks import resize_mask
 from serve_app.images.pixels import lay_on_white, resize
-from serve_app.models.adapters import Adapters, AdapterScales, share_out
+from serve_app.models.adapters import Adapters, share_out
 from serve_app.models.device import is_out_of_memory, translated_errors
 from serve_app.models.packed import Grid, Layout, RowShape, Stream, pack, step_cost
 from serve_app.models.patches import skip_absent_frames
 from serve_app.models.text_encoder import SeenPicture, read_texts
 from serve_app.models.vision import merge_windows
 from serve_app.request import Mask, Pixels
+
+_FIXED_SHIFT = {"use_dynamic_shifting": True, "time_shift_type": "exponential", "shift_terminal": None}
 
 NATIVE_AREA = 1024 * 1024
 """Pixels of a picture at Qwen-Image-Edit's native size."""
@@ -312,30 +316,39 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
                 dtype=encoding.references.dtype,
             )
             latents = self._pack_latents(drawn, 1, self._channels, height, width)[0]
-            sigmas, timesteps = self._schedule(sample.steps, tokens=latents.shape[0])
+            sampling = sample.sampling
+            sigmas, timesteps = self._schedule(sampling, tokens=latents.shape[0])
             multiple, shape = self.geometry.multiple, sample.shape
             grids = tuple(
                 (size.height // multiple, size.width // multiple) for size in (shape.output, *shape.references)
             )
             noise = None if encoding.mask is None else latents
             return SampleState(
-                encoding, shape, grids, sample.guidance, sample.adapters, sigmas, timesteps, latents, noise
+                encoding, shape, grids, sampling.guidance, sampling.adapters, sigmas, timesteps, latents, noise
             )
 
-    def _schedule(self, steps: int, tokens: int) -> tuple[list[float], list[float]]:
-        config = self.scheduler.config
+    def _schedule(self, sampling: Sampling, tokens: int) -> tuple[list[float], list[float]]:
+        """Return the noise levels, the last of them 0, and the timesteps of a sample with so many tokens."""
+        steps, own = sampling.steps, sampling.schedule or NoiseSchedule()
+        scheduler, config = self.scheduler, self.scheduler.config
         if steps == 1:
             # With a single sigma, diffusers 0.42 divides zero by zero when it stretches to `shift_terminal`.
             return [1.0, 0.0], [float(config.num_train_timesteps)]
-        mu = calculate_shift(
-            tokens,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        timesteps, _ = retrieve_timesteps(self.scheduler, sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-        return self.scheduler.sigmas.tolist(), timesteps.tolist()
+        if own.shift is None:
+            mu = calculate_shift(
+                tokens,
+                config.get("base_image_seq_len", 256),
+                config.get("max_image_seq_len", 4096),
+                config.get("base_shift", 0.5),
+                config.get("max_shift", 1.15),
+            )
+        else:
+            # The scheduler that distilled adapters are published with.
+            mu = math.log(own.shift)
+            scheduler = type(scheduler).from_config(config, **_FIXED_SHIFT)
+        levels = np.linspace(1.0, 1 / steps, steps) if own.sigmas is None else np.array(own.sigmas)
+        timesteps, _ = retrieve_timesteps(scheduler, sigmas=levels, mu=mu)
+        return scheduler.sigmas.tolist(), timesteps.tolist()
 
     @torch.no_grad()
     def step(self, states: Sequence[SampleState]) -> None:

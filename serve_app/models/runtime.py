@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from serve_app.engine.calibration import calibrate
 from serve_app.engine.engine import EditEngine
 from serve_app.engine.model import ServedModel
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Sample
 from serve_app.models import loading
 from serve_app.models.loading import LoadedModel
@@ -47,9 +48,7 @@ def start(
             model.pipeline,
             calibration,
             max_samples=limit,
-            default_steps=model.default_steps,
-            default_guidance=model.default_guidance,
-            adapters={name: adapter.scale for name, adapter in settings.model.adapters.items()},
+            sampling=SamplingDefaults.of(settings.model, model.default_steps, model.default_guidance),
         ),
         settings.engine,
         timeout_s=settings.limits.request_timeout_s,

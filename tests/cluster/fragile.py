@@ -10,6 +10,7 @@ from serve_app.deployments.replica import ImageEditor
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.engine import EditEngine
 from serve_app.engine.model import ServedModel
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Condition
 from serve_app.errors import DeviceLost
 from serve_app.settings import AppSettings, EngineSettings
@@ -32,8 +33,7 @@ class FragileEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,mis
                 pipeline,
                 Calibration({1: 0.01}, knee_tokens=1, seconds_per_token=1e-5),
                 max_samples=8,
-                default_steps=4,
-                default_guidance=4.0,
+                sampling=SamplingDefaults(4, 4.0),
             ),
             EngineSettings(batch_tokens=10**9, order="fifo"),
             timeout_s=600,

@@ -7,6 +7,7 @@ from serve_app.deployments.replica import ImageEditor
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.engine import EditEngine
 from serve_app.engine.model import ServedModel
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.settings import AppSettings
 from tests.fakes import ArithmeticLocal, ArithmeticModel, ArithmeticPipeline
 
@@ -26,8 +27,7 @@ class SlowEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,misc]
                 pipeline,
                 Calibration({}, knee_tokens=TOKENS, seconds_per_token=self.step_s / TOKENS),
                 max_samples=8 if settings.engine.max_samples == "auto" else settings.engine.max_samples,
-                default_steps=4,
-                default_guidance=4.0,
+                sampling=SamplingDefaults(4, 4.0),
             ),
             settings.engine,
             timeout_s=settings.limits.request_timeout_s,

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Condition, QueuedRequest, Sample, expand
 from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, Pixels
+from serve_app.settings import PresetSettings
 from tests.scenes import scene
 
 BOUND = 1
 """How much a value may differ between merged and alone, of 255: float noise may round either way."""
 
+
+PRESETS = {"fast": PresetSettings(steps=4, guidance=1, shift=3)}
 
 MIXED: list[dict[str, Any]] = [
     {"images": [scene(1)], "prompt": "make the sky blue"},
@@ -39,9 +43,7 @@ def queue_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[Edi
             sequence=k,
             arrived_s=0,
             deadline_s=1,
-            default_steps=5,
-            default_guidance=4.0,
-            adapters=dict.fromkeys(random_model.adapters.names, 1.0),
+            defaults=SamplingDefaults(5, 4.0, dict.fromkeys(random_model.adapters.names, 1.0), PRESETS),
         )
         for k, r in enumerate(requests)
     ]

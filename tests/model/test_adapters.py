@@ -1,23 +1,24 @@
 """Adapters per request: every row of a packed forward has its own, and ends as it would alone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.models import loading
 from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.models.pipeline import StepwisePipeline
 from serve_app.settings import AdapterSettings, LoraSettings, ModelSettings
-from tests.model.edits import edit, request, samples_of, step
+from tests.engines import MODEL_TIMEOUT_S, calibrated_engine, start, submit
+from tests.model.edits import BOUND, PRESETS, edit, request, samples_of, step
 from tests.random_model import build_random_model, build_random_plus_model
 from tests.scenes import difference, scene
 
-BOUND = 1
-
-TARGETS = {
+TARGETS: dict[str, Any] = {
     "attention": ["to_q", "to_k", "to_v", "add_q_proj", "to_out.0", "to_add_out"],
     # Those that run once for each row, and with `zero_cond_t` once more for its time 0, among them.
     "everything": "all-linear",
@@ -72,7 +73,7 @@ def test_alone_it_equals_the_same_adapter_fused(checkpoint, files, model, plain,
     assert difference(edit(plain, [request()])[0], expected) > 5
 
 
-MIX = [
+MIX: list[dict[str, Any]] = [
     {"adapters": "attention"},
     {"images": [scene(2, 300, 100)], "size": "128x64", "seed": 3},
     {"images": [scene(3)], "adapters": "everything:-0.5,attention:0.3", "guidance_scale": 1.0, "seed": 4},
@@ -107,6 +108,25 @@ def test_the_strength_of_a_request_goes_before_the_settings(model):
     assert difference(off, none) <= BOUND
     assert difference(on, default) <= BOUND
     assert difference(on, none) > 5
+
+
+def test_a_server_answers_a_long_edit_a_preset_and_two_adapters_in_shared_forwards(model):
+    edits = [
+        request(num_inference_steps=50, guidance_scale=4.0),
+        request(preset="fast", num_inference_steps=None, size="128x64", seed=1),
+        request(adapters="attention", size="64x64", seed=2),
+        request(adapters="everything:0.5", size="64x96", seed=3),
+    ]
+    sampling = SamplingDefaults(5, 4.0, dict.fromkeys(model.adapters.names, 1.0), PRESETS)
+    with calibrated_engine(model, start=False, sampling=sampling) as running:
+        futures = submit(running, *edits)
+        start(running)
+        results = [future.result(MODEL_TIMEOUT_S) for future in futures]
+    # All four take the first four steps together, and the long one its last 45 alone.
+    assert [result.batch.shared_forwards for result in results] == [5, 4, 5, 5]
+    assert [result.batch.forwards for result in results] == [50, 4, 5, 5]
+    for fields, result in zip(edits, results, strict=True):
+        assert difference(result.pixels[0][0], edit(model, [fields])[0]) <= BOUND
 
 
 class TestRefusals:

@@ -12,6 +12,7 @@ from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTr
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 from benchmarks.load.measures import Counts
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Condition, QueuedRequest, Sample, expand
 from serve_app.images.geometry import Geometry, Size
 from serve_app.images.pixels import resize
@@ -47,8 +48,7 @@ class StockEditor:
         self._expand = partial(
             expand,
             geometry=model.pipeline.geometry,
-            default_steps=model.default_steps,
-            default_guidance=model.default_guidance,
+            defaults=SamplingDefaults(model.default_steps, model.default_guidance),
         )
         self._pipeline = stock_pipeline(model.pipeline)
         counter.watch(self._pipeline.transformer)

@@ -10,6 +10,7 @@ from serve_app.engine.admission import Admission
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.model import ServedModel
 from serve_app.engine.requests import RunOptions
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.errors import DeadlineExceeded, EditError, InvalidInput, TakesTooLong, TooMuchWork
 from serve_app.settings import EngineSettings
 from tests.engines import TIMEOUT_S, engine, submit
@@ -28,7 +29,7 @@ def admission(executor: Executor, timeout_s: float, *, merged: bool = False, clo
     """Return the admission of a model whose steps take RATE seconds a token. `merged`: as in Calibration."""
     seconds = {1: 0.01, 2: 0.02} if merged else {1: 0.01}
     calibration = Calibration(seconds, knee_tokens=1, seconds_per_token=RATE)
-    model = ServedModel(ArithmeticPipeline(), calibration, max_samples=8, default_steps=4, default_guidance=4.0)
+    model = ServedModel(ArithmeticPipeline(), calibration, max_samples=8, sampling=SamplingDefaults(4, 4.0))
     return Admission(model, EngineSettings(), timeout_s, executor, clock or Clock())
 
 
@@ -66,7 +67,7 @@ def test_adapters_are_those_of_the_model_at_their_strengths():
         assert (refused.param, "there are cinematic" in refused.message) == ("adapters", True)
         for future in submit(running, *(edit_request(1, adapters=text) for text in ("cinematic", "cinematic:2"))):
             future.result(TIMEOUT_S)
-    used = {state.sample.adapters for batch in pipeline.batches for state in batch}
+    used = {state.sample.sampling.adapters for batch in pipeline.batches for state in batch}
     assert used == {(("cinematic", 0.7),), (("cinematic", 2.0),)}
 
 

@@ -13,6 +13,7 @@ from serve_app.engine.admission import Admission
 from serve_app.engine.calibration import Calibration
 from serve_app.engine.model import ServedModel
 from serve_app.engine.requests import EditFuture
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.errors import DeadlineExceeded, EditError, Overloaded
 from serve_app.settings import EngineSettings
 from tests.fakes import ArithmeticPipeline, Clock, edit_request
@@ -75,7 +76,7 @@ class Simulation:
     def __init__(self, sample_s: float, *, order: str = "shortest", knows_deadlines: bool = True) -> None:
         rate = sample_s / (STEPS * TOKENS)
         calibration = Calibration({1: TOKENS * rate, 2: 2 * TOKENS * rate}, knee_tokens=TOKENS, seconds_per_token=rate)
-        model = ServedModel(ArithmeticPipeline(), calibration, 8, default_steps=STEPS, default_guidance=4.0)
+        model = ServedModel(ArithmeticPipeline(), calibration, 8, sampling=SamplingDefaults(STEPS, 4.0))
         self.clock = Clock()
         self.clock.now_s = 0.0
         self._timeout_s = TIMEOUT_S if knows_deadlines else 1e9

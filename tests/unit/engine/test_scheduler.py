@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from serve_app.engine import scheduler
+from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import (
     ONE_PER_TOKEN,
     Policy,
@@ -71,8 +72,7 @@ def queued(
         sequence=sequence,
         arrived_s=arrived_s,
         deadline_s=deadline_s,
-        default_steps=50,
-        default_guidance=4.0,
+        defaults=SamplingDefaults(50, 4.0),
         alone=alone,
         cost=cost,
     )
@@ -134,7 +134,7 @@ class TestExpand:
     def test_what_a_request_leaves_open_is_the_models_default(self):
         request = EditRequest(images=[SQUARE], prompt="x")
         sample = expand(
-            request, GEOMETRY, sequence=0, arrived_s=0, deadline_s=1, default_steps=7, default_guidance=3.0
+            request, GEOMETRY, sequence=0, arrived_s=0, deadline_s=1, defaults=SamplingDefaults(7, 3.0)
         ).samples[0]
         assert (sample.steps, sample.guidance) == (7, 3.0)
 

@@ -6,8 +6,7 @@ import pytest
 
 from serve_app.errors import InvalidInput
 from serve_app.forms.fields import EditFields, validate
-from serve_app.request import AdapterUse
-from serve_app.settings import AdapterSettings, ModelSettings
+from serve_app.settings import AdapterSettings, AdapterUse, ModelSettings
 
 MODEL = ModelSettings(adapters={name: AdapterSettings(source="x") for name in ("cinematic", "sketch")})
 
