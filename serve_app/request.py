@@ -131,6 +131,7 @@ class EditParams(BaseModel):
             description="adapters (LoRA) of this server, with commas between them, each with a strength if not the "
             "server's own",
             examples=["cinematic:0.8"],
+            json_schema_extra={"default": ""},
         )
     )
     preset: str | None = Field(

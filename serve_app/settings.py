@@ -55,7 +55,9 @@ class AdapterUse:
 
 
 def parse_adapters(text: str) -> tuple[AdapterUse, ...]:
-    """Return the adapters that a text such as `cinematic:0.8, sketch` names. Raises ValueError."""
+    """Return the adapters that a text such as `cinematic:0.8, sketch` names, none for "". Raises ValueError."""
+    if not text:
+        return ()
     parts = [part.strip().partition(":") for part in text.split(",")]
     try:
         return tuple(AdapterUse(name.strip(), float(scale) if colon else None) for name, colon, scale in parts)
@@ -199,7 +201,7 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _check_presets(self) -> "ModelSettings":
         for name, preset in self.presets.items():
-            for use in parse_adapters(preset.adapter) if preset.adapter else ():
+            for use in parse_adapters(preset.adapter or ""):
                 if use.name not in self.adapters:
                     raise ValueError(
                         f"model.presets.{name}.adapter: there is no {use.name!r} in model.adapters; add it there"

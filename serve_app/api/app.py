@@ -214,6 +214,8 @@ class _Api:
                 "owned_by": "self-hosted",
                 "max_references": max_references,
                 "masks": True,
+                "adapters": list(self._settings.model.adapters),
+                "presets": list(self._settings.model.presets),
             }
             for name in names
         ]

@@ -76,6 +76,8 @@ def main() -> None:
 @click.option("--fit", type=click.Choice(get_args(Fit)), help="If --size has another aspect ratio: crop, or recompose.")
 @click.option("--steps", type=click.IntRange(1, MAX_STEPS), help="Denoising steps.")
 @click.option("--guidance", type=click.FloatRange(1, MAX_GUIDANCE), help="Classifier-free guidance; 1 turns it off.")
+@click.option("--preset", help="Preset of the server: steps, guidance, adapters and noise schedule by one name.")
+@click.option("--adapters", help="Adapters of the server, such as cinematic:0.8,sketch.")
 @click.option(
     "--seed",
     type=click.IntRange(0, MAX_SEED),

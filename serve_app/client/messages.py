@@ -48,6 +48,8 @@ class EditOptions(TypedDict, total=False):
     fit: Fit
     steps: int
     guidance: float
+    preset: str
+    adapters: str
     seed: int
     negative_prompt: str
     output_format: OutputFormat

@@ -52,7 +52,7 @@ class SamplingDefaults:
         check_preset(params.preset, self.presets)
         preset = PresetSettings() if params.preset is None else self.presets[params.preset]
         steps = params.num_inference_steps or preset.steps or len(preset.sigmas or ()) or self.steps
-        uses = params.adapters or (parse_adapters(preset.adapter) if preset.adapter else ())
+        uses = params.adapters or parse_adapters(preset.adapter or "")
         scales = tuple((use.name, self.adapters[use.name] if use.scale is None else use.scale) for use in uses)
         # Sigmas are those of so many steps, and none others.
         sigmas = preset.sigmas if preset.sigmas is not None and len(preset.sigmas) == steps else None

@@ -86,6 +86,8 @@ class ModelBody(TypedDict):
         _field("references that an edit may have beside its image; null until a replica has loaded the model", 0, ge=0),
     ]
     masks: Annotated[Literal[True], _field("edits may have a mask")]
+    adapters: Annotated[list[str], _field("names that the field `adapters` accepts", ["cinematic"])]
+    presets: Annotated[list[str], _field("names that the field `preset` accepts", ["fast"])]
 
 
 @_closed

@@ -319,8 +319,9 @@ def test_models_are_listed_and_found_by_every_name(app: Starlette, editor: Inver
     assert models["object"] == "list"
     assert [model["id"] for model in models["data"]] == ["Qwen-Image-Edit", "lab/edit"]
     for model in models["data"]:
-        assert set(model) == {"id", "object", "created", "owned_by", "max_references", "masks"}
+        assert set(model) == {"id", "object", "created", "owned_by", "max_references", "masks", "adapters", "presets"}
         assert (model["max_references"], model["masks"]) == (2, True)
+        assert (model["adapters"], model["presets"]) == ([], [])
         assert call(app, "GET", f"/v1/models/{model['id']}").json() == model
     for other in ("other", "gpt-image-1", "a/b", "a%0Ab", "a%0A"):
         response = call(app, "GET", f"/v1/models/{other}")

@@ -26,7 +26,7 @@ from serve_app.cli.main import main
 from serve_app.errors import InvalidInput, OutOfMemory
 from serve_app.events import Event, Progress
 from serve_app.request import EditRequest, EditResult
-from serve_app.settings import AppSettings
+from serve_app.settings import AdapterSettings, AdapterUse, AppSettings, ModelSettings, PresetSettings
 from tests.editors import Inverter
 from tests.http_server import listening
 from tests.pictures import mask_png, png
@@ -66,7 +66,8 @@ def editor() -> Watched:
 def server(editor: Watched, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("IMAGE_EDITS_API_KEYS", "IMAGE_EDITS_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    with listening(create_app(editor, AppSettings())) as url:
+    model = ModelSettings(adapters={"sketch": AdapterSettings(source="x")}, presets={"fast": PresetSettings(steps=4)})
+    with listening(create_app(editor, AppSettings(model=model))) as url:
         monkeypatch.setenv("IMAGE_EDITS_SERVER", url)
         yield url
         editor.open.set()
@@ -201,7 +202,8 @@ def test_a_folder_names_what_is_left_out(server: str) -> None:
 
 def test_every_option_reaches_the_server(server: str, editor: Watched) -> None:
     options = (
-        "--size 64x48 --fit free --steps 5 --guidance 2.5 --seed 9 --format jpeg --quality 10 --model builtin:tiny -n 3"
+        "--size 64x48 --fit free --steps 5 --guidance 2.5 --seed 9 --format jpeg --quality 10 --model builtin:tiny "
+        "-n 3 --preset fast --adapters sketch:0.5"
     )
     references = ("--reference", "photo20.png", "--reference", "photo10.png")
     others = (*references, "--negative-prompt", "blur", "--server", server, "-o", "o")
@@ -212,6 +214,7 @@ def test_every_option_reaches_the_server(server: str, editor: Watched) -> None:
     assert len(of_one) == 2
     assert (request.n, str(request.size), request.num_inference_steps, request.guidance_scale) == (3, "64x48", 5, 2.5)
     assert request.fit == "free"
+    assert (request.preset, request.adapters) == ("fast", (AdapterUse("sketch", 0.5),))
     assert (request.seed, request.negative_prompt, request.prompt) == (9, "blur", "x")
     names = written("o")
     assert [name[-6:] for name in names] == ["-1.jpg", "-2.jpg", "-3.jpg"]

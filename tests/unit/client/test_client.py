@@ -35,7 +35,7 @@ from serve_app.errors import (
 )
 from serve_app.events import Event, Progress
 from serve_app.request import EditRequest, EditResult, Mask
-from serve_app.settings import OPENAI_MODELS, AppSettings
+from serve_app.settings import OPENAI_MODELS, AdapterSettings, AdapterUse, AppSettings, PresetSettings
 from tests.editors import Inverter
 from tests.http_calls import MODEL
 from tests.http_server import address_of, answering, listening
@@ -79,7 +79,8 @@ def editor() -> Inverter:
 
 @pytest.fixture
 def server(editor: Inverter) -> Iterator[str]:
-    with listening(create_app(editor, AppSettings(model=MODEL))) as url:
+    offered = {"adapters": {"sketch": AdapterSettings(source="x")}, "presets": {"fast": PresetSettings(steps=4)}}
+    with listening(create_app(editor, AppSettings(model=MODEL.model_copy(update=offered)))) as url:
         yield url
 
 
@@ -124,12 +125,14 @@ def test_every_option_arrives(ask: Ask, server: str, editor: Inverter) -> None:
     options = {
         "n": 3, "size": "64x48", "fit": "free", "steps": 5, "guidance": 2.5, "seed": 9, "negative_prompt": "blur",
         "output_format": "jpeg", "output_compression": 80, "model": "lab/edit", "user": "ann",
+        "preset": "fast", "adapters": "sketch:0.5",
     }  # fmt: skip
     ((first, *_),) = ask(server, "edit", png(1), "invert", **options)
     assert (first.output_format, first.image.format) == ("jpeg", "JPEG")
     (request,) = editor.requests
     assert (request.n, str(request.size), request.num_inference_steps, request.guidance_scale) == (3, "64x48", 5, 2.5)
     assert request.fit == "free"
+    assert (request.preset, request.adapters) == ("fast", (AdapterUse("sketch", 0.5),))
     assert (request.seed, request.negative_prompt, request.prompt) == (9, "blur", "invert")
     with pytest.raises(InvalidInput, match="did you mean size") as caught:
         ask(server, "edit", png(1), "invert", sise="64x48")

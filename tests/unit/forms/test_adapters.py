@@ -18,6 +18,7 @@ def validated(adapters: Any, model: ModelSettings = MODEL) -> EditFields:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("", []),
         ("cinematic", [("cinematic", None)]),
         ("cinematic:0.8, sketch", [("cinematic", 0.8), ("sketch", None)]),
         ("sketch:-1,cinematic:0", [("sketch", -1.0), ("cinematic", 0.0)]),

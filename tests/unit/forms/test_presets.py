@@ -4,11 +4,14 @@ from typing import Any
 
 import pytest
 
+from serve_app.api.app import create_app
 from serve_app.engine.sampling import NoiseSchedule, Sampling, SamplingDefaults
 from serve_app.errors import InvalidInput
 from serve_app.forms.fields import EditFields, validate
 from serve_app.request import EditParams
-from serve_app.settings import ModelSettings
+from serve_app.settings import AppSettings, ModelSettings
+from tests.editors import Inverter
+from tests.http_calls import call
 
 SIGMAS = (1.0, 0.75, 0.5, 0.25)
 MODEL = ModelSettings.model_validate(
@@ -63,6 +66,12 @@ def test_a_preset_stands_for_what_its_settings_say(fields: dict[str, Any], expec
 )
 def test_a_field_of_the_request_goes_before_its_preset(fields: dict[str, Any], expected: Sampling) -> None:
     assert sampling(**{"preset": "fast", **fields}) == expected
+
+
+def test_the_list_of_models_names_what_requests_can_ask_for() -> None:
+    app = create_app(Inverter(), AppSettings(model=MODEL))
+    [first, *_] = call(app, "GET", "/v1/models").json()["data"]
+    assert (first["adapters"], first["presets"]) == (["lightning", "sketch"], ["fast", "listed", "draft"])
 
 
 def test_an_unknown_preset_is_refused_with_those_that_there_are() -> None:
