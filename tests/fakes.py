@@ -76,7 +76,7 @@ class ArithmeticPipeline:
         if len(condition.prompt) > 1000:
             raise InvalidInput("prompt: too long", param="prompt")
 
-    def prepare(self, condition: Condition) -> Any:
+    def prepare(self, condition: Condition, shared: dict[Any, Any]) -> Any:
         self.on_prepare(condition)
         return condition
 

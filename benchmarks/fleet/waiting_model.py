@@ -47,7 +47,7 @@ class WaitingPipeline:
     def check(self, condition: Condition) -> None:
         pass
 
-    def prepare(self, condition: Condition) -> Condition:
+    def prepare(self, condition: Condition, shared: object) -> Condition:
         return condition
 
     def count_tokens(self, text: str) -> int:

@@ -221,11 +221,12 @@ class Admission:
         """Prepare the pictures of a request, so that it can join. Runs on a picture thread."""
         prepared: dict[int, Any] = {}
         tokens: list[TokenCounts] = []
+        shared: dict[Any, Any] = {}
         try:
             for index, condition in enumerate(active.queued.conditions):
                 if active.future.done():
                     break
-                prepared[index] = self._model.backend.prepare(condition)
+                prepared[index] = self._model.backend.prepare(condition, shared)
                 tokens.append(self._count_tokens(condition, active.queued.samples[index * active.request.n]))
         except Exception as error:
             self.fail(active, error)

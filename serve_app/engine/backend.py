@@ -25,8 +25,11 @@ class Backend(Protocol):
     def check(self, condition: Condition, /) -> None:
         """Raise InvalidInput for inputs that this model cannot process. Called on callers' threads."""
 
-    def prepare(self, condition: Condition, /) -> Any:
-        """Return the input of `encode`: all work that needs no device. Called on several threads at once."""
+    def prepare(self, condition: Condition, shared: dict[Any, Any], /) -> Any:
+        """Return the input of `encode`: all work that needs no device. Called on several threads at once.
+
+        `shared`: kept from one condition of a request to the next, for what they have in common; empty at first.
+        """
 
     def count_tokens(self, text: str, /) -> int:
         """Return the tokens of a caller's text, without those of a template. Called on several threads at once."""

@@ -72,13 +72,15 @@ def calibrate(
     )
 
 
-def _join_s(backend: Backend, sample: Sample, prepared: Any, max_samples: int, clock: Callable[[], float]) -> float:
+def _join_s(
+    backend: Backend, sample: Sample, prepared: Sequence[Any], max_samples: int, clock: Callable[[], float]
+) -> float:
     """Return the cost of encoding and decoding that two samples share, in seconds; 0 if two samples do not fit."""
 
     def measure(samples: int) -> float:
         start_s = clock()
         # Decoded pictures are on the CPU, so all work on the device has ended.
-        backend.decode([backend.start(encoding, sample) for encoding in backend.encode([prepared] * samples)])
+        backend.decode([backend.start(encoding, sample) for encoding in backend.encode(prepared[:samples])])
         return clock() - start_s
 
     alone_s = min(measure(1) for _ in range(_LEAST_ROUNDS))
@@ -145,8 +147,8 @@ def sizes_to_measure(max_samples: int) -> list[int]:
 
 def _blank(
     backend: Backend, guidance: float, samples: int, picture: Size | None = None
-) -> tuple[Sample, Any, list[Any]]:
-    """Return a sample of a grey picture of the native area, its prepared picture, and the states of so many samples.
+) -> tuple[Sample, list[Any], list[Any]]:
+    """Return a sample of a grey picture of the native area, the picture prepared twice, and so many samples' states.
 
     `picture`: its size; None: a square.
     """
@@ -155,8 +157,9 @@ def _blank(
     grey = np.full((size.height, size.width, 3), 128, np.uint8)
     request = EditRequest(images=[grey], prompt="warm up", seed=0)
     queued = expand(request, backend.geometry, SamplingDefaults(_STEPS, guidance), cost=backend.step_cost)
-    prepared = backend.prepare(queued.conditions[0])
-    [encoding] = backend.encode([prepared])
+    # What is shared would be encoded once.
+    prepared = [backend.prepare(queued.conditions[0], {}) for _ in range(2)]
+    [encoding] = backend.encode(prepared[:1])
     sample = queued.samples[0]
     return sample, prepared, [backend.start(encoding, sample) for _ in range(samples)]
 

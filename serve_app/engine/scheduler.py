@@ -67,9 +67,12 @@ ONE_PER_TOKEN = StepCost(1.0, 0.0)
 """Work counted in tokens, for simulations, whose time is that of their tokens."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Reference:
-    """A picture that samples look at, and how. Models see transparent pixels laid on white."""
+    """A picture that samples look at, and how; one object for all conditions of a request that look at it so.
+
+    Models see transparent pixels laid on white.
+    """
 
     picture: Picture
     view: View
@@ -243,13 +246,18 @@ def preview_steps(steps: int, previews: int) -> tuple[int, ...]:
 def _conditions(
     request: EditRequest, framings: Sequence[Framing], geometry: Geometry, negative: str | None
 ) -> tuple[Condition, ...]:
+    known: dict[tuple[int, View], Reference] = {}
+
+    def refer(picture: Picture, view: View) -> Reference:
+        return known.setdefault((id(picture), view), Reference(picture, view))
+
     beside = [
-        tuple(Reference(picture, geometry.view(size_of(picture))) for picture in pictures)
+        tuple(refer(picture, geometry.view(size_of(picture))) for picture in pictures)
         for pictures in request.references_by_image
     ]
     _check_masks(request, framings)
     return tuple(
-        Condition((Reference(picture, framing.view), *others), prompt, negative, framing.output, mask)
+        Condition((refer(picture, framing.view), *others), prompt, negative, framing.output, mask)
         for picture, prompt, framing, others, mask in zip(
             request.images, request.prompts, framings, beside, request.masks, strict=True
         )

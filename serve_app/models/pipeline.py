@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate, islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -37,6 +36,10 @@ _FIXED_SHIFT = {"use_dynamic_shifting": True, "time_shift_type": "exponential", 
 
 NATIVE_AREA = 1024 * 1024
 """Pixels of a picture at Qwen-Image-Edit's native size."""
+
+
+PreparedReference = tuple[SeenPicture, torch.Tensor]
+"""A reference for the text encoder, and for the VAE (1 × 3 × height × width)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +201,16 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         """The processor that cuts pictures into patches for the text encoder."""
         return self.processor.image_processor
 
-    def prepare(self, condition: Condition) -> Prepared:
+    def prepare(self, condition: Condition, shared: dict[Reference, PreparedReference] | None = None) -> Prepared:
         """Crop and resize the references, cut them into patches, and tokenize the texts: on the CPU.
 
-        Takes up to 0.1 s for each reference.
+        Takes up to 0.1 s for each reference. `shared`: the references that are prepared already; gets the others.
         """
-        prepared = [self._prepare_reference(reference) for reference in condition.references]
+        shared = {} if shared is None else shared
+        for reference in condition.references:
+            if reference not in shared:
+                shared[reference] = self._prepare_reference(reference)
+        prepared = [shared[reference] for reference in condition.references]
         seen = tuple(each for each, _ in prepared)
         patches = [int(grid.prod()) // self._patcher.merge_size**2 for _, grid in seen]
         texts = (
@@ -216,7 +223,7 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
             mask=None if condition.mask is None else self._prepare_mask(condition, condition.mask),
         )
 
-    def _prepare_reference(self, reference: Reference) -> tuple[SeenPicture, torch.Tensor]:
+    def _prepare_reference(self, reference: Reference) -> PreparedReference:
         """Return a reference for the text encoder and for the VAE."""
         view = reference.view
         picture = lay_on_white(resize(reference.picture, view.size, view.crop))
@@ -252,7 +259,10 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @torch.no_grad()
     def encode(self, prepared: Sequence[Prepared]) -> list[Encoding]:
-        """Encode texts and pictures of any sizes, with one call of the VAE for each reference size."""
+        """Encode texts and pictures of any sizes, with one call of the VAE for each reference size.
+
+        A reference that several of them share is encoded once.
+        """
         with translated_errors():
             texts = self._encode_texts(prepared)
             references = self._encode_references(prepared)
@@ -264,12 +274,13 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
     def _encode_texts(self, prepared: Sequence[Prepared]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """Encode the texts and negative texts, tokens × width. Both texts of a picture share its embedding."""
         guided = [index for index, each in enumerate(prepared) if len(each.texts) == 2]
-        starts = accumulate((len(each.seen) for each in prepared), initial=0)
-        seen = [range(start, start + len(each.seen)) for start, each in zip(starts, prepared, strict=False)]
+        pictures = {id(picture): picture for each in prepared for picture in each.seen}
+        places = {key: place for place, key in enumerate(pictures)}
+        seen = [[places[id(picture)] for picture in each.seen] for each in prepared]
         rows = read_texts(
             self.text_encoder,
             [*(each.texts[0] for each in prepared), *(prepared[index].texts[1] for index in guided)],
-            [picture for each in prepared for picture in each.seen],
+            list(pictures.values()),
             [*seen, *(seen[index] for index in guided)],
             device=self._execution_device,
             pad=self.tokenizer.pad_token_id,
@@ -282,19 +293,17 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _encode_references(self, prepared: Sequence[Prepared]) -> list[torch.Tensor]:
         """Encode the references of each, end to end (tokens × 64)."""
-        pixels = [each for of_one in prepared for each in of_one.pixels]
+        pixels = {id(each): each for of_one in prepared for each in of_one.pixels}
         packed: dict[int, torch.Tensor] = {}
-        for shape in dict.fromkeys(each.shape for each in pixels):
-            indices = [index for index, each in enumerate(pixels) if each.shape == shape]
-            batch = torch.cat([pixels[index] for index in indices])
-            batch = batch.unsqueeze(2).to(self._execution_device, self.vae.dtype)
+        for shape in dict.fromkeys(each.shape for each in pixels.values()):
+            some = {key: each for key, each in pixels.items() if each.shape == shape}
+            batch = torch.cat(list(some.values())).unsqueeze(2).to(self._execution_device, self.vae.dtype)
             with _clearing_cache_on_failure(self.vae):
                 latents = self._encode_vae_image(batch, generator=None)
-            rows = self._pack_latents(latents, len(indices), self._channels, *latents.shape[3:])
-            packed.update(zip(indices, rows.to(self.transformer.dtype), strict=True))
-        references = iter(packed[index] for index in range(len(pixels)))
+            rows = self._pack_latents(latents, len(some), self._channels, *latents.shape[3:])
+            packed.update(zip(some, rows.to(self.transformer.dtype), strict=True))
         # New tensors, since a view would keep the latents of the whole batch.
-        return [torch.cat(list(islice(references, len(each.pixels)))) for each in prepared]
+        return [torch.cat([packed[id(each)] for each in of_one.pixels]) for of_one in prepared]
 
     @property
     def _channels(self) -> int:

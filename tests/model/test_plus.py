@@ -10,11 +10,12 @@ import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 
-from serve_app.errors import InvalidInput
+from serve_app.errors import EditError, InvalidInput
 from serve_app.images.geometry import Size
 from serve_app.models.families import StepwiseQwenImageEditPlusPipeline
 from serve_app.request import EditRequest, Pixels
-from tests.model.edits import BOUND, condition_of, edit, mark_picture_tokens, request, samples_of
+from tests.engines import MODEL_TIMEOUT_S, calibrated_engine
+from tests.model.edits import BOUND, condition_of, edit, mark_picture_tokens, queue_of, request, samples_of
 from tests.model.test_mixes import run_at_random
 from tests.random_model import NATIVE_AREA, TEXT_AREA, build_random_plus_model
 from tests.scenes import difference, scene
@@ -101,6 +102,32 @@ def test_references_are_given_for_all_pictures_or_for_each(model):
     nested = edit(model, [request(images=both, references=[[PICTURES[1]], []], seed=3)])
     assert difference(shared[0], nested[0]) <= BOUND
     assert difference(shared[1], nested[1]) > 20
+
+
+def test_a_reference_of_all_images_is_encoded_once(model):
+    both = request(images=[PICTURES[0], PICTURES[2]], references=[PICTURES[1], PICTURES[1]], seed=3, size="64x64")
+    rows: list[int] = []
+    patches: list[int] = []
+    hooks = [
+        model.vae.encoder.register_forward_pre_hook(lambda module, args: rows.append(len(args[0]))),
+        model.text_encoder.model.visual.register_forward_pre_hook(lambda module, args: patches.append(len(args[0]))),
+    ]
+    with calibrated_engine(model) as running:
+        rows.clear()
+        patches.clear()
+        [answer] = running.submit([both])
+        assert not isinstance(answer, EditError)
+        pictures = [pixels for [pixels] in answer.result(MODEL_TIMEOUT_S).pixels]
+    for hook in hooks:
+        hook.remove()
+    # Two images of one size, and the reference.
+    assert sum(rows) == 3
+    [seen] = patches
+    conditions = queue_of(model, [both])[0].conditions
+    apart = [patches for each in conditions for patches, _ in model.prepare(each).seen]
+    assert seen == sum(map(len, apart[:2])) + len(apart[3])
+    for pixels, alone in zip(pictures, edit(model, [both]), strict=True):
+        assert difference(pixels, alone) <= BOUND
 
 
 @pytest.mark.parametrize("count", [5, 6])

@@ -43,8 +43,8 @@ class Poisoned:
     def check(self, condition: Condition) -> None:
         self._real.check(condition)
 
-    def prepare(self, condition: Condition) -> Any:
-        return self._real.prepare(condition)
+    def prepare(self, condition: Condition, shared: dict[Any, Any]) -> Any:
+        return self._real.prepare(condition, shared)
 
     def count_tokens(self, text: str) -> int:
         return self._real.count_tokens(text)

@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from serve_app.engine.engine import EditEngine
 from serve_app.engine.requests import EditFuture
@@ -28,7 +29,7 @@ class PreparingPipeline(ArithmeticPipeline):
     prompts: list[str] = field(default_factory=list)
     """Of all conditions that were ever prepared."""
 
-    def prepare(self, condition: Condition) -> Prepared:
+    def prepare(self, condition: Condition, shared: dict[Any, Any]) -> Prepared:
         self.prompts.append(condition.prompt)
         prepared = Prepared(condition)
         self.kept.add(prepared)
