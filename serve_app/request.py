@@ -107,8 +107,8 @@ class EditParams(BaseModel):
     n: int = Field(1, ge=1, le=MAX_VARIANTS, description="variants of each picture")
     size: Annotated[WantedSize, BeforeValidator(_as_size), WithJsonSchema(_SIZE_SCHEMA)] = Field(
         None,
-        description="`auto`: the picture's aspect ratio at the model's native area; `original`: the same, resized to "
-        "the picture's own pixels; `WxH`: exactly these pixels",
+        description="`auto`: the picture's aspect ratio at the model's native area, but with a mask as `original`; "
+        "`original`: the same, resized to the picture's own pixels; `WxH`: exactly these pixels",
         json_schema_extra={"default": "auto"},
     )
     fit: Fit = Field(
