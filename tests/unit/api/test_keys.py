@@ -15,9 +15,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from serve_app.api import keys
 from serve_app.api.keys import ApiKey, KeyRing, load_keys
+from serve_app.cli.main import main
 from serve_app.settings import AuthSettings
 
 PATIENCE_S = 20
@@ -295,12 +297,12 @@ def test_a_key_that_the_command_makes_opens(file: Path) -> None:
     file.write_text(done.stdout)
     ring = KeyRing(AuthSettings(keys_file=file))
     assert ring.name_of(key[1].encode()) == "ann"
-    again = subprocess.run([COMMAND, "key", "ann"], capture_output=True, text=True, check=True)
-    assert again.stdout != done.stdout
+    again = CliRunner().invoke(main, ["key", "ann"])
+    assert (again.exit_code, again.stdout == done.stdout) == (0, False)
 
 
 @pytest.mark.parametrize("name", ["ann smith", "", "ann=x", "a" * 65])
 def test_a_name_that_could_not_stand_in_the_file_makes_no_key(name: str) -> None:
-    done = subprocess.run([COMMAND, "key", name], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    done = CliRunner().invoke(main, ["key", name])
+    assert (done.exit_code, done.stdout) == (2, "")
     assert "1 to 64 letters, digits" in done.stderr
