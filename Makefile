@@ -24,14 +24,14 @@ PYTEST := CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 QUICK := -m "not gpu and not slow"
 
 # After the unit tests, the tests that share fixtures by file, and then those that share one Ray cluster.
-test: test-unit browser litellm  ## run the tests without a model, then all others but the slow ones
+test: test-unit browser  ## run the tests without a model, then all others but the slow ones
 	$(PYTEST) $(QUICK) --ignore tests/unit --ignore tests/cluster --numprocesses 2 --dist loadfile
 	$(PYTEST) $(QUICK) tests/cluster
 
 test-unit: install  ## run the tests without Ray and without a model, about a minute
 	$(PYTEST) tests/unit --numprocesses 2 --dist worksteal
 
-test-slow: install  ## run the slow tests: soak, lost nodes, scaling, contenders, other commands, random inputs
+test-slow: install litellm  ## run the slow tests: soak, lost nodes, scaling, contenders, other commands, random inputs
 	$(PYTEST) -m "slow and not gpu" --timeout 1800
 
 # Without Chromium the tests of the page are skipped, and say so.
@@ -43,7 +43,7 @@ browser:  ## install Debian's Chromium for the tests of the page, if root may; a
 	echo "No Chromium, so the tests of the page are skipped; to run them: apt-get install chromium"
 
 # It needs older packages than ours, so it has an environment of its own.
-litellm: .venv/litellm/.installed  ## install LiteLLM for a test of clients; a part of make test
+litellm: .venv/litellm/.installed  ## install LiteLLM for a test of clients; a part of make test-slow
 
 .venv/litellm/.installed: tests/litellm/requirements.txt | .venv/.installed
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/litellm

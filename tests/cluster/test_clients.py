@@ -66,6 +66,8 @@ def outputs(folder: Path) -> list[Pixels]:
     return pictures
 
 
+# LiteLLM alone takes a good part of a minute to import.
+@pytest.mark.slow
 def test_litellm_returns_the_pictures_and_the_tokens(served: Served, expected: Expected, tmp_path: Path):
     assert LITELLM.exists(), "make litellm installs it"
     # Otherwise LiteLLM asks the internet for prices first, and waits.

@@ -88,6 +88,8 @@ def test_tiling_is_switched_on():
     assert loading.load(ModelSettings(vae_tiling=True)).pipeline.vae.use_tiling
 
 
+# The compiler takes most of a minute; test_packed.py traces the blocks for it.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support:UserWarning")
 def test_a_compiled_transformer_gives_the_same_pictures(random_model, random_model_folder):
     pipeline = loading.load(ModelSettings(source=str(random_model_folder), compile=True)).pipeline

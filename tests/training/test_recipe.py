@@ -91,6 +91,8 @@ def test_a_model_fits_thirty_megabytes(recipe):
     assert pipeline.geometry.multiple == recipe.multiple
 
 
+# Most of a minute of edits, in processes that load torch.
+@pytest.mark.slow
 def test_the_card_has_every_instruction_in_words_and_pictures(trained, tmp_path: Path):
     trained.to("cpu", torch.float16).save_pretrained(tmp_path)
     write_card(tmp_path, pictures=1)
