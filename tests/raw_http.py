@@ -10,7 +10,7 @@ import orjson
 
 WAIT_S = 60
 # A further answer would follow at once: the bytes that it answers have arrived.
-QUIET_S = 0.5
+QUIET_S = 0.2
 
 
 @dataclass(frozen=True)

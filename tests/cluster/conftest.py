@@ -79,7 +79,7 @@ def deploy(
 
 @pytest.fixture(scope="session")
 def random_model_settings(random_model_folder: Path) -> ModelSettings:
-    return ModelSettings(source=str(random_model_folder), default_steps=20)
+    return ModelSettings(source=str(random_model_folder), default_steps=5)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from serve_app.deployments.metrics import METRICS
 from serve_app.deployments.replica import ImageEditor
 from serve_app.errors import DeadlineExceeded, OutOfMemory, Overloaded
 from serve_app.images.geometry import Size
-from serve_app.request import Pixels
+from serve_app.request import MAX_STEPS, Pixels
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests import processes
 from tests.cluster.client import pictures_of, png
@@ -40,7 +40,7 @@ LANDSCAPE: Traffic = ([scene(3, 256, 128)], {"n": 1, "num_inference_steps": 5})
 SMALL: Traffic = ([scene(4)], {"n": 2, "num_inference_steps": 2, "size": "64x128"})
 COUNTS = ("waiting_samples", "preparing_samples", "running_samples", "paused_samples")
 GAUGES = (*COUNTS, "oldest_waiting_seconds", "work_seconds")
-LARGE: dict[str, Any] = {"prompt": "x", "size": "768x768"}
+LARGE: dict[str, Any] = {"prompt": "x", "size": "640x640"}
 
 
 @pytest.fixture(scope="module")
@@ -133,17 +133,18 @@ def http_statuses(scrape: Scrape) -> dict[Any, float]:
 
 
 def steps_for(app: Served, seconds: float) -> int:
-    """Return how many steps of four LARGE samples take about that long, by two of them."""
+    """Return how many steps of four LARGE samples take about that long, by two of them; many, if those were slow."""
     two_s = edit(app, n=4, num_inference_steps=2, **LARGE).timings.denoise_s
-    return max(1, round(2 * seconds / float(two_s)))
+    return min(MAX_STEPS, max(20, round(2 * seconds / float(two_s))))
 
 
 def be_late(app: Served) -> None:
     """Begin an edit that can be done before its deadline, and stop the replica until it cannot."""
     [replica] = [psutil.Process(pid) for pid in processes.of(APP, "ImageEditor")]
     four_s = edit(app, num_inference_steps=4).timings.denoise_s
-    request = EditRequest(images=[scene(1)], prompt="x", num_inference_steps=150)
-    timeout_s = 2 * 150 / 4 * four_s
+    steps = 40
+    request = EditRequest(images=[scene(1)], prompt="x", num_inference_steps=steps)
+    timeout_s = 2 * steps / 4 * four_s
     late = app.editor.edit.remote(request, timeout_s=timeout_s)
     wait_until(lambda: app.stats().running == 1, "it runs", WAIT_S)
     replica.suspend()

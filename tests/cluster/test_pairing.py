@@ -53,7 +53,11 @@ def one_by_one(edit: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_eight_callers_at_once_each_get_what_they_get_alone(served: Served):
     alone = [pictures_of(served.client.edit(**edit)) for edit in EDITS]
-    singles = [[pictures_of(served.client.edit(**single))[0] for single in one_by_one(edit)] for edit in EDITS]
+    singles = [
+        # An edit of one output is its own single.
+        answer if len(answer) == 1 else [pictures_of(served.client.edit(**single))[0] for single in one_by_one(edit)]
+        for edit, answer in zip(EDITS, alone, strict=True)
+    ]
     before = served.stats()
     merged = [pictures_of(response) for response in served.client.edit_all(EDITS)]
     after = served.stats()
@@ -106,7 +110,7 @@ def test_a_request_that_arrives_half_way_finishes_first_when_it_has_fewer_steps(
         finished.append(name)
 
     with ThreadPoolExecutor(2) as pool:
-        long = pool.submit(edit, "long", 150)
+        long = pool.submit(edit, "long", 60)
         while served.stats().forwards < before.forwards + 5:
             time.sleep(0.05)
         assert not long.done()

@@ -55,7 +55,7 @@ def seconds_until_closed(connection: socket.socket, sent: bytes) -> float:
 
 class TestLength:
     def test_headers_of_32_kib_are_taken(self, base: str):
-        [answer] = talk(base, head(headers=f"x: {'v' * 32 * KIB}\r\n"), quiet_s=0.2)
+        [answer] = talk(base, head(headers=f"x: {'v' * 32 * KIB}\r\n"))
         assert answer.status == 200
 
     @pytest.mark.parametrize("line", [b"x: " + b"v" * KIB, b"GET /" + b"v" * KIB, b"v" * KIB])
@@ -94,7 +94,7 @@ class TestReading:
     def test_what_is_no_path_has_the_error_body(self, line: str):
         with listening(RequestTargetMiddleware(_late_length), BoundedConnection) as base:
             for sent, status in ((f"{line} HTTP/1.1\r\nhost: x\r\n\r\n".encode(), 400), (head(), 200)):
-                [answer] = talk(base, sent, quiet_s=0.2)
+                [answer] = talk(base, sent)
                 assert answer.status == status
                 assert status == 200 or answer.code == "INVALID_INPUT"
 
@@ -108,7 +108,7 @@ class TestTime:
     def test_nor_is_half_of_a_second_request(self, base: str):
         with connect(base) as connection:
             connection.sendall(head())
-            [answer] = answers(connection, quiet_s=0.2)
+            [answer] = answers(connection)
             assert answer.status == 200
             connection.settimeout(20)
             assert 0.5 * LATE_S < seconds_until_closed(connection, b"GET /") < 10
@@ -131,7 +131,7 @@ class TestTime:
                 connection.sendall(head()[:10])
                 time.sleep(0.6 * LATE_S)
                 connection.sendall(head()[10:])
-                [answer] = answers(connection, quiet_s=0.2)
+                [answer] = answers(connection)
                 assert answer.status == 200
 
     def test_a_body_and_an_answer_may_take_longer(self, base: str):
@@ -139,7 +139,7 @@ class TestTime:
             connection.sendall(head("/slow", "content-length: 2\r\n") + b"a")
             time.sleep(1.5 * LATE_S)
             connection.sendall(b"b")
-            [answer] = answers(connection, quiet_s=0.2)
+            [answer] = answers(connection)
             assert answer.body == b"2"
 
 
