@@ -68,5 +68,14 @@ def overflow(page: Page) -> int:
     return cast(int, page.evaluate("document.documentElement.scrollWidth - innerWidth"))
 
 
+def small_targets(page: Page) -> list[str]:
+    """Return what can be clicked and is less than 24 px wide or high, the least that WCAG 2.2 allows."""
+    script = """() => [...document.querySelectorAll("a, button, input, select, textarea, summary")]
+        .filter(at => at.checkVisibility({visibilityProperty: true}) && !at.matches(".skip"))
+        .filter(at => Math.min(at.getBoundingClientRect().width, at.getBoundingClientRect().height) < 24)
+        .map(at => at.outerHTML)"""
+    return cast("list[str]", page.evaluate(script))
+
+
 def copied(page: Page) -> str:
     return cast(str, page.evaluate("navigator.clipboard.readText()"))

@@ -26,7 +26,17 @@ from serve_app.images.geometry import Size
 from serve_app.settings import AppSettings, LimitSettings
 from tests.http_server import listening
 from tests.page.conftest import Held
-from tests.page.driving import Picture, choose, copied, drawn, edit, overflow, wait_until_done, wait_until_ready
+from tests.page.driving import (
+    Picture,
+    choose,
+    copied,
+    drawn,
+    edit,
+    overflow,
+    small_targets,
+    wait_until_done,
+    wait_until_ready,
+)
 
 LEFT, RIGHT = Picture("left.png", 10), Picture("right.png", 200)
 
@@ -58,14 +68,20 @@ def test_outputs_appear_sharpen_and_lie_in_the_order_of_the_api(page: Page, edit
     wait_until_done(run)
     assert [heading.inner_text() for heading in run.get_by_role("heading", level=3).all()] == ["left.png", "right.png"]
     captions = [caption.split("\n") for caption in run.locator(".row").nth(1).locator(".caption").all_inner_texts()]
-    assert captions == [["Original"], ["Variant 1", "seed 9", "Download"], ["Variant 2", "seed 10", "Download"]]
+    assert captions == [
+        ["Original", "96 × 64"],
+        ["Variant 1", "96 × 64 · seed 9", "Download"],
+        ["Variant 2", "96 × 64 · seed 10", "Download"],
+    ]
     assert drawn(run.locator("img")) == [[10, 10], [7, 245], [8, 245], [200, 200], [9, 55], [10, 55]]
 
 
 def test_every_field_reaches_the_editor(page: Page, editor: Held) -> None:
     choose(page, LEFT)
     page.get_by_text("More", exact=True).click()
-    page.get_by_label("Size").fill("96x64")
+    page.get_by_label("Size").select_option("Free: W × H")
+    page.get_by_label("Width").fill("96")
+    page.get_by_label("Height").fill("64")
     page.get_by_label("Seed").fill("9007199254740991")
     page.get_by_label("Steps").fill("12")
     page.get_by_label("Guidance").fill("3.5")
@@ -162,18 +178,62 @@ def test_a_format_that_only_the_server_can_read_is_edited(page: Page) -> None:
     expect(page.get_by_role("slider")).to_be_hidden()
 
 
-def test_edits_stay_until_they_are_removed(page: Page) -> None:
+def test_edits_stay_until_they_are_removed_and_the_last_removal_is_undone(page: Page) -> None:
     choose(page, LEFT)
     wait_until_done(edit(page, "first"))
     wait_until_done(edit(page, "second"))
     runs = page.get_by_role("article")
     assert [run.get_by_role("heading", level=2).inner_text() for run in runs.all()] == ["second", "first"]
-    runs.first.get_by_role("button", name="Remove").click()
-    expect(runs).to_have_count(1)
-    expect(runs.get_by_role("heading", name="first")).to_be_focused()
+    runs.last.get_by_role("button", name="Remove").click()
+    expect(page.get_by_text("Removed: first")).to_be_visible()
     runs.get_by_role("button", name="Remove").click()
     expect(page.get_by_text("Nothing edited yet")).to_be_visible()
-    expect(page.get_by_label("Instruction")).to_be_focused()
+    undo = page.get_by_role("button", name="Undo")
+    expect(undo).to_have_count(1)
+    expect(undo).to_be_focused()
+    undo.click()
+    expect(runs.get_by_role("heading", name="second")).to_be_focused()
+    expect(page.get_by_text("Nothing edited yet")).to_be_hidden()
+    # Its pictures are still there.
+    runs.get_by_role("button", name="compare").click()
+    assert [value for _, value in drawn(page.get_by_role("dialog").locator("img"))] == [245, 10]
+
+
+def test_buttons_keep_their_places_while_an_edit_runs_and_ends(page: Page, editor: Held) -> None:
+    def places() -> list[object]:
+        return [button.bounding_box() for button in run.locator(".actions button").all()]
+
+    editor.gate.clear()
+    choose(page, LEFT)
+    run = edit(page, n=2)
+    expect(run.get_by_text("preview 3")).to_be_visible()
+    before = places()
+    rows = run.locator(".rows").bounding_box()
+    assert None not in before[:2]
+    expect(run.get_by_role("button", name="Remove")).to_be_disabled()
+    editor.gate.set()
+    wait_until_done(run)
+    assert places() == before
+    assert rows == run.locator(".rows").bounding_box()
+
+
+def test_a_long_instruction_is_folded(page: Page) -> None:
+    choose(page, LEFT)
+    run = edit(page, "several words of a text " * 100)
+    title = run.get_by_role("heading", level=2)
+
+    def height() -> float:
+        box = title.bounding_box()
+        assert box is not None
+        return box["height"]
+
+    assert height() < 100
+    run.get_by_role("button", name="Show all").click()
+    assert height() > 300
+    run.get_by_role("button", name="Show less").click()
+    assert height() < 100
+    wait_until_done(run)
+    expect(edit(page, "short").get_by_role("button", name="Show all")).to_be_hidden()
 
 
 # --- choosing pictures --------------------------------------------------------------------------------------------
@@ -266,7 +326,6 @@ def test_what_the_server_would_refuse_is_not_uploaded(context: BrowserContext, e
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (InvalidInput("prompt: no", param="prompt"), "prompt: no."),
         (Overloaded("Too many requests wait for a GPU", retry_after_s=3), "wait for a GPU. Try again in 3 seconds."),
         (OutOfMemory("CUDA out of memory"), "Image generation failed: CUDA out of memory."),
     ],
@@ -289,6 +348,65 @@ def test_an_error_is_shown_in_its_words_and_can_be_tried_again(
     assert drawn(run.locator(".output img"))[0][1] == 245
 
 
+@pytest.mark.parametrize(
+    ("error", "words", "field"),
+    [
+        (InvalidInput("size: 9x9 is too much", param="size"), "size: 9x9 is too much.", "Size"),
+        (InvalidInput("Image at index 1 is too long", param="images"), "Image (right.png) is too long.", "Pictures"),
+    ],
+)
+def test_what_the_server_will_never_take_is_told_at_the_form(
+    page: Page, editor: Held, error: Exception, words: str, field: str
+) -> None:
+    editor.error = error
+    choose(page, LEFT, RIGHT)
+    page.get_by_text("More", exact=True).click()
+    edit(page, "kept")
+    expect(page.locator("#form-problem")).to_have_text(words)
+    wrong = page.get_by_label(field, exact=True)
+    expect(wrong).to_be_focused()
+    expect(wrong).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_role("article")).to_have_count(0)
+    expect(page.get_by_label("Instruction")).to_have_value("kept")
+    editor.error = None
+    wait_until_done(edit(page, "changed"))
+    expect(page.locator("#form-problem")).to_be_hidden()
+    expect(wrong).not_to_have_attribute("aria-invalid", "true")
+
+
+def test_what_the_server_would_refuse_of_the_fields_is_not_sent(page: Page, editor: Held) -> None:
+    choose(page, LEFT)
+    edit(page, "  ")
+    expect(page.get_by_label("Instruction")).to_be_focused()
+    assert page.get_by_label("Instruction").evaluate("field => field.validationMessage") == "Say what should change"
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Size").select_option("Free: W × H")
+    page.get_by_label("Width").fill("900")
+    page.get_by_label("Height").fill("100")
+    page.get_by_text("More", exact=True).click()
+    edit(page, "words")
+    expect(page.get_by_label("Height")).to_be_focused()
+    assert editor.requests == []
+    page.get_by_label("Height").fill("120")
+    wait_until_done(edit(page, "words"))
+    page.get_by_label("Size").select_option("As the picture")
+    expect(page.get_by_label("Height")).to_be_hidden()
+    wait_until_done(edit(page, "words"))
+    assert [request.size for request in editor.requests] == [Size(900, 120), None]
+
+
+def test_a_page_without_its_server_says_so_and_loads_again(context: BrowserContext, url: str) -> None:
+    page = context.new_page()
+    page.route("**/static/server.json", lambda route: route.abort())
+    page.goto(url)
+    failure = page.get_by_role("alert").filter(has_text="This page could not be loaded. No answer")
+    expect(failure).to_be_visible()
+    page.unroute("**/static/server.json")
+    page.get_by_role("button", name="Try again").click()
+    wait_until_ready(page)
+    expect(failure).to_be_hidden()
+
+
 def test_an_error_in_the_middle_is_shown(page: Page, editor: Held) -> None:
     editor.gate.clear()
     choose(page, LEFT)
@@ -307,8 +425,8 @@ def test_an_upload_that_is_too_large_is_reported(context: BrowserContext, editor
         page = context.new_page()
         page.goto(address)
         choose(page, LEFT)
-        run = edit(page)
-        expect(run.get_by_role("alert")).to_contain_text(f"The request is larger than {len(payload) + 100} bytes.")
+        edit(page)
+        expect(page.locator("#form-problem")).to_contain_text(f"The request is larger than {len(payload) + 100} bytes.")
         page.close()
 
 
@@ -363,10 +481,10 @@ def test_a_connection_that_breaks_is_reported_and_what_came_stays(context: Brows
 def test_a_field_that_is_folded_away_opens_where_it_is_wrong(page: Page, editor: Held) -> None:
     choose(page, LEFT)
     page.get_by_text("More", exact=True).click()
-    page.get_by_label("Size").fill("large")
+    page.get_by_label("Steps").fill("1000")
     page.get_by_text("More", exact=True).click()
     edit(page)
-    expect(page.get_by_label("Size")).to_be_focused()
+    expect(page.get_by_label("Steps")).to_be_focused()
     assert editor.requests == []
 
 
@@ -580,7 +698,7 @@ def test_ctrl_enter_in_the_instruction_starts(page: Page) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
-def test_a_narrow_screen_never_scrolls_sideways(
+def test_a_narrow_screen_never_scrolls_sideways_and_its_buttons_fit_fingers(
     browser: Browser, editor: Held, url: str, scheme: Any, is_dark: bool
 ) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
@@ -592,8 +710,10 @@ def test_a_narrow_screen_never_scrolls_sideways(
     wait_until_done(run)
     expect(run.get_by_role("heading", level=2)).to_be_in_viewport()
     assert overflow(page) == 0
+    assert small_targets(page) == []
     run.get_by_role("button", name="left.png, variant 1: compare").click()
     assert overflow(page) == 0
+    assert small_targets(page) == []
     page.keyboard.press("Escape")
     level = np.median(np.asarray(PIL.Image.open(io.BytesIO(page.screenshot())).convert("L")))
     assert level < 64 if is_dark else level > 192

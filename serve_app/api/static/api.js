@@ -5,9 +5,15 @@ import { eventData } from "./events.js";
 const PREVIEWS = 3;
 
 export class ApiError extends Error {
-  constructor(message, status = null) {
+  /** `code`: the server's name of the error; `param`: the field that is wrong. Both are null without such an answer. */
+  constructor(message, { status = null, code = null, param = null } = {}) {
     super(message);
-    this.status = status;
+    Object.assign(this, { status, code, param });
+  }
+
+  /** Whether the same edit would be refused again. */
+  get isRefusal() {
+    return ["INVALID_INPUT", "PAYLOAD_TOO_LARGE"].includes(this.code);
   }
 }
 
@@ -27,18 +33,21 @@ export async function servedModel(key) {
   return data[0].id;
 }
 
-/** Yield the events of one edit. `call`: { pictures, fields } from the form; `signal`: cancels the edit. */
+/**
+ * Yield the events of one edit. `call`: { files, fields } from the form, where each of `files` is { field, file, name };
+ * `signal`: cancels the edit.
+ */
 export async function* streamEdit(call, key, signal) {
   const body = new FormData();
   for (const [name, value] of Object.entries(call.fields)) body.append(name, value);
-  for (const { file, name } of call.pictures) body.append("images", file, name);
+  for (const { field, file, name } of call.files) body.append(field, file, name);
   body.append("stream", "true");
   body.append("partial_images", PREVIEWS);
   const response = await request("v1/images/edits", { method: "POST", headers: authorization(key), body, signal });
   for await (const data of unbroken(eventData(response.body), signal)) {
     if (data === "[DONE]") return;
     const event = JSON.parse(data);
-    if (event.error) throw new ApiError(sentence(event.error.message));
+    if (event.error) throw new ApiError(sentence(event.error.message), event.error);
     yield event;
   }
   throw new ApiError("The connection ended before everything was done.");
@@ -76,7 +85,8 @@ async function problem(response) {
   // A proxy in front of the server answers with a body of another form.
   const message = sentence(body?.error?.message ?? `The server answered with status ${response.status}`);
   const wait = response.headers.get("Retry-After");
-  return new ApiError(wait ? `${message} Try again in ${wait} seconds.` : message, response.status);
+  const { code, param } = body?.error ?? {};
+  return new ApiError(wait ? `${message} Try again in ${wait} seconds.` : message, { status: response.status, code, param });
 }
 
 function sentence(text) {

@@ -4,14 +4,14 @@ import { address } from "./api.js";
 
 const KEY_VARIABLE = "IMAGE_EDITS_API_KEY";
 
-/** Return a curl command. `call`: { pictures, fields } from the form. `needsKey`: whether the server has keys. */
+/** Return a curl command. `call`: { files, fields } from the form. `needsKey`: whether the server has keys. */
 export function curlCall(call, needsKey) {
   const lines = [`curl ${quoted(address("v1/images/edits"))} -o answer.json`];
   if (needsKey) lines.push(`-H "Authorization: Bearer $${KEY_VARIABLE}"`);
   // Not -F, which reads a text that begins with @ or < as the name of a file.
   for (const [name, value] of Object.entries(call.fields)) lines.push(`--form-string ${quoted(`${name}=${value}`)}`);
-  for (const { name } of call.pictures) {
-    lines.push(`-F ${quoted(`images=@"${name.replace(/[\\"]/g, "\\$&")}"`)}`);
+  for (const { field, name } of call.files) {
+    lines.push(`-F ${quoted(`${field}=@"${name.replace(/[\\"]/g, "\\$&")}"`)}`);
   }
   return `${lines.join(" \\\n  ")}\n`;
 }
@@ -22,7 +22,7 @@ function quoted(text) {
 
 /** Return a Python script that needs only the library `requests`. It saves output_0.png and so on, in output order. */
 export function pythonCall(call, needsKey) {
-  const names = call.pictures.map(({ name }) => literal(name)).join(", ");
+  const files = call.files.map(({ field, name }) => `(${literal(field)}, ${literal(name)})`);
   const data = Object.entries(call.fields).map(([name, value]) => `${literal(name)}: ${literal(value)}`);
   const key = needsKey ? `\n    headers={"Authorization": "Bearer " + os.environ["${KEY_VARIABLE}"]},` : "";
   return `import base64
@@ -32,7 +32,7 @@ import requests
 
 response = requests.post(
     ${literal(address("v1/images/edits"))},${key}
-    files=[("images", (name, Path(name).read_bytes())) for name in [${names}]],
+    files=[(field, (name, Path(name).read_bytes())) for field, name in [${files.join(", ")}]],
     data={${data.join(", ")}},
     timeout=660,
 )

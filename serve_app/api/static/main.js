@@ -1,10 +1,12 @@
 // The page: a form, and the edits that it has started, the latest first.
 
-import { serverFacts } from "./api.js";
+import { ApiError, serverFacts } from "./api.js";
 import { prepareCompare } from "./compare.js";
 import { element } from "./dom.js";
+import { filledFields, prepareForm, showRefusal } from "./form.js";
 import { Key } from "./key.js";
 import { Pictures } from "./pictures.js";
+import { forgetRemoved, showRemoved } from "./removed.js";
 import { Run } from "./run.js";
 
 async function main() {
@@ -13,14 +15,10 @@ async function main() {
   const pictures = new Pictures(limits);
   const key = new Key(needsKey);
   prepareCompare();
+  prepareForm(form, limits);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    start({ pictures: pictures.all, fields: filledFields(form) }, key);
-  });
-  // A field inside a closed <details> cannot show its validation message.
-  element("more").addEventListener("invalid", () => (element("more").open = true), true);
-  element("prompt").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+    start({ files: pictures.files, fields: filledFields(form) }, key);
   });
   // Until now, chosen pictures would have been lost, and the button would have left the page.
   form.inert = false;
@@ -28,13 +26,23 @@ async function main() {
 }
 
 function start(call, key) {
-  const again = () => {
-    start(call, key);
-    latest().focus();
-  };
-  const run = new Run(call, key, { again, removed });
-  element("empty").hidden = true;
+  forgetRemoved();
+  const run = new Run(call, key, {
+    again() {
+      start(call, key);
+      latest().focus();
+    },
+    refused(message, param) {
+      showRefusal(message, param);
+      showWhetherEmpty();
+    },
+    removed() {
+      showRemoved(run, showWhetherEmpty);
+      showWhetherEmpty();
+    },
+  });
   element("results").prepend(run.element);
+  showWhetherEmpty();
   bringIntoSight(run.element);
   run.start();
 }
@@ -45,22 +53,18 @@ function bringIntoSight(run) {
   if (top < 0 || top > innerHeight / 2) run.scrollIntoView();
 }
 
-/** Move the focus to the latest remaining edit, or back to the form. */
-function removed() {
+function showWhetherEmpty() {
   element("empty").hidden = latest() !== null;
-  (latest() ?? element("prompt")).focus();
 }
 
 function latest() {
   return element("results").querySelector(".run h2");
 }
 
-/** Return the form's fields by their API names, without empty fields, for which the server has defaults. */
-function filledFields(form) {
-  return Object.fromEntries([...new FormData(form)].filter(([, value]) => typeof value === "string" && value !== ""));
-}
-
 main().catch((error) => {
-  element("server").textContent = error.message;
-  throw error;
+  // Without the server's facts the form stays closed, and a line in the corner would be missed.
+  element("failure").hidden = false;
+  element("failure").querySelector(".problem").textContent = `This page could not be loaded. ${error.message}`;
+  element("failure").querySelector("button").onclick = () => location.reload();
+  if (!(error instanceof ApiError)) throw error;
 });

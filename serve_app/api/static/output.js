@@ -31,7 +31,7 @@ export class Output {
   /** Show the picture, and enable comparing and downloading it. `event`: image_edit.completed. */
   complete(event) {
     this.#show(event);
-    this.#note("done", `seed ${event.seed}`);
+    this.#note("done", `${event.size.replace("x", " × ")} · seed ${event.seed}`);
     this.name = `${this.stem}.${event.output_format}`;
     this.#frame.disabled = false;
     this.#frame.setAttribute("aria-label", `${this.label}: compare with the original`);

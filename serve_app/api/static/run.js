@@ -3,28 +3,27 @@
 import { ApiError, streamEdit } from "./api.js";
 import { curlCall, pythonCall } from "./calls.js";
 import { copy } from "./clipboard.js";
-import { openCompare } from "./compare.js";
-import { announce, clone, counted, hide, show } from "./dom.js";
-import { Output } from "./output.js";
-import { zip } from "./zip.js";
+import { announce, clone, counted, hide } from "./dom.js";
+import { facts, withFileNames } from "./names.js";
+import { Rows } from "./rows.js";
+import { save } from "./saving.js";
 
 const COPIED_MS = 2000;
-const SAVED_MS = 60_000;
+const SHORT_CHARS = 80;
 
 export class Run {
   element = clone("run-template");
   #call;
   #key;
   #handlers;
-  #outputs = [];
-  #originals = [];
+  #rows;
   #abort = new AbortController();
   #started = performance.now();
   #seed = null;
 
   /**
-   * `call`: { pictures, fields } from the form. `handlers`: `again` is called to start the same edit again, `removed`
-   * after the user has removed this one.
+   * `call`: { files, fields } from the form. `handlers`: `again` is called to start the same edit again, `refused` with
+   * the message and the field if the server will not take it, and `removed` if the user wants this one removed.
    */
   constructor(call, key, handlers) {
     this.#call = call;
@@ -32,18 +31,26 @@ export class Run {
     this.#handlers = handlers;
     this.#heading.textContent = call.fields.prompt;
     this.#find(".facts").textContent = facts(call);
-    this.element.setAttribute("aria-label", `Edit: ${call.fields.prompt}`);
-    this.#layRows();
+    this.element.setAttribute("aria-label", `Edit: ${this.prompt}`);
+    this.#rows = new Rows(this.#find(".rows"), this.#call.files, this.#n);
+    this.#button("download").hidden = this.#outputs.length < 2;
+    this.#foldTitle();
     this.#on("cancel", () => this.#abort.abort());
     this.#on("again", () => this.#again());
-    this.#on("download", () => this.#downloadAll());
+    this.#on("download", () => save(this.#done, "image-edits.zip"));
     this.#on("curl", (button) => this.#copy(button, curlCall));
     this.#on("python", (button) => this.#copy(button, pythonCall));
-    this.#on("remove", () => this.#remove());
+    this.#on("remove", () => this.#handlers.removed());
+  }
+
+  /** The instruction, shortened. */
+  get prompt() {
+    const { prompt } = this.#call.fields;
+    return prompt.length > SHORT_CHARS ? `${prompt.slice(0, SHORT_CHARS)}…` : prompt;
   }
 
   async start() {
-    this.#say(`Sending ${counted(this.#call.pictures.length, "picture")}`);
+    this.#say(`Sending ${counted(this.#call.files.length, "picture")}`);
     try {
       for await (const event of streamEdit(this.#call, this.#key.value, this.#abort.signal)) this.#take(event);
       this.#end("done", `Done in ${this.#seconds()} s`);
@@ -51,6 +58,15 @@ export class Run {
       if (this.#abort.signal.aborted) this.#end("cancelled", "Cancelled");
       else this.#fail(error);
     }
+  }
+
+  focus() {
+    this.#heading.focus();
+  }
+
+  /** Release the memory of the pictures. */
+  release() {
+    this.#rows.release();
   }
 
   // --- events ---
@@ -67,7 +83,7 @@ export class Run {
     output.complete(event);
     this.#seed = event.seed - place;
     announce(`${output.label} is done, ${this.#done.length} of ${this.#outputs.length}`);
-    this.#button("download").hidden = this.#done.length < 2;
+    this.#button("download").disabled = false;
   }
 
   #progress({ steps_done, steps, place }) {
@@ -84,10 +100,20 @@ export class Run {
 
   #fail(error) {
     const isBug = !(error instanceof ApiError);
-    this.#find(".problem").textContent = isBug ? `This page failed: ${error.message}` : error.message;
+    const message = isBug ? `This page failed: ${error.message}` : withFileNames(error, this.#call.files);
+    this.#find(".problem").textContent = message;
     this.#end("failed", "Failed");
     if (isBug) throw error;
     if (error.status === 401) this.#key.refuse(error);
+    if (error.isRefusal) this.#refuse(message, error.param);
+  }
+
+  /** Leave what the server will never take to the form, which still holds it. */
+  #refuse(message, param) {
+    this.#button("again").hidden = true;
+    if (this.#done.length) return;
+    this.#dispose();
+    this.#handlers.refused(message, param);
   }
 
   #end(state, text) {
@@ -97,7 +123,7 @@ export class Run {
     announce(`${text}, ${this.#done.length} of ${counted(this.#outputs.length, "output")}`);
     hide(this.#button("cancel"), this.#heading);
     this.#button("again").hidden = this.#done.length === this.#outputs.length;
-    this.#button("remove").hidden = false;
+    this.#button("remove").disabled = false;
   }
 
   #say(text) {
@@ -107,53 +133,20 @@ export class Run {
     state.textContent = text;
   }
 
-  // --- rows ---
-
-  #layRows() {
-    const stems = uniqueStems(this.#call.pictures);
-    const rows = this.#find(".rows");
-    rows.style.setProperty("--columns", this.#n + 1);
-    this.#call.pictures.forEach(({ file, name }, i) => {
-      const row = clone("row-template");
-      row.querySelector("h3").textContent = name;
-      const original = this.#original(row.querySelector(".original"), file);
-      for (let j = 0; j < this.#n; j++) {
-        const label = `${name}, variant ${j + 1}`;
-        const caption = `Variant ${j + 1}`;
-        const open = (output) => openCompare(this.#done, output);
-        const output = new Output({ label, caption, stem: `${stems[i]}-${j + 1}`, original, open });
-        this.#outputs.push(output);
-        row.querySelector("ul").append(output.element);
-      }
-      rows.append(row);
-    });
-  }
-
-  #original(tile, file) {
-    const url = URL.createObjectURL(file);
-    const picture = tile.querySelector("img");
-    picture.alt = `Original of ${file.name}`;
-    picture.addEventListener("load", () => {
-      // Reserve the space that the outputs will need, before the first preview arrives.
-      const { naturalWidth, naturalHeight } = picture;
-      tile.closest(".row").style.setProperty("--ratio", naturalWidth / naturalHeight);
-    });
-    show(tile, file, url);
-    const original = { url, picture };
-    this.#originals.push(original);
-    return original;
-  }
-
   // --- buttons ---
 
-  async #downloadAll() {
-    const archive = await zip(this.#done.map(({ name, blob }) => ({ name, blob })));
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(archive);
-    link.download = "image-edits.zip";
-    link.click();
-    // Not at once, since browsers start to save the file later.
-    setTimeout(() => URL.revokeObjectURL(link.href), SAVED_MS);
+  /** Show only the first lines of a long instruction, and a button for all of it. */
+  #foldTitle() {
+    const button = this.#button("fold");
+    const texts = [this.#heading, this.#find(".facts")];
+    const isCut = () => texts.some(({ scrollHeight, clientHeight }) => scrollHeight > clientHeight);
+    const isOpen = () => button.getAttribute("aria-expanded") === "true";
+    const observer = new ResizeObserver(() => (button.hidden = !isOpen() && !isCut()));
+    for (const text of texts) observer.observe(text);
+    this.#on("fold", () => {
+      button.setAttribute("aria-expanded", String(!isOpen()));
+      button.textContent = isOpen() ? "Show less" : "Show all";
+    });
   }
 
   async #copy(button, makeCall) {
@@ -175,15 +168,9 @@ export class Run {
     this.#handlers.again();
   }
 
-  #remove() {
-    this.#dispose();
-    this.#handlers.removed();
-  }
-
   #dispose() {
     this.element.remove();
-    for (const { url } of this.#originals) URL.revokeObjectURL(url);
-    for (const output of this.#outputs) output.release();
+    this.release();
   }
 
   // --- parts ---
@@ -192,8 +179,12 @@ export class Run {
     return Number(this.#call.fields.n);
   }
 
+  get #outputs() {
+    return this.#rows.outputs;
+  }
+
   get #done() {
-    return this.#outputs.filter((output) => output.done);
+    return this.#rows.done;
   }
 
   get #heading() {
@@ -216,21 +207,4 @@ export class Run {
     const button = this.#button(name);
     button.addEventListener("click", () => act(button));
   }
-}
-
-function facts({ pictures, fields }) {
-  const { n, size, num_inference_steps: steps, guidance_scale: guidance, seed, negative_prompt: negative } = fields;
-  const said = [`${counted(pictures.length, "picture")} × ${counted(Number(n), "variant")}`];
-  if (size) said.push(`size ${size}`);
-  if (steps) said.push(counted(Number(steps), "step"));
-  if (guidance) said.push(`guidance ${guidance}`);
-  if (seed) said.push(`seed ${seed}`);
-  if (negative) said.push(`without “${negative}”`);
-  return said.join(" · ");
-}
-
-/** Return the file names without extensions. Pictures with the same name get their number as a suffix. */
-function uniqueStems(pictures) {
-  const stems = pictures.map(({ name }) => name.replace(/\.[^.]*$/, "") || name);
-  return stems.map((stem, i) => (stems.filter((other) => other === stem).length > 1 ? `${stem}_${i + 1}` : stem));
 }

@@ -71,9 +71,10 @@ def test_a_file_that_is_known_is_not_sent_again(app: Starlette, path: str) -> No
 
 
 def test_the_page_has_the_limits() -> None:
-    limits = LimitSettings(max_images=3, max_file_bytes=1000, max_request_bytes=5000)
+    checked = {"max_images": 3, "max_file_bytes": 1000, "max_request_bytes": 5000, "max_aspect_ratio": 3.5}
+    limits = LimitSettings.model_validate(checked)
     facts = call(create_app(Inverter(), AppSettings(limits=limits)), "GET", "/static/server.json").json()
-    assert facts["limits"] == {"max_images": 3, "max_file_bytes": 1000, "max_request_bytes": 5000}
+    assert facts["limits"] == checked
 
 
 def test_the_page_has_whether_there_are_keys(app: Starlette, closed_app: Starlette) -> None:

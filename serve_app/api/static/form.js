@@ -1,0 +1,58 @@
+// The form's fields by their API names, what the page refuses itself, and where it shows what the server refused.
+
+import { element } from "./dom.js";
+
+/** Add the listeners that check fields while users fill them in. `limits`: the server's. */
+export function prepareForm(form, limits) {
+  const check = () => {
+    element("form-problem").textContent = "";
+    for (const field of form.querySelectorAll("[aria-invalid=true]:not(#key)")) field.removeAttribute("aria-invalid");
+    checkPrompt();
+    checkSize(limits);
+  };
+  form.addEventListener("input", check);
+  // A field inside a closed <details> cannot show its validation message.
+  element("more").addEventListener("invalid", () => (element("more").open = true), true);
+  element("prompt").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  });
+  check();
+}
+
+/** Return the form's fields by their API names, without empty fields, for which the server has defaults. */
+export function filledFields(form) {
+  const filled = [...new FormData(form)].filter(([, value]) => typeof value === "string" && value !== "");
+  const fields = Object.fromEntries(filled);
+  if (fields.size === "free") fields.size = `${element("width").value}x${element("height").value}`;
+  return fields;
+}
+
+/** Show at the form why the server refused what it holds. */
+export function showRefusal(message, param) {
+  element("form-problem").textContent = message;
+  const field = fieldOf(param);
+  field?.setAttribute("aria-invalid", "true");
+  (field ?? element("prompt")).focus();
+}
+
+function fieldOf(param) {
+  if (param === "images") return element("files");
+  if (param === "size" && !element("free-size").hidden) return element("width");
+  return element("form").elements[param];
+}
+
+function checkPrompt() {
+  const { value } = element("prompt");
+  // An empty one is told by the browser, as of any required field.
+  element("prompt").setCustomValidity(value && !value.trim() ? "Say what should change" : "");
+}
+
+function checkSize({ max_aspect_ratio: most }) {
+  const isFree = element("size").value === "free";
+  element("free-size").hidden = !isFree;
+  const sides = [element("width"), element("height")];
+  for (const side of sides) side.disabled = !isFree;
+  const [width, height] = sides.map(({ value }) => Number(value));
+  const isTooLong = isFree && width && height && Math.max(width / height, height / width) > most;
+  sides[1].setCustomValidity(isTooLong ? `One side may be at most ${most} times the other` : "");
+}

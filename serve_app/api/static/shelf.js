@@ -1,0 +1,91 @@
+// A shelf of picture files that users choose, and may take out again.
+
+import { announce, clone, counted, show } from "./dom.js";
+
+const MEBIBYTE = 2 ** 20;
+
+export class Shelf {
+  /** The chosen pictures in order, each as { file, url, item }. */
+  chosen = [];
+  #field;
+  #rules;
+
+  /**
+   * `field`: the element that holds the shelf. `rules`: { noun, most, max_file_bytes, max_request_bytes, changed }: the
+   * server's limits, and a function that is called after every change.
+   */
+  constructor(field, rules) {
+    this.#field = field;
+    this.#rules = rules;
+    this.input.addEventListener("change", () => {
+      this.add(this.input.files);
+      // Without this, choosing a removed file again would be no change event.
+      this.input.value = "";
+    });
+  }
+
+  get input() {
+    return this.#field.querySelector("input");
+  }
+
+  get bytes() {
+    return this.chosen.reduce((sum, { file }) => sum + file.size, 0);
+  }
+
+  add(files) {
+    const problems = [];
+    let added = 0;
+    for (const file of files) {
+      const problem = this.#problem(file);
+      if (problem) problems.push(problem);
+      else added = this.chosen.push(this.#item(file));
+    }
+    if (added) announce(`${counted(added, this.#rules.noun)} chosen`);
+    this.complain(problems.join(" "));
+    this.#rules.changed();
+  }
+
+  complain(problem) {
+    this.#field.querySelector(".problem").textContent = problem;
+  }
+
+  #problem(file) {
+    const { noun, most, max_file_bytes, max_request_bytes } = this.#rules;
+    if (file.type && !file.type.startsWith("image/")) return `${file.name} is not a picture.`;
+    if (this.chosen.length >= most) return `${file.name}: at most ${counted(most, noun)}.`;
+    if (file.size > max_file_bytes) return `${file.name} is larger than ${mebibytes(max_file_bytes)}.`;
+    if (file.size + this.bytes > max_request_bytes) {
+      return `${file.name}: with it, the pictures are larger than ${mebibytes(max_request_bytes)} together.`;
+    }
+    return null;
+  }
+
+  #item(file) {
+    const url = URL.createObjectURL(file);
+    const item = clone("picture-template");
+    const picture = { file, url, item };
+    show(item, file, url);
+    item.title = file.name;
+    item.querySelector("img").alt = file.name;
+    const button = item.querySelector("[data-do=remove]");
+    button.setAttribute("aria-label", `Remove ${file.name}`);
+    button.addEventListener("click", () => this.#remove(picture));
+    this.#field.querySelector("ul").append(item);
+    return picture;
+  }
+
+  #remove(picture) {
+    const neighbour = picture.item.nextElementSibling ?? picture.item.previousElementSibling;
+    (neighbour?.querySelector("[data-do=remove]") ?? this.input).focus();
+    picture.item.remove();
+    URL.revokeObjectURL(picture.url);
+    this.chosen = this.chosen.filter((other) => other !== picture);
+    announce(`${picture.file.name} removed`);
+    this.complain("");
+    this.#rules.changed();
+  }
+}
+
+function mebibytes(bytes) {
+  return `${Number((bytes / MEBIBYTE).toPrecision(2))} MiB`;
+}
