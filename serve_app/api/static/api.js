@@ -27,10 +27,13 @@ export async function serverFacts() {
   return (await request("static/server.json")).json();
 }
 
-/** Return the name of the served model. If the server needs a key, an invalid one raises an ApiError of status 401. */
+/**
+ * Return what the server says of its model: { id, max_references, … }. If the server needs a key, an invalid one
+ * raises an ApiError of status 401.
+ */
 export async function servedModel(key) {
   const { data } = await (await request("v1/models", { headers: authorization(key) })).json();
-  return data[0].id;
+  return data[0];
 }
 
 /**

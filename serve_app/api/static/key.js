@@ -4,13 +4,17 @@ import { ApiError, servedModel } from "./api.js";
 import { element } from "./dom.js";
 
 const STORED = "image-edits-key";
+const ASK_AGAIN_MS = 2000;
 
 export class Key {
   /** Whether the server needs a key. */
   needed;
+  #offer;
 
-  constructor(needed) {
+  /** `offer`: called with what the server says of its model, once the key is valid. */
+  constructor(needed, offer) {
     this.needed = needed;
+    this.#offer = offer;
     element("key-field").hidden = !needed;
     element("key").required = needed;
     element("key").value = sessionStorage.getItem(STORED) ?? "";
@@ -21,11 +25,15 @@ export class Key {
     return this.needed ? element("key").value.trim() : "";
   }
 
-  /** Request the model's name, and show it, or that the key is invalid. */
+  /** Ask the server for its model, and show the name, or that the key is invalid. */
   async check() {
     if (this.needed && !this.value) return;
     try {
-      element("server").textContent = await servedModel(this.value);
+      const model = await servedModel(this.value);
+      element("server").textContent = model.id;
+      this.#offer(model);
+      // Until its model is loaded, the server does not know what it can do.
+      if (model.max_references === null) setTimeout(() => this.check(), ASK_AGAIN_MS);
       this.#complain("");
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;

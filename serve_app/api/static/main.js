@@ -13,7 +13,7 @@ async function main() {
   const form = element("form");
   const { needs_key: needsKey, limits } = await serverFacts();
   const pictures = new Pictures(limits);
-  const key = new Key(needsKey);
+  const key = new Key(needsKey, (model) => pictures.offer(model));
   prepareCompare();
   prepareForm(form, limits);
   form.addEventListener("submit", (event) => {

@@ -10,15 +10,17 @@ export function uniqueStems(names) {
 
 /** Return an error's message with the names of files in place of their index. `files`: as in a call. */
 export function withFileNames({ message, param }, files) {
-  if (param !== "images") return message;
-  const names = files.map(({ name }) => name);
+  const field = param === "references" ? "references" : "images";
+  const names = files.filter((file) => file.field === field).map(({ name }) => name);
   return message.replace(/ at index (\d+)/g, (text, index) => (index in names ? ` (${names[index]})` : text));
 }
 
 /** Return a line that says what an edit was asked for. */
 export function facts({ files, fields }) {
   const { n, size, num_inference_steps: steps, guidance_scale: guidance, seed, negative_prompt: negative } = fields;
-  const said = [`${counted(files.length, "picture")} × ${counted(Number(n), "variant")}`];
+  const count = (field) => files.filter((file) => file.field === field).length;
+  const said = [`${counted(count("images"), "picture")} × ${counted(Number(n), "variant")}`];
+  if (count("references")) said.push(counted(count("references"), "reference"));
   if (size) said.push(`size ${size}`);
   if (steps) said.push(counted(Number(steps), "step"));
   if (guidance) said.push(`guidance ${guidance}`);

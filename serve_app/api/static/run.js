@@ -32,7 +32,7 @@ export class Run {
     this.#heading.textContent = call.fields.prompt;
     this.#find(".facts").textContent = facts(call);
     this.element.setAttribute("aria-label", `Edit: ${this.prompt}`);
-    this.#rows = new Rows(this.#find(".rows"), this.#call.files, this.#n);
+    this.#rows = new Rows(this.#find(".rows"), this.#files("images"), this.#n);
     this.#button("download").hidden = this.#outputs.length < 2;
     this.#foldTitle();
     this.#on("cancel", () => this.#abort.abort());
@@ -50,7 +50,7 @@ export class Run {
   }
 
   async start() {
-    this.#say(`Sending ${counted(this.#call.files.length, "picture")}`);
+    this.#say(`Sending ${counted(this.#files("images").length, "picture")}`);
     try {
       for await (const event of streamEdit(this.#call, this.#key.value, this.#abort.signal)) this.#take(event);
       this.#end("done", `Done in ${this.#seconds()} s`);
@@ -189,6 +189,10 @@ export class Run {
 
   get #heading() {
     return this.#find("h2");
+  }
+
+  #files(field) {
+    return this.#call.files.filter((file) => file.field === field);
   }
 
   #seconds() {

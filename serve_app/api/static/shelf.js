@@ -11,8 +11,9 @@ export class Shelf {
   #rules;
 
   /**
-   * `field`: the element that holds the shelf. `rules`: { noun, most, max_file_bytes, max_request_bytes, changed }: the
-   * server's limits, and a function that is called after every change.
+   * `field`: the element that holds the shelf. `rules`: { noun, most, max_file_bytes, max_request_bytes, otherBytes,
+   * changed }: the server's limits, a function that returns the bytes of the request's other files, and a function that
+   * is called after every change.
    */
   constructor(field, rules) {
     this.#field = field;
@@ -30,6 +31,10 @@ export class Shelf {
 
   get bytes() {
     return this.chosen.reduce((sum, { file }) => sum + file.size, 0);
+  }
+
+  set most(count) {
+    this.#rules.most = count;
   }
 
   add(files) {
@@ -50,11 +55,11 @@ export class Shelf {
   }
 
   #problem(file) {
-    const { noun, most, max_file_bytes, max_request_bytes } = this.#rules;
+    const { noun, most, max_file_bytes, max_request_bytes, otherBytes } = this.#rules;
     if (file.type && !file.type.startsWith("image/")) return `${file.name} is not a picture.`;
     if (this.chosen.length >= most) return `${file.name}: at most ${counted(most, noun)}.`;
     if (file.size > max_file_bytes) return `${file.name} is larger than ${mebibytes(max_file_bytes)}.`;
-    if (file.size + this.bytes > max_request_bytes) {
+    if (file.size + this.bytes + otherBytes() > max_request_bytes) {
       return `${file.name}: with it, the pictures are larger than ${mebibytes(max_request_bytes)} together.`;
     }
     return null;
