@@ -36,7 +36,7 @@ export function showRefusal(message, param) {
 }
 
 function fieldOf(param) {
-  if (param === "images") return element("files");
+  if (param === "images" || param === "mask") return element("files");
   if (param === "size" && !element("free-size").hidden) return element("width");
   return element("form").elements[param];
 }

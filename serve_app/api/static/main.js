@@ -5,6 +5,7 @@ import { prepareCompare } from "./compare.js";
 import { element } from "./dom.js";
 import { filledFields, prepareForm, showRefusal } from "./form.js";
 import { Key } from "./key.js";
+import { preparePainter } from "./painter.js";
 import { Pictures } from "./pictures.js";
 import { forgetRemoved, showRemoved } from "./removed.js";
 import { Run } from "./run.js";
@@ -15,10 +16,13 @@ async function main() {
   const pictures = new Pictures(limits);
   const key = new Key(needsKey, (model) => pictures.offer(model));
   prepareCompare();
+  preparePainter();
   prepareForm(form, limits);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    start({ files: pictures.files, fields: filledFields(form) }, key);
+    const fields = filledFields(form);
+    const refuse = ({ message }) => showRefusal(message, "images");
+    pictures.files().then((files) => start({ files, fields }, key), refuse);
   });
   // Until now, chosen pictures would have been lost, and the button would have left the page.
   form.inert = false;

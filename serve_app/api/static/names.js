@@ -21,6 +21,7 @@ export function facts({ files, fields }) {
   const count = (field) => files.filter((file) => file.field === field).length;
   const said = [`${counted(count("images"), "picture")} × ${counted(Number(n), "variant")}`];
   if (count("references")) said.push(counted(count("references"), "reference"));
+  if (count("mask")) said.push("with a mask");
   if (size) said.push(`size ${size}`);
   if (steps) said.push(counted(Number(steps), "step"));
   if (guidance) said.push(`guidance ${guidance}`);

@@ -34,10 +34,12 @@ export class Run {
     this.element.setAttribute("aria-label", `Edit: ${this.prompt}`);
     this.#rows = new Rows(this.#find(".rows"), this.#files("images"), this.#n);
     this.#button("download").hidden = this.#outputs.length < 2;
+    this.#button("masks").hidden = !this.#files("mask").length;
     this.#foldTitle();
     this.#on("cancel", () => this.#abort.abort());
     this.#on("again", () => this.#again());
     this.#on("download", () => save(this.#done, "image-edits.zip"));
+    this.#on("masks", () => save(this.#files("mask").map(({ name, file }) => ({ name, blob: file })), "masks.zip"));
     this.#on("curl", (button) => this.#copy(button, curlCall));
     this.#on("python", (button) => this.#copy(button, pythonCall));
     this.#on("remove", () => this.#handlers.removed());

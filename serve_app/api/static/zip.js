@@ -1,16 +1,12 @@
 // Write zip archives. Files are stored without compression, since pictures are already compressed.
 
+import { crc32 } from "./crc32.js";
+
 const LOCAL = 0x04034b50;
 const CENTRAL = 0x02014b50;
 const END = 0x06054b50;
 const VERSION = 20;
 const UTF8_NAMES = 0x0800;
-
-const TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
-  let crc = byte;
-  for (let bit = 0; bit < 8; bit++) crc = crc & 1 ? (crc >>> 1) ^ 0xedb88320 : crc >>> 1;
-  return crc;
-});
 
 /** Return one Blob of `files`, [{ name, blob }]. Without zip64, their sum must stay below 4 GiB. */
 export async function zip(files) {
@@ -49,10 +45,4 @@ function record(fields) {
     for (let k = 0; k < width; k++) bytes[at++] = value >>> (8 * k);
   }
   return bytes;
-}
-
-function crc32(bytes) {
-  let crc = 0xffffffff;
-  for (const byte of bytes) crc = TABLE[(crc ^ byte) & 0xff] ^ (crc >>> 8);
-  return ~crc >>> 0;
 }
