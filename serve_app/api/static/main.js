@@ -2,7 +2,7 @@
 
 import { ApiError, serverFacts } from "./api.js";
 import { prepareCompare } from "./compare.js";
-import { element } from "./dom.js";
+import { announce, element } from "./dom.js";
 import { filledFields, prepareForm, showRefusal } from "./form.js";
 import { Key } from "./key.js";
 import { preparePainter } from "./painter.js";
@@ -22,18 +22,18 @@ async function main() {
     event.preventDefault();
     const fields = filledFields(form);
     const refuse = ({ message }) => showRefusal(message, "images");
-    pictures.files().then((files) => start({ files, fields }, key), refuse);
+    pictures.files().then((files) => start({ files, fields }, key, pictures), refuse);
   });
   // Until now, chosen pictures would have been lost, and the button would have left the page.
   form.inert = false;
   await key.check();
 }
 
-function start(call, key) {
+function start(call, key, pictures) {
   forgetRemoved();
   const run = new Run(call, key, {
     again() {
-      start(call, key);
+      start(call, key, pictures);
       latest().focus();
     },
     refused(message, param) {
@@ -43,6 +43,15 @@ function start(call, key) {
     removed() {
       showRemoved(run, showWhetherEmpty);
       showWhetherEmpty();
+    },
+    goOn(file, before) {
+      pictures.goOn(file, before);
+      element("prompt").focus();
+    },
+    sameSeed(seed) {
+      element("seed").value = seed;
+      element("more").open = true;
+      announce(`The next edit has the seed ${seed}`);
     },
   });
   element("results").prepend(run.element);

@@ -12,10 +12,13 @@ export class Output {
 
   /**
    * `label`: the output's full name; `caption`: its short name; `stem`: its file name without the extension. `open`:
-   * function that shows the output with its original.
+   * function that shows the output with its original; `goOn`: function that edits the output again; `sameSeed`: function
+   * that takes its seed for the next edit.
    */
-  constructor({ label, caption, stem, original, open }) {
+  constructor({ label, caption, stem, original, open, goOn, sameSeed }) {
     Object.assign(this, { label, stem, original });
+    this.#button("go-on").addEventListener("click", () => goOn(this));
+    this.#button("seed").addEventListener("click", () => sameSeed(this.seed));
     this.element.querySelector(".name").textContent = caption;
     this.#frame.addEventListener("click", () => open(this));
     this.#frame.setAttribute("aria-label", `${label}: not done yet`);
@@ -33,12 +36,19 @@ export class Output {
     this.#show(event);
     this.#note("done", `${event.size.replace("x", " × ")} · seed ${event.seed}`);
     this.name = `${this.stem}.${event.output_format}`;
+    this.seed = event.seed;
     this.#frame.disabled = false;
     this.#frame.setAttribute("aria-label", `${this.label}: compare with the original`);
     this.#link.href = this.url;
     this.#link.download = this.name;
     this.#link.setAttribute("aria-label", `Download ${this.name}`);
     this.#link.hidden = false;
+    this.#button("go-on").setAttribute("aria-label", `Edit this: ${this.name}`);
+    this.#button("seed").setAttribute("aria-label", `Same seed as ${this.name}`);
+  }
+
+  get file() {
+    return new File([this.blob], this.name, { type: this.blob.type });
   }
 
   get done() {
@@ -63,6 +73,10 @@ export class Output {
     this.url = URL.createObjectURL(this.blob);
     this.#picture.src = this.url;
     this.#picture.hidden = false;
+  }
+
+  #button(name) {
+    return this.element.querySelector(`[data-do=${name}]`);
   }
 
   #note(state, text) {

@@ -48,7 +48,7 @@ export class Pictures {
     // The file of a large mask takes a moment after its dialog has closed.
     await this.#lastMask;
     const stems = uniqueStems(this.#pictures.chosen.map(({ file }) => file.name));
-    const files = this.#pictures.chosen.map(({ file }) => ({ field: "images", file, name: file.name }));
+    const files = this.#pictures.chosen.map(({ file, before }) => ({ field: "images", file, name: file.name, before }));
     for (const { file } of this.#references.chosen) files.push({ field: "references", file, name: file.name });
     if (!this.#hasMasks) return files;
     // The server takes a mask for each picture, or none at all.
@@ -57,6 +57,11 @@ export class Pictures {
       files.push({ field: "mask", file: made, name: made.name ?? `${stems[i]}-mask.png` });
     }
     return files;
+  }
+
+  /** Edit a file next. `before`: the files from which it was made, the oldest first. */
+  goOn(file, before) {
+    this.#pictures.replace(file, before);
   }
 
   get #hasMasks() {

@@ -2,26 +2,38 @@
 
 import { openCompare } from "./compare.js";
 import { clone, show } from "./dom.js";
+import { showLineage } from "./lineage.js";
 import { uniqueStems } from "./names.js";
 import { Output } from "./output.js";
 
 export class Rows {
   /** In the order of the API. */
   outputs = [];
-  #originals = [];
+  #urls = [];
 
-  /** `parent`: the element for the rows. `pictures`: [{ file, name }]; `n`: the variants of each. */
-  constructor(parent, pictures, n) {
+  /**
+   * `parent`: the element for the rows. `pictures`: [{ file, name, before }]; `n`: the variants of each. `goOn` is called
+   * with a file that is to be edited and those from which it was made, `sameSeed` with a seed.
+   */
+  constructor(parent, pictures, n, { goOn, sameSeed }) {
     const stems = uniqueStems(pictures.map(({ name }) => name));
     parent.style.setProperty("--columns", n + 1);
-    pictures.forEach(({ file, name }, i) => {
+    pictures.forEach(({ file, name, before }, i) => {
       const row = clone("row-template");
       row.querySelector("h3").textContent = name;
+      this.#urls.push(...showLineage(row.querySelector(".lineage"), before, goOn));
       const original = this.#original(row.querySelector(".original"), file);
       for (let j = 0; j < n; j++) {
         const label = `${name}, variant ${j + 1}`;
-        const open = (output) => openCompare(this.done, output);
-        const output = new Output({ label, caption: `Variant ${j + 1}`, stem: `${stems[i]}-${j + 1}`, original, open });
+        const output = new Output({
+          label,
+          caption: `Variant ${j + 1}`,
+          stem: `${stems[i]}-${j + 1}`,
+          original,
+          open: (shown) => openCompare(this.done, shown),
+          goOn: (chosen) => goOn(chosen.file, [...before, file]),
+          sameSeed,
+        });
         this.outputs.push(output);
         row.querySelector("ul").append(output.element);
       }
@@ -35,7 +47,7 @@ export class Rows {
 
   /** Release the memory of the pictures. */
   release() {
-    for (const { url } of this.#originals) URL.revokeObjectURL(url);
+    for (const url of this.#urls) URL.revokeObjectURL(url);
     for (const output of this.outputs) output.release();
   }
 
@@ -50,8 +62,7 @@ export class Rows {
       tile.querySelector(".note").textContent = `${naturalWidth} × ${naturalHeight}`;
     });
     show(tile, file, url);
-    const original = { url, picture };
-    this.#originals.push(original);
-    return original;
+    this.#urls.push(url);
+    return { url, picture };
   }
 }

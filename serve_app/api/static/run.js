@@ -23,7 +23,8 @@ export class Run {
 
   /**
    * `call`: { files, fields } from the form. `handlers`: `again` is called to start the same edit again, `refused` with
-   * the message and the field if the server will not take it, and `removed` if the user wants this one removed.
+   * the message and the field if the server will not take it, `removed` if the user wants this one removed, `goOn` with a
+   * file to edit and those from which it was made, and `sameSeed` with a seed for the next edit.
    */
   constructor(call, key, handlers) {
     this.#call = call;
@@ -32,7 +33,7 @@ export class Run {
     this.#heading.textContent = call.fields.prompt;
     this.#find(".facts").textContent = facts(call);
     this.element.setAttribute("aria-label", `Edit: ${this.prompt}`);
-    this.#rows = new Rows(this.#find(".rows"), this.#files("images"), this.#n);
+    this.#rows = new Rows(this.#find(".rows"), this.#files("images"), this.#n, handlers);
     this.#button("download").hidden = this.#outputs.length < 2;
     this.#button("masks").hidden = !this.#files("mask").length;
     this.#foldTitle();

@@ -5,7 +5,7 @@ import { announce, clone, counted, show } from "./dom.js";
 const MEBIBYTE = 2 ** 20;
 
 export class Shelf {
-  /** The chosen pictures in order, each as { file, url, item }. */
+  /** The chosen pictures in order, each as { file, url, item, before }. */
   chosen = [];
   #field;
   #rules;
@@ -50,6 +50,19 @@ export class Shelf {
     this.#rules.changed();
   }
 
+  /** Put a file in place of all that are chosen. `before`: the files from which it was made, the oldest first. */
+  replace(file, before) {
+    const former = this.chosen;
+    this.chosen = [];
+    this.add([file]);
+    if (!this.chosen.length) {
+      this.chosen = former;
+      return;
+    }
+    this.chosen[0].before = before;
+    for (const picture of former) this.#drop(picture);
+  }
+
   complain(problem) {
     this.#field.querySelector(".problem").textContent = problem;
   }
@@ -68,7 +81,7 @@ export class Shelf {
   #item(file) {
     const url = URL.createObjectURL(file);
     const item = clone("picture-template");
-    const picture = { file, url, item };
+    const picture = { file, url, item, before: [] };
     show(item, file, url);
     item.title = file.name;
     item.querySelector("img").alt = file.name;
@@ -82,12 +95,16 @@ export class Shelf {
   #remove(picture) {
     const neighbour = picture.item.nextElementSibling ?? picture.item.previousElementSibling;
     (neighbour?.querySelector("[data-do=remove]") ?? this.input).focus();
-    picture.item.remove();
-    URL.revokeObjectURL(picture.url);
+    this.#drop(picture);
     this.chosen = this.chosen.filter((other) => other !== picture);
     announce(`${picture.file.name} removed`);
     this.complain("");
     this.#rules.changed();
+  }
+
+  #drop({ item, url }) {
+    item.remove();
+    URL.revokeObjectURL(url);
   }
 }
 
