@@ -5,8 +5,9 @@ error tree), so that the document cannot differ from the server.
 """
 
 import copy
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -433,7 +434,22 @@ def _texts(settings: AppSettings) -> Schema:
     texts["prompt"]["anyOf"][1]["maxItems"] = settings.limits.max_images
     texts["n"]["description"] += f"; pictures × n is at most {settings.limits.max_outputs}"
     texts["model"].update(enum=list(settings.model.all_names), default=settings.model.served_name)
+    _offer(texts, "preset", settings.model.presets, enum=list(settings.model.presets))
+    one = f"({'|'.join(map(re.escape, settings.model.adapters))})( *: *{_STRENGTH})?"
+    _offer(texts, "adapters", settings.model.adapters, pattern=f"^({one}( *, *{one})*)?$")
     return texts
+
+
+# From -4 to 4.
+_STRENGTH = r"-?([0-3](\.[0-9]{1,9})?|4(\.0)?)"
+
+
+def _offer(texts: Schema, name: str, served: Collection[str], **rules: Any) -> None:
+    """State what a field may name: nothing that this server has not, and no such field where it has none."""
+    if served:
+        texts[name].update(rules, examples=[next(iter(served))])
+    else:
+        del texts[name]
 
 
 # One pixel each, grey and black. As a mask, the grey one means edit.

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import jsonschema
 import pytest
 
+from serve_app.api import openapi
 from serve_app.api.app import create_app
 from serve_app.engine.sampling import NoiseSchedule, Sampling, SamplingDefaults
 from serve_app.errors import InvalidInput
@@ -101,3 +103,25 @@ def test_quality_is_a_hint_without_effect_only_where_it_names_no_preset() -> Non
 def test_presets_that_contradict_the_settings_stop_the_start(model: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ModelSettings.model_validate(model)
+
+
+def test_the_document_offers_what_this_server_has_and_no_more() -> None:
+    described = openapi.document(AppSettings(model=MODEL), needs_key=False)
+    for kind in ("EditJson", "EditForm"):
+        schema = {"$ref": f"#/components/schemas/{kind}", "components": described["components"]}
+        check = jsonschema.Draft202012Validator(schema)
+        for name, value, is_taken in (
+            ("preset", "fast", True),
+            ("preset", "faster", False),
+            ("adapters", "sketch:-0.5, lightning", True),
+            ("adapters", "other", False),
+            ("adapters", "sketch:5", False),
+        ):
+            body = {"prompt": "x", "images": ["eA=="], name: value}
+            assert check.is_valid(body) is is_taken, (kind, name, value)
+            try:
+                validated(**{name: value})
+            except InvalidInput:
+                assert not is_taken
+    plain = openapi.document(AppSettings(), needs_key=False)
+    assert not {"preset", "adapters"} & plain["components"]["schemas"]["EditForm"]["properties"].keys()
