@@ -19,6 +19,15 @@ export function prepareForm(form, limits) {
   check();
 }
 
+/** Show the fields for what the model offers. `presets`, `adapters`: their names. */
+export function offerChoices({ presets, adapters }) {
+  const preset = element("preset");
+  preset.replaceChildren(preset.options[0], ...presets.map((name) => new Option(name)));
+  preset.parentElement.hidden = !presets.length;
+  element("adapters").placeholder = adapters.join(", ");
+  element("adapters").parentElement.hidden = !adapters.length;
+}
+
 /** Return the form's fields by their API names, without empty fields, for which the server has defaults. */
 export function filledFields(form) {
   const filled = [...new FormData(form)].filter(([, value]) => typeof value === "string" && value !== "");

@@ -3,7 +3,7 @@
 import { ApiError, serverFacts } from "./api.js";
 import { prepareCompare } from "./compare.js";
 import { announce, element } from "./dom.js";
-import { filledFields, prepareForm, showRefusal } from "./form.js";
+import { filledFields, offerChoices, prepareForm, showRefusal } from "./form.js";
 import { Key } from "./key.js";
 import { preparePainter } from "./painter.js";
 import { Pictures } from "./pictures.js";
@@ -14,7 +14,10 @@ async function main() {
   const form = element("form");
   const { needs_key: needsKey, limits } = await serverFacts();
   const pictures = new Pictures(limits);
-  const key = new Key(needsKey, (model) => pictures.offer(model));
+  const key = new Key(needsKey, (model) => {
+    pictures.offer(model);
+    offerChoices(model);
+  });
   prepareCompare();
   preparePainter();
   prepareForm(form, limits);
