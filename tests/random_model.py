@@ -4,10 +4,12 @@ The weights are fixed, and scaled so that the result depends strongly on picture
 trained model edits every picture alike and would hide some mix-ups.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from peft import LoraConfig, get_peft_model_state_dict
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     Qwen2Tokenizer,
@@ -102,3 +104,15 @@ def _strengthen(vae: AutoencoderKLQwenImage, transformer: QwenImageTransformer2D
             # Six parts: shift, scale and gate of the attention, then of the feed-forward.
             modulation[2 * width : 3 * width].add_(1)
             modulation[5 * width :].add_(1)
+
+
+def write_adapter(folder: Path, targets: list[str] | str) -> Path:
+    """Write a LoRA of random weights for these layers of the model's transformer, as diffusers does."""
+    transformer = build_random_model().transformer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(len(targets))
+        config = LoraConfig(r=3, lora_alpha=6, target_modules=targets, init_lora_weights=False)
+        transformer.add_adapter(config)
+    weights = get_peft_model_state_dict(transformer)
+    StepwiseQwenImageEditPipeline.save_lora_weights(folder, transformer_lora_layers=weights)
+    return folder

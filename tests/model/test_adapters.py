@@ -5,17 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from serve_app.engine.sampling import SamplingDefaults
 from serve_app.models import loading
-from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.models.pipeline import StepwisePipeline
 from serve_app.settings import AdapterSettings, LoraSettings, ModelSettings
 from tests.engines import MODEL_TIMEOUT_S, calibrated_engine, start, submit
 from tests.model.edits import BOUND, PRESETS, edit, request, samples_of, step
-from tests.random_model import build_random_model, build_random_plus_model
+from tests.random_model import build_random_model, build_random_plus_model, write_adapter
 from tests.scenes import difference, scene
 
 TARGETS: dict[str, Any] = {
@@ -36,18 +34,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Return the folder of each adapter, as diffusers saves it."""
-    return {name: write_adapter(tmp_path_factory.mktemp(name), name) for name in TARGETS}
-
-
-def write_adapter(folder: Path, name: str, *, dora: bool = False) -> Path:
-    model = build_random_model().transformer
-    torch.manual_seed(len(name))
-    model.add_adapter(
-        LoraConfig(r=3, lora_alpha=6, target_modules=TARGETS[name], init_lora_weights=False, use_dora=dora)
-    )
-    weights = get_peft_model_state_dict(model)
-    StepwiseQwenImageEditPipeline.save_lora_weights(folder, transformer_lora_layers=weights)
-    return folder
+    return {name: write_adapter(tmp_path_factory.mktemp(name), TARGETS[name]) for name in TARGETS}
 
 
 def load(checkpoint: Path, files: dict[str, Path], **settings) -> StepwisePipeline:
@@ -135,7 +122,7 @@ class TestRefusals:
             loading.load(ModelSettings(source=str(checkpoint), adapters={"bad": AdapterSettings(**adapter)}))
 
     def test_a_dora(self, random_model_folder, tmp_path):
-        folder = write_adapter(tmp_path, "attention")
+        folder = write_adapter(tmp_path, TARGETS["attention"])
         file = folder / "pytorch_lora_weights.safetensors"
         weights = load_file(file)
         name = next(iter(weights)).replace("lora_A.weight", "dora_scale")
@@ -143,7 +130,7 @@ class TestRefusals:
         self.refuse(random_model_folder, r"model\.adapters\.bad: .*DoRA", source=str(folder))
 
     def test_one_of_another_model(self, random_model_folder, tmp_path):
-        folder = write_adapter(tmp_path, "attention")
+        folder = write_adapter(tmp_path, TARGETS["attention"])
         file = folder / "pytorch_lora_weights.safetensors"
         weights = {name.replace("blocks.0", "blocks.40"): value for name, value in load_file(file).items()}
         save_file(weights, file)
