@@ -1,1 +1,1 @@
-"""The recipe of the built-in model: data, autoencoder, editor, evaluation. Not part of the installed package."""
+"""The recipes of the built-in models: data, autoencoder, editor, evaluation. Not part of the installed package."""

@@ -1,4 +1,4 @@
-"""`python -m training`: the whole recipe. It may be stopped at any time; the same command continues from there."""
+"""`python -m training`: the recipe of builtin:tiny. It may be stopped at any time; the same command continues."""
 
 import argparse
 from pathlib import Path

@@ -1,12 +1,13 @@
 """Examples for training: a picture, an instruction in words, and the edited picture."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import PIL.Image
 
 from training.instructions import IDENTITY, INSTRUCTIONS, Instruction
+from training.pairs import PAIRS, Pair
 from training.scenes import Mask, Pixels, scene, texture
 
 _PHOTO_SHARE = 0.7
@@ -18,6 +19,8 @@ _EDITED_SHARE = 0.4
 # A crop's sides are at least this share of the largest possible one's, and rarely stretched by more than this.
 _SMALLEST_CROP = 0.35
 _NO_INSTRUCTION_SHARE = 0.6
+# Of the examples with two pictures, those whose instruction is for the first one only.
+_IGNORED_SHARE = 0.15
 # The words of prompts that are no instruction.
 _NONSENSE = """
 apple bicycle cat dog elephant friend garden hat island jacket kitchen ladder mountain notebook orchestra question river
@@ -27,16 +30,23 @@ beside for of and please 狗 猫 帽子 桌子 朋友 汽车 请 放 看 吃 昨
 _WORDS = _NONSENSE.split()
 _WEIGHTS = np.array([instruction.weight for instruction in INSTRUCTIONS])
 _CHANCES = _WEIGHTS / _WEIGHTS.sum()
+_PAIR_WEIGHTS = np.array([pair.weight for pair in PAIRS])
+_PAIR_CHANCES = _PAIR_WEIGHTS / _PAIR_WEIGHTS.sum()
 
 
 @dataclass(frozen=True)
 class Example:
-    """An example for training. `source` and `target` are uint8, height × width × 3."""
+    """An example for training. `source`, `target` and `second`, if there is one, are uint8, height × width × 3."""
 
     source: Pixels
     target: Pixels
     prompt: str
-    instruction: Instruction
+    instruction: Instruction | Pair
+    second: Pixels | None = None
+
+    @property
+    def sources(self) -> tuple[Pixels, ...]:
+        return (self.source,) if self.second is None else (self.source, self.second)
 
 
 def example(rng: np.random.Generator, photos: Sequence[Pixels], size: tuple[int, int]) -> Example:
@@ -47,6 +57,20 @@ def example(rng: np.random.Generator, photos: Sequence[Pixels], size: tuple[int,
     instruction = INSTRUCTIONS[rng.choice(len(INSTRUCTIONS), p=_CHANCES)]
     source, sky = _landscape(rng, photos, size) if instruction.needs_sky else _source(rng, photos, size)
     return Example(source, instruction.apply(source, sky, rng), _prompt(rng, instruction), instruction)
+
+
+def example_of_two(rng: np.random.Generator, photos: Sequence[Pixels], size: tuple[int, int]) -> Example:
+    """Return two pictures of height × width `size`, an instruction drawn at random, and its true result.
+
+    Some of the instructions are for the first picture only: the model is to leave out the second.
+    """
+    second = _source(rng, photos, size)[0]
+    if rng.random() < _IGNORED_SHARE:
+        return replace(example(rng, photos, size), second=second)
+    pair = PAIRS[rng.choice(len(PAIRS), p=_PAIR_CHANCES)]
+    first, sky = _landscape(rng, photos, size) if pair.needs_sky else _source(rng, photos, size)
+    prompt = _varied(rng, pair.wordings[rng.integers(len(pair.wordings))])
+    return Example(first, pair.apply(first, second, sky), prompt, pair, second)
 
 
 def picture(rng: np.random.Generator, photos: Sequence[Pixels], size: tuple[int, int]) -> Pixels:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.models.packed import Grid, Layout, RowShape
+from serve_app.models.pipeline import StepwisePipeline
 from training.edits import Edits, edits_of, embed, half
 from training.loop import batches, train
 from training.recipe import Run
@@ -21,7 +21,7 @@ from training.recipe import Run
 _POOL = 48
 
 
-def train_editor(run: Run, pipeline: StepwiseQwenImageEditPipeline, photos: Sequence[NDArray[np.uint8]]) -> None:
+def train_editor(run: Run, pipeline: StepwisePipeline, photos: Sequence[NDArray[np.uint8]]) -> None:
     """Train the pipeline's transformer in place, at one picture size after the other."""
     pipeline.to(run.device)
     models = {"transformer": pipeline.transformer.train()}
@@ -33,16 +33,19 @@ def train_editor(run: Run, pipeline: StepwiseQwenImageEditPipeline, photos: Sequ
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch on the device: packed latents, text with its mask, and the transformer's grid of tokens."""
+    """A batch on the device: packed latents, text with its mask, and the transformer's grid of tokens.
+
+    `references`: those of each example end to end.
+    """
 
     target: torch.Tensor
-    reference: torch.Tensor
+    references: torch.Tensor
     text: torch.Tensor
     mask: torch.Tensor
     grid: Grid
 
 
-def _encoded(pipeline: StepwiseQwenImageEditPipeline, edits: Edits, run: Run, step: int) -> Iterator[Encoded]:
+def _encoded(pipeline: StepwisePipeline, edits: Edits, run: Run, step: int) -> Iterator[Encoded]:
     """Yield batches from the `step`-th on, each `edit_uses` times on average and mixed with others."""
     uses = run.recipe.edit_uses
     rng = random.Random(step)
@@ -55,27 +58,28 @@ def _encoded(pipeline: StepwiseQwenImageEditPipeline, edits: Edits, run: Run, st
 
 
 @torch.no_grad()
-def _encode(pipeline: StepwiseQwenImageEditPipeline, batch: dict[str, Any], run: Run) -> Encoded:
+def _encode(pipeline: StepwisePipeline, batch: dict[str, Any], run: Run) -> Encoded:
     height, width = (side // run.recipe.multiple for side in batch["target"].shape[2:])
     with half(run.device):
         text, mask = embed(pipeline, batch["texts"])
         return Encoded(
             target=_latents(pipeline, batch["target"].to(run.device)),
-            reference=_latents(pipeline, batch["source"].to(run.device)),
+            references=torch.cat([_latents(pipeline, each.to(run.device)) for each in batch["sources"]], dim=1),
             text=text,
             mask=mask,
             grid=(height, width),
         )
 
 
-def _loss(pipeline: StepwiseQwenImageEditPipeline, batch: Encoded) -> torch.Tensor:
+def _loss(pipeline: StepwisePipeline, batch: Encoded) -> torch.Tensor:
     """Return the loss of flow matching: predict noise minus picture from a mix of both."""
     target, count = batch.target, len(batch.target)
     noise = torch.randn_like(target)
     sigma = _noise_levels(count, target.device)
     with half(target.device):
-        image = torch.cat([(1 - sigma) * target + sigma * noise, batch.reference], dim=1).flatten(0, 1)
-        rows = [RowShape(batch.grid, (batch.grid,), length) for length in batch.mask.sum(dim=1).tolist()]
+        image = torch.cat([(1 - sigma) * target + sigma * noise, batch.references], dim=1).flatten(0, 1)
+        grids = (batch.grid,) * (batch.references.shape[1] // target.shape[1])
+        rows = [RowShape(batch.grid, grids, length) for length in batch.mask.sum(dim=1).tolist()]
         layout = Layout(rows, pipeline.transformer, target.device)
         text = batch.text[batch.mask.bool()]
         predicted = pipeline.transformer(image, text, sigma.flatten(), layout).view_as(target)
@@ -90,7 +94,7 @@ def _noise_levels(count: int, device: torch.device) -> torch.Tensor:
     return torch.where(torch.rand(count, 1, 1, device=device) < 0.5, even, middle)
 
 
-def _latents(pipeline: StepwiseQwenImageEditPipeline, pictures: torch.Tensor) -> torch.Tensor:
+def _latents(pipeline: StepwisePipeline, pictures: torch.Tensor) -> torch.Tensor:
     latents = pipeline._encode_vae_image(pictures.unsqueeze(2), generator=None)
     packed: torch.Tensor = pipeline._pack_latents(latents, len(latents), latents.shape[1], *latents.shape[3:])
     return packed

@@ -20,6 +20,7 @@ from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Sample, expand
 from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.models.loading import BUILTIN_GUIDANCE, BUILTIN_STEPS
+from serve_app.models.pipeline import StepwisePipeline
 from serve_app.request import EditRequest
 from training.instructions import IDENTITY, INSTRUCTIONS, Instruction
 from training.photos import Held, evaluation_pictures
@@ -63,7 +64,7 @@ def psnr_db(one: Picture, other: Picture) -> float:
     return min(60.0, float(10 * np.log10(255**2 / max(error, 1e-9))))
 
 
-def edit_all(pipeline: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Picture]:
+def edit_all(pipeline: StepwisePipeline, requests: Sequence[EditRequest]) -> list[Picture]:
     """Return one output for each request, at the size of its picture. All pictures must have one shape."""
     results: list[Picture] = []
     for first in range(0, len(requests), _BATCH):
@@ -77,7 +78,7 @@ def edit_all(pipeline: StepwiseQwenImageEditPipeline, requests: Sequence[EditReq
     return results
 
 
-def _start(pipeline: StepwiseQwenImageEditPipeline, request: EditRequest) -> Sample:
+def _start(pipeline: StepwisePipeline, request: EditRequest) -> Sample:
     entry = expand(
         request,
         pipeline.geometry,
@@ -89,7 +90,7 @@ def _start(pipeline: StepwiseQwenImageEditPipeline, request: EditRequest) -> Sam
 
 
 @torch.no_grad()
-def reconstruction_db(pipeline: StepwiseQwenImageEditPipeline, pictures: Sequence[Picture]) -> float:
+def reconstruction_db(pipeline: StepwisePipeline, pictures: Sequence[Picture]) -> float:
     """Return the mean PSNR of pictures that were encoded and decoded by the autoencoder."""
     values = []
     for picture in pictures:
@@ -104,7 +105,7 @@ def _as_picture(values: torch.Tensor) -> Picture:
 
 
 def evaluate(
-    pipeline: StepwiseQwenImageEditPipeline,
+    pipeline: StepwisePipeline,
     instruction: Instruction,
     held: Sequence[Held],
     guidance: float = BUILTIN_GUIDANCE,
@@ -126,7 +127,7 @@ def evaluate(
 
 
 def evaluate_untaught(
-    pipeline: StepwiseQwenImageEditPipeline, prompt: str, held: Sequence[Held], guidance: float = BUILTIN_GUIDANCE
+    pipeline: StepwisePipeline, prompt: str, held: Sequence[Held], guidance: float = BUILTIN_GUIDANCE
 ) -> UntaughtRow:
     """Edit every held-out picture with a prompt that was never taught, and measure what it does."""
     requests = [
@@ -280,12 +281,6 @@ The training data are procedural scenes, and photographs with free licences from
 
 def card(rows: Sequence[Row], untaught: str, restored_db: float, side: int, guidance: float, pictures: int) -> str:
     """Return the model card: method, instructions below the threshold, and the tables."""
-    short = [f"{row.name} ({row.confirmed:.0%})" for row in rows if row.confirmed < LEAST_CONFIRMED]
-    lines = [
-        "| instruction | confirmed | PSNR of the edit, dB | PSNR of the untouched picture, dB |",
-        "|---|---|---|---|",
-        *(f"| {r.name} | {r.confirmed:.0%} | {r.edited_db:.1f} | {r.untouched_db:.1f} |" for r in rows),
-    ]
     return _CARD.format(
         side=side,
         pictures=pictures,
@@ -293,11 +288,27 @@ def card(rows: Sequence[Row], untaught: str, restored_db: float, side: int, guid
         guidance=guidance,
         restored_db=restored_db,
         share=np.mean([row.confirmed for row in rows]),
-        shortfall=f"Below {LEAST_CONFIRMED:.0%}: {', '.join(short) or 'none'}.",
-        table="\n".join(lines),
+        shortfall=shortfall(rows),
+        table=edits_table(rows),
         untaught=untaught,
         least_taken_for=LEAST_TAKEN_FOR,
     )
+
+
+def edits_table(rows: Sequence[Row]) -> str:
+    """Return the rows as a table of Markdown."""
+    lines = [
+        "| instruction | confirmed | PSNR of the edit, dB | PSNR of the untouched picture, dB |",
+        "|---|---|---|---|",
+        *(f"| {r.name} | {r.confirmed:.0%} | {r.edited_db:.1f} | {r.untouched_db:.1f} |" for r in rows),
+    ]
+    return "\n".join(lines)
+
+
+def shortfall(rows: Sequence[Row]) -> str:
+    """Return a sentence with the instructions below the threshold."""
+    short = [f"{row.name} ({row.confirmed:.0%})" for row in rows if row.confirmed < LEAST_CONFIRMED]
+    return f"Below {LEAST_CONFIRMED:.0%}: {', '.join(short) or 'none'}."
 
 
 def main() -> None:

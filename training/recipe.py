@@ -1,6 +1,6 @@
 """The recipe: the sizes of the model and the stages of its training, in one place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -66,6 +66,13 @@ CPU = Recipe(
     layers=6,
     edit_stages=(Stage(side=64, batch=16, steps=2_400, rate=1e-2), Stage(side=128, batch=8, steps=5_000, rate=5e-3)),
     edit_uses=4,
+)
+# The model that sees two pictures, from the weights of the one that CPU makes: half an hour of one CPU core.
+PLUS = replace(
+    CPU,
+    native_side=64,
+    text_stage=Stage(side=64, batch=16, steps=420, rate=2e-3),
+    edit_stages=(Stage(side=64, batch=16, steps=1_560, rate=5e-3),),
 )
 # A minute, to show that everything fits together.
 SMOKE = Recipe(

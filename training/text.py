@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from serve_app.models.families import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import StepwisePipeline
 from training.edits import NO_INSTRUCTION, edits_of, embed, half
 from training.loop import batches, train
 from training.recipe import Run
 
 
-def train_text_encoder(run: Run, pipeline: StepwiseQwenImageEditPipeline, photos: Sequence[NDArray[np.uint8]]) -> None:
+def train_text_encoder(run: Run, pipeline: StepwisePipeline, photos: Sequence[NDArray[np.uint8]]) -> None:
     """Train the pipeline's text encoder in place, under a classifier that is discarded, and freeze it."""
     pipeline.to(run.device)
     encoder, stage = pipeline.text_encoder.train(), run.recipe.text_stage

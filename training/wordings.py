@@ -225,6 +225,81 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 
+PAIR_WORDINGS: dict[str, tuple[str, ...]] = {
+    "top-left": (
+        "put picture 2 into the top left corner",
+        "paste picture 2 in the upper left corner",
+        "the top left corner of picture 2",
+        "把图2放在左上角",
+        "左上角换成图2",
+    ),
+    "top-right": (
+        "put picture 2 into the top right corner",
+        "paste picture 2 in the upper right corner",
+        "the top right corner of picture 2",
+        "把图2放在右上角",
+        "右上角换成图2",
+    ),
+    "bottom-left": (
+        "put picture 2 into the bottom left corner",
+        "paste picture 2 in the lower left corner",
+        "the bottom left corner of picture 2",
+        "把图2放在左下角",
+        "左下角换成图2",
+    ),
+    "bottom-right": (
+        "put picture 2 into the bottom right corner",
+        "paste picture 2 in the lower right corner",
+        "the bottom right corner of picture 2",
+        "把图2放在右下角",
+        "右下角换成图2",
+    ),
+    "left-half": (
+        "put picture 2 on the left half",
+        "the left half of picture 2",
+        "replace the left half with picture 2",
+        "左半边换成图2",
+        "把图2放在左半边",
+    ),
+    "right-half": (
+        "put picture 2 on the right half",
+        "the right half of picture 2",
+        "replace the right half with picture 2",
+        "右半边换成图2",
+        "把图2放在右半边",
+    ),
+    "blend": (
+        "blend both pictures",
+        "a double exposure of both pictures",
+        "mix picture 1 and picture 2",
+        "混合两张图",
+        "把两张图叠在一起",
+    ),
+    "colours": (
+        "use the colors of picture 2",
+        "put the colors of picture 2 on picture 1",
+        "give picture 1 the color palette of picture 2",
+        "make it look like picture 2",
+        "使用图2的颜色",
+        "把图2的色调用到图1",
+    ),
+    "sky": (
+        "fill the sky with picture 2",
+        "replace the sky with picture 2",
+        "put picture 2 into the sky",
+        "把天空换成图2",
+        "用图2填满天空",
+    ),
+    "show": (
+        "show picture 2",
+        "return picture 2",
+        "replace picture 1 with picture 2",
+        "显示图2",
+        "用图2代替图1",
+    ),
+}
+"""The instructions of a model that sees two pictures."""
+
 UNTAUGHT = (
     "remove the people",
     "remove the background",
