@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import ErrorDetails
 
 BUILTIN_TINY = "builtin:tiny"
+BUILTIN_TINY_PLUS = "builtin:tiny-plus"
+BUILTINS = (BUILTIN_TINY, BUILTIN_TINY_PLUS)
+"""The models of this package."""
 
 OPENAI_MODELS = (
     "gpt-image-1",
@@ -142,7 +145,11 @@ class PresetSettings(Settings):
 class ModelSettings(Settings):
     """The checkpoint that is served, and how it is loaded."""
 
-    source: str = Field(BUILTIN_TINY, min_length=1, description="`builtin:tiny`, a directory, or a Hugging Face hub id")
+    source: str = Field(
+        BUILTIN_TINY,
+        min_length=1,
+        description="`builtin:tiny`, `builtin:tiny-plus` (a second picture), a directory, or a Hugging Face hub id",
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
     name: str | None = Field(None, description="id of the model in `/v1/models`; unset: the last part of `source`")
     aliases: tuple[str, ...] = Field(
@@ -183,10 +190,10 @@ class ModelSettings(Settings):
         None, description="pixels of a picture at the model's native size; unset: from the checkpoint, else 1024²"
     )
     default_steps: Steps | None = Field(
-        None, description="`num_inference_steps` of a request that sets none; unset: 50 (`builtin:tiny`: 20)"
+        None, description="`num_inference_steps` of a request that sets none; unset: 50 (built-in models: 20)"
     )
     default_guidance: Guidance | None = Field(
-        None, description="`guidance_scale` of a request that sets none; unset: 4.0 (`builtin:tiny`: 2.0)"
+        None, description="`guidance_scale` of a request that sets none; unset: 4.0 (built-in models: 2.0)"
     )
 
     @property

@@ -15,7 +15,7 @@ from serve_app.cli.machine import Disk, Gpu, available_memory
 from serve_app.client.blocking import ImageEdits
 from serve_app.client.connection import KEY_ENV, Unreachable
 from serve_app.errors import EditError, Forbidden, Unauthorized
-from serve_app.settings import BUILTIN_TINY, AppSettings, AuthSettings, ModelSettings
+from serve_app.settings import BUILTIN_TINY, BUILTINS, AppSettings, AuthSettings, ModelSettings
 
 if TYPE_CHECKING:
     # Loads the hub's client.
@@ -168,7 +168,7 @@ def _model(settings: ModelSettings) -> Iterator[Finding]:
     try:
         size = weights(check_source(settings).location, settings.revision)
     except (ValueError, OSError) as error:
-        advice = "a directory with model_index.json, a hub id that can be reached from here, or builtin:tiny"
+        advice = f"a directory with model_index.json, a hub id that can be reached from here, or {BUILTIN_TINY}"
         yield Finding("problem", f"model {settings.source}: {_first_line(error)}", advice)
         return
     yield from room(settings, size, device, available_memory())
@@ -181,8 +181,8 @@ def _device(settings: ModelSettings, gpu: Gpu | None, reason: str) -> Iterator[F
             yield Finding("problem", f"{gpu.name} has no bfloat16", "set model.dtype: float16")
     elif settings.device == "cuda":
         yield Finding("problem", f"model.device is cuda, but PyTorch sees no GPU. {reason}".strip(), _FIND_GPU)
-    elif settings.source == BUILTIN_TINY:
-        yield Finding("ok", f"no GPU; {BUILTIN_TINY} needs none. {reason}".strip())
+    elif settings.source in BUILTINS:
+        yield Finding("ok", f"no GPU; {settings.source} needs none. {reason}".strip())
     else:
         yield Finding("warning", f"no GPU: an edit may take hours. {reason}".strip(), _FIND_GPU)
 

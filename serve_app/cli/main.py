@@ -130,7 +130,9 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     `command` is called with `read`, which returns the settings or raises ValueError.
     """
 
-    @click.option("--model", help="builtin:tiny, a directory, or a hub id.", show_default=BUILTIN_TINY)
+    @click.option(
+        "--model", help="builtin:tiny, builtin:tiny-plus, a directory, or a hub id.", show_default=BUILTIN_TINY
+    )
     @click.option(
         "--settings",
         type=_PATH,

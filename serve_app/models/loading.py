@@ -22,7 +22,7 @@ from serve_app.models.packed import VarlenAttention, pack
 from serve_app.models.pipeline import StepwisePipeline
 from serve_app.models.source import check_source
 from serve_app.models.vision import attend_at_once, merge_windows
-from serve_app.settings import BUILTIN_TINY, ModelSettings
+from serve_app.settings import BUILTINS, ModelSettings
 
 logger = logging.getLogger("ray.serve")
 
@@ -85,7 +85,7 @@ def load(settings: ModelSettings) -> LoadedModel:
     pipeline.adapters = load_adapters(pipeline, settings.adapters)
     _tune(pipeline, settings, device)
     _place(pipeline, settings, device)
-    if settings.source == BUILTIN_TINY:
+    if settings.source in BUILTINS:
         steps, guidance = BUILTIN_STEPS, BUILTIN_GUIDANCE
     else:
         steps, guidance = pipeline.default_steps, pipeline.default_guidance

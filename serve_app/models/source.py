@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from serve_app.settings import BUILTIN_TINY, ModelSettings
+from serve_app.settings import BUILTINS, ModelSettings
 
 Family = Literal["edit", "edit-plus"]
 """Checkpoints that one pipeline class of serve_app.models.families runs."""
@@ -33,8 +33,8 @@ SERVED_CLASSES: dict[str, Family] = {
 _INDEX = "model_index.json"
 # Files of these suffixes are pickles, which run code when they are read.
 _PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
-# Part of the package, with its model card. training/ trains it.
-_BUILTIN_TINY = Path(__file__).parent / "builtin_tiny"
+# Where the built-in models are, with their model cards. training/ trains them.
+_MODELS = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,10 @@ def check_source(settings: ModelSettings) -> Source:
 
 
 def _source(settings: ModelSettings) -> str:
-    if settings.source == BUILTIN_TINY:
-        return str(_BUILTIN_TINY)
+    if settings.source in BUILTINS:
+        return str(_MODELS / settings.source.replace(":", "_").replace("-", "_"))
     if settings.source.startswith("builtin:"):
-        raise ValueError(f"model.source: {settings.source} is unknown; the built-in model is {BUILTIN_TINY}")
+        raise ValueError(f"model.source: {settings.source} is unknown; the built-in models are {', '.join(BUILTINS)}")
     return settings.source
 
 

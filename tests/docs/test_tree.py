@@ -10,7 +10,7 @@ from tests.paths import ROOT
 ARCHITECTURE = DOCS / "design" / "architecture.md"
 PACKAGE = ROOT / "serve_app"
 # No file of Python, but a folder that the tree names.
-DATA = {"api/static/", "api/swagger/", "models/builtin_tiny/"}
+DATA = {"api/static/", "api/swagger/", "models/builtin_tiny/", "models/builtin_tiny_plus/"}
 
 
 def tree() -> list[str]:

@@ -43,7 +43,7 @@ def test_a_model_that_cannot_be_loaded_is_reported_with_the_reason(tmp_path):
     command = [sys.executable, "-m", "serve_app", "--port", str(free_port()), "--model", "builtin:huge"]
     with running(command, log) as process:
         assert process.wait(START_S) == 1
-    assert "builtin:huge is unknown; the built-in model is builtin:tiny" in log.read_text()
+    assert "builtin:huge is unknown; the built-in models are builtin:tiny, builtin:tiny-plus" in log.read_text()
 
 
 def test_a_settings_file_is_obeyed_and_sigterm_waits_for_the_edit_that_runs_and_refuses_others(tmp_path):
