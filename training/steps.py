@@ -27,13 +27,15 @@ class Row:
     confirmed: float
 
 
-def curve(model: LoadedModel, steps: Sequence[int], pictures: int) -> list[Row]:
+def curve(
+    model: LoadedModel, steps: Sequence[int], pictures: int, instructions: Sequence[Instruction] = INSTRUCTIONS
+) -> list[Row]:
     """Return a row for the default number of steps of a model, and then one for each of `steps`."""
     side = round(model.pipeline.config.native_area**0.5)
     scenes, photos = (evaluation_pictures((side, side), pictures, sky=sky) for sky in (True, False))
     edits = [
         (instruction, each, index)
-        for instruction in INSTRUCTIONS
+        for instruction in instructions
         if instruction is not IDENTITY
         for index, each in enumerate(scenes if instruction.needs_sky else photos)
     ]
