@@ -85,8 +85,8 @@ class LoraSettings(Settings):
         # diffusers (0.42) reads a file of another name as a pickle, whatever it is told about safetensors.
         if weight_name is not None and not weight_name.endswith(".safetensors"):
             raise ValueError(
-                f"weight_name {weight_name!r} is no .safetensors file; other kinds run code when they are "
-                "read, so this server does not"
+                f"model.loras, model.adapters: weight_name {weight_name!r} is no .safetensors file; other kinds run "
+                "code when they are read, so this server does not"
             )
         return weight_name
 
@@ -208,11 +208,14 @@ class ModelSettings(Settings):
     @model_validator(mode="after")
     def _check_presets(self) -> "ModelSettings":
         for name, preset in self.presets.items():
-            for use in parse_adapters(preset.adapter or ""):
+            setting = f"model.presets.{name}.adapter"
+            try:
+                uses = parse_adapters(preset.adapter or "")
+            except ValueError as error:
+                raise ValueError(f"{setting}: {error}") from None
+            for use in uses:
                 if use.name not in self.adapters:
-                    raise ValueError(
-                        f"model.presets.{name}.adapter: there is no {use.name!r} in model.adapters; add it there"
-                    )
+                    raise ValueError(f"{setting}: there is no {use.name!r} in model.adapters; add it there")
         for quality, preset_name in self.quality.items():
             if preset_name not in self.presets:
                 raise ValueError(f"model.quality.{quality}: there is no {preset_name!r} in model.presets; add it there")

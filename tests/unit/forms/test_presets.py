@@ -97,7 +97,10 @@ def test_quality_is_a_hint_without_effect_only_where_it_names_no_preset() -> Non
         ({"presets": {"fast": {"sigmas": [1, 0.5, 0.6]}}}, "sigmas must begin with 1 and fall"),
         ({"presets": {"fast": {"sigmas": [0.9, 0.5]}}}, "sigmas must begin with 1 and fall"),
         ({"presets": {"Fast": {}}}, "pattern"),
-        ({"presets": {"fast": {"adapter": "lightning:x"}}}, "must be names, each with a number"),
+        (
+            {"presets": {"fast": {"adapter": "lightning:x"}}},
+            "model.presets.fast.adapter: must be names, each with a number",
+        ),
     ],
 )
 def test_presets_that_contradict_the_settings_stop_the_start(model: dict[str, Any], words: str) -> None:
