@@ -36,13 +36,11 @@ from serve_app.images.geometry import (
 )
 from serve_app.images.masks import MASK_THRESHOLD, as_changes
 from serve_app.images.pixels import convert, lay_on_white, naming, without_idle_alpha
-from serve_app.settings import MAX_SCALE, AdapterUse, LimitSettings, parse_adapters
+from serve_app.settings import MAX_GUIDANCE, MAX_SCALE, MAX_STEPS, AdapterUse, LimitSettings, parse_adapters
 
 MAX_VARIANTS = 10
 MAX_PROMPT_CHARS = 4000
-MAX_STEPS = 150
 MAX_PREVIEWS = 3
-MAX_GUIDANCE = 20
 # The largest integer that JSON clients (JavaScript) carry exactly.
 MAX_SEED = 2**53 - 1
 MAX_ADAPTERS = 8
@@ -407,16 +405,19 @@ def check_limits(request: EditRequest, limits: LimitSettings) -> None:
 def check_adapters(adapters: Sequence[AdapterUse], served: Collection[str]) -> None:
     """Raise InvalidInput for an adapter that the server does not have; `served`: those that it has."""
     for adapter in adapters:
-        if adapter.name not in served:
-            there = f"there are {', '.join(served)}" if served else "it has none"
-            raise InvalidInput(f"adapters: this server has no adapter {adapter.name[:64]!r}; {there}", param="adapters")
+        _check_served("adapters", "adapter", adapter.name, served)
 
 
 def check_preset(name: str | None, served: Collection[str]) -> None:
     """Raise InvalidInput for a preset that the server does not have; `served`: those that it has."""
-    if name is not None and name not in served:
+    if name is not None:
+        _check_served("preset", "preset", name, served)
+
+
+def _check_served(field: str, kind: str, name: str, served: Collection[str]) -> None:
+    if name not in served:
         there = f"there are {', '.join(served)}" if served else "it has none"
-        raise InvalidInput(f"preset: this server has no preset {name[:64]!r}; {there}", param="preset")
+        raise InvalidInput(f"{field}: this server has no {kind} {name[:64]!r}; {there}", param=field)
 
 
 def check_references(count: int, limits: LimitSettings) -> None:

@@ -39,6 +39,8 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|https?://\[[0-
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
+MAX_STEPS = 150
+MAX_GUIDANCE = 20
 MAX_SCALE = 4.0
 """The greatest strength of an adapter, and the least is its negative."""
 
@@ -102,8 +104,8 @@ class AdapterSettings(LoraSettings):
 ServedName = Annotated[str, Field(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")]
 """The name of an adapter or a preset, as requests have it."""
 
-Steps = Annotated[int, Field(ge=1, le=150)]
-Guidance = Annotated[float, Field(ge=1, le=20, allow_inf_nan=False)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Guidance = Annotated[float, Field(ge=1, le=MAX_GUIDANCE, allow_inf_nan=False)]
 
 
 class PresetSettings(Settings):

@@ -16,8 +16,8 @@ from serve_app.client.messages import EditOptions
 from serve_app.forms.fields import MAX_COMPRESSION
 from serve_app.images.encoding import OutputFormat
 from serve_app.images.geometry import Fit
-from serve_app.request import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, MAX_VARIANTS, Background
-from serve_app.settings import BUILTIN_TINY, AppSettings, ModelSettings, read_settings
+from serve_app.request import MAX_SEED, MAX_VARIANTS, Background
+from serve_app.settings import BUILTIN_TINY, MAX_GUIDANCE, MAX_STEPS, AppSettings, ModelSettings, read_settings
 
 INTERRUPTED = 130
 _CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}

@@ -12,7 +12,7 @@ AdapterScales = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class NoiseSchedule:
-    """A noise schedule that is not the checkpoint's own; the fields are those of PresetSettings."""
+    """A noise schedule; the fields are those of PresetSettings. None: as the checkpoint has it."""
 
     shift: float | None = None
     sigmas: tuple[float, ...] | None = None
@@ -20,12 +20,12 @@ class NoiseSchedule:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How one sample is made. `schedule`: None for the checkpoint's own."""
+    """How one sample is made."""
 
     steps: int
     guidance: float
     adapters: AdapterScales = ()
-    schedule: NoiseSchedule | None = None
+    schedule: NoiseSchedule = NoiseSchedule()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,9 @@ class SamplingDefaults:
         scales = tuple((use.name, self.adapters[use.name] if use.scale is None else use.scale) for use in uses)
         # Sigmas are those of so many steps, and none others.
         sigmas = preset.sigmas if preset.sigmas is not None and len(preset.sigmas) == steps else None
-        own = preset.shift is None and sigmas is None
         return Sampling(
             steps,
             params.guidance_scale or preset.guidance or self.guidance,
             scales,
-            None if own else NoiseSchedule(preset.shift, sigmas),
+            NoiseSchedule(preset.shift, sigmas),
         )

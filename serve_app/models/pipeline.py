@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift, retrieve_timesteps
 from diffusers.utils.torch_utils import randn_tensor
 
-from serve_app.engine.sampling import AdapterScales, NoiseSchedule, Sampling
+from serve_app.engine.sampling import AdapterScales, Sampling
 from serve_app.engine.scheduler import Condition, Reference, Sample, Shape, StepCost
 from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images.geometry import Geometry, Size
@@ -338,7 +338,7 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _schedule(self, sampling: Sampling, tokens: int) -> tuple[list[float], list[float]]:
         """Return the noise levels, the last of them 0, and the timesteps of a sample with so many tokens."""
-        steps, own = sampling.steps, sampling.schedule or NoiseSchedule()
+        steps, own = sampling.steps, sampling.schedule
         scheduler, config = self.scheduler, self.scheduler.config
         if steps == 1:
             # With a single sigma, diffusers 0.42 divides zero by zero when it stretches to `shift_terminal`.

@@ -15,8 +15,8 @@ from serve_app.deployments.metrics import METRICS
 from serve_app.deployments.replica import ImageEditor
 from serve_app.errors import DeadlineExceeded, OutOfMemory, Overloaded
 from serve_app.images.geometry import Size
-from serve_app.request import MAX_STEPS, Pixels
-from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
+from serve_app.request import Pixels
+from serve_app.settings import MAX_STEPS, AppSettings, EngineSettings, LimitSettings, ModelSettings
 from tests import processes
 from tests.cluster.client import pictures_of, png
 from tests.cluster.conftest import Served, deploy
