@@ -8,10 +8,9 @@ from diffusers import QwenImageTransformer2DModel
 
 from serve_app.models.families import StepwiseQwenImageEditPipeline, StepwiseQwenImageEditPlusPipeline
 from training import photos
-from training.editor import train_editor
+from training.command import add_options, find_device, train
 from training.plus_card import write_card
 from training.recipe import PLUS, Recipe, Run
-from training.text import train_text_encoder
 
 TEXT_SIDE = 64
 """The side in pixels of a square picture for the text encoder."""
@@ -36,28 +35,18 @@ def extend(folder: Path, recipe: Recipe) -> StepwiseQwenImageEditPlusPipeline:
 
 def main() -> None:
     arguments = _parse()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run = Run(PLUS, arguments.folder, device, arguments.seed, arguments.workers)
+    run = Run(PLUS, arguments.folder, find_device(), arguments.seed, arguments.workers)
     pictures = photos.load(arguments.photos)
     torch.manual_seed(run.seed)
     pipeline = extend(arguments.start, run.recipe)
-    train_text_encoder(run, pipeline, pictures)
-    train_editor(run, pipeline, pictures)
-    model = arguments.output or run.folder / "model"
-    # Half precision takes half the bytes, and converts to every format of the GPU and of the CPU.
-    pipeline.to("cpu", torch.float16).save_pretrained(model)
-    write_card(model)
+    write_card(train(run, pipeline, pictures, arguments.output))
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m training.plus", description=__doc__)
-    add = parser.add_argument
-    add("--start", type=Path, default=Path("serve_app/models/builtin_tiny"), help="the trained model (%(default)s)")
-    add("--folder", type=Path, default=Path("build/training/plus"), help="checkpoints (%(default)s)")
-    add("--photos", type=Path, default=Path("build/photos"), help="made by training.photos (%(default)s)")
-    add("--output", type=Path, help="the finished model; serve_app/models/builtin_tiny_plus ships it")
-    add("--seed", type=int, default=0)
-    add("--workers", type=int, default=1, help="processes that make examples (%(default)s)")
+    start = Path("serve_app/models/builtin_tiny")
+    parser.add_argument("--start", type=Path, default=start, help="the trained model (%(default)s)")
+    add_options(parser, Path("build/training/plus"), "serve_app/models/builtin_tiny_plus")
     return parser.parse_args()
 
 

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from diffusers import QwenImageTransformer2DModel
+
 from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Condition, QueuedRequest, Sample, expand
 from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import PresetSettings
+from tests.random_model import build_random_model
 from tests.scenes import scene
 
 BOUND = 1
@@ -79,6 +82,18 @@ def edit(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditReq
     while unfinished := [sample for sample in samples if sample.steps_left]:
         step(random_model, unfinished)
     return random_model.decode([sample.state for sample in samples])
+
+
+def stock_on_same_weights(kind: Any, model: StepwiseQwenImageEditPipeline) -> Any:
+    """Return a pipeline of diffusers, of the class `kind`, on the weights of a model of `build_random_model`."""
+    unpacked = QwenImageTransformer2DModel.from_config(model.transformer.config).eval()
+    unpacked.load_state_dict(model.transformer.state_dict())
+    text_encoder = build_random_model().text_encoder
+    text_encoder.register_forward_pre_hook(mark_picture_tokens, with_kwargs=True)
+    stock = kind(**{**model.components, "transformer": unpacked, "text_encoder": text_encoder})
+    stock.prompt_template_encode_start_idx = model.prompt_template_encode_start_idx
+    stock.set_progress_bar_config(disable=True)
+    return stock
 
 
 def mark_picture_tokens(text_encoder, args, kwargs):

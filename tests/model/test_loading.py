@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from peft import LoraConfig
 from safetensors.torch import load_file
 
 from serve_app.models import loading
 from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.settings import LoraSettings, ModelSettings
 from tests.model.edits import edit, request
+from tests.random_model import write_adapter
 from tests.scenes import difference
 
 
@@ -111,23 +111,13 @@ def test_a_lora_is_fused_at_its_scale(random_model, random_model_folder, tmp_pat
     def load(**settings):
         return loading.load(ModelSettings(source=str(random_model_folder), **settings)).pipeline
 
-    adapted = load()
-    adapted.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
-    StepwiseQwenImageEditPipeline.save_lora_weights(
-        tmp_path, transformer_lora_layers=_lora_weights(adapted.transformer)
-    )
+    write_adapter(tmp_path, ["to_q", "to_k"])
     plain = edit(random_model, [request()])[0]
     off, on = (
         edit(load(loras=(LoraSettings(source=str(tmp_path), scale=scale),)), [request()]) for scale in (0.0, 1.0)
     )
     assert difference(off[0], plain) <= 1
     assert difference(on[0], plain) > 10
-
-
-def _lora_weights(transformer):
-    from peft import get_peft_model_state_dict
-
-    return get_peft_model_state_dict(transformer)
 
 
 class Trap:

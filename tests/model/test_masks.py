@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import QwenImageEditInpaintPipeline, QwenImageTransformer2DModel
+from diffusers import QwenImageEditInpaintPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_inpaint
 from numpy.typing import NDArray
 
@@ -21,7 +21,7 @@ from serve_app.models.source import check_source
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import ModelSettings
 from tests.engines import MODEL_TIMEOUT_S, calibrated_engine, outcome, start
-from tests.model.edits import BOUND, edit, mark_picture_tokens, request, samples_of, step
+from tests.model.edits import BOUND, edit, request, samples_of, step, stock_on_same_weights
 from tests.model.test_mixes import run_at_random
 from tests.random_model import build_random_model, build_random_plus_model
 from tests.scenes import difference, scene
@@ -135,14 +135,7 @@ def stock(model, monkeypatch) -> QwenImageEditInpaintPipeline:
         "retrieve_latents",
         lambda encoded, generator: retrieve(encoded, generator, sample_mode="argmax"),
     )
-    unpacked = QwenImageTransformer2DModel.from_config(model.transformer.config).eval()
-    unpacked.load_state_dict(model.transformer.state_dict())
-    text_encoder = build_random_model().text_encoder
-    text_encoder.register_forward_pre_hook(mark_picture_tokens, with_kwargs=True)
-    stock = QwenImageEditInpaintPipeline(**{**model.components, "transformer": unpacked, "text_encoder": text_encoder})
-    stock.prompt_template_encode_start_idx = model.prompt_template_encode_start_idx
-    stock.set_progress_bar_config(disable=True)
-    return stock
+    return stock_on_same_weights(QwenImageEditInpaintPipeline, model)
 
 
 @pytest.mark.parametrize(("guidance", "steps"), [(1.0, 4), (4.0, 3)])

@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import QwenImageEditPipeline, QwenImageTransformer2DModel
+from diffusers import QwenImageEditPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
 from serve_app.engine.scheduler import Shape
@@ -12,7 +12,7 @@ from serve_app.errors import InvalidInput, NotFinite, OutOfMemory
 from serve_app.images.geometry import Geometry, Size
 from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.request import EditRequest
-from tests.model.edits import BOUND, MIXED, condition_of, edit, mark_picture_tokens, request, samples_of, step
+from tests.model.edits import BOUND, MIXED, condition_of, edit, request, samples_of, step, stock_on_same_weights
 from tests.scenes import difference, scene
 
 # Of one aspect ratio: with `free`, the shape depends on the picture.
@@ -84,13 +84,7 @@ def test_a_lone_edit_equals_the_stock_pipeline(guidance, size, fit, native_area,
     # The stock call has the native area of the published model as a literal.
     calculate = pipeline_qwenimage_edit.calculate_dimensions
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda _, ratio: calculate(native_area, ratio))
-    unpacked = QwenImageTransformer2DModel.from_config(ours.transformer.config).eval()
-    unpacked.load_state_dict(ours.transformer.state_dict())
-    text_encoder = build_random_model().text_encoder
-    text_encoder.register_forward_pre_hook(mark_picture_tokens, with_kwargs=True)
-    stock = QwenImageEditPipeline(**{**ours.components, "transformer": unpacked, "text_encoder": text_encoder})
-    stock.prompt_template_encode_start_idx = ours.prompt_template_encode_start_idx
-    stock.set_progress_bar_config(disable=True)
+    stock = stock_on_same_weights(QwenImageEditPipeline, ours)
     picture, wanted = scene(1, 90, 60), size and Size.parse(size)
     expected = stock(
         image=PIL.Image.fromarray(picture),

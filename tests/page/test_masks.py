@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from playwright.sync_api import Browser, FilePayload, Page, expect
+from playwright.sync_api import Browser, FilePayload, Locator, Page, expect
 
 from tests.page.conftest import Held
 from tests.page.driving import Picture, choose, copied, edit, overflow, small_targets, wait_until_done
@@ -105,13 +105,19 @@ def test_a_mask_without_a_stroke_is_none_and_a_cancelled_one_stays_as_it_was(pag
     assert at(editor.requests[1].mask[0], 0.55, 0.5)
 
 
-def test_pictures_without_a_mask_may_change_everywhere_beside_one_with(page: Page, editor: Held) -> None:
+def edit_with_right_painted(page: Page) -> Locator:
+    """Choose two pictures, paint a mask on the second, and edit; return the finished edit."""
     choose(page, LEFT, RIGHT)
     open_mask(page, "right.png")
     paint(page, (0.5, 0.2), (0.5, 0.8))
     finish(page)
     run = edit(page)
     wait_until_done(run)
+    return run
+
+
+def test_pictures_without_a_mask_may_change_everywhere_beside_one_with(page: Page, editor: Held) -> None:
+    run = edit_with_right_painted(page)
     expect(run).to_contain_text("2 pictures × 1 variant · with a mask")
     whole, painted = editor.requests[0].mask
     assert whole.all()
@@ -219,12 +225,7 @@ def test_the_copied_call_has_the_masks_that_were_downloaded(
 ) -> None:
     for picture in (LEFT, RIGHT):
         (tmp_path / picture.name).write_bytes(picture.payload()["buffer"])
-    choose(page, LEFT, RIGHT)
-    open_mask(page, "right.png")
-    paint(page, (0.5, 0.2), (0.5, 0.8))
-    finish(page)
-    run = edit(page)
-    wait_until_done(run)
+    run = edit_with_right_painted(page)
     with page.expect_download() as download:
         run.get_by_role("button", name="Download masks").click()
     with zipfile.ZipFile(io.BytesIO(download.value.path().read_bytes())) as archive:
