@@ -24,12 +24,14 @@ VALUE = "serve_app.api.proxy_connection.bound"
 
 
 class BoundedConnection(H11Protocol):
-    """uvicorn's h11 connection, closed if the head of a request takes too long, or if too many are open.
+    """uvicorn's h11 connection, closed if the head of a request is too long or too slow, or if too many are open.
 
-    h11 itself answers a head of more than 64 KiB with 400. uvicorn closes a connection that is idle between two
-    requests, after Serve's `keep_alive_timeout_s`.
+    uvicorn closes a connection that is idle between two requests, after Serve's `keep_alive_timeout_s`.
     """
 
+    head_bytes: ClassVar[int] = 64 * 1024
+    """How much of a head may wait for its end. h11's own bound of 16 KiB refuses a longer head, unless all of it
+    arrives in one piece."""
     head_s: ClassVar[float] = 20.0
     """How long the head of a request may take."""
     max_connections: ClassVar[int] = 4096
@@ -37,6 +39,7 @@ class BoundedConnection(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = h11.Connection(h11.SERVER, self.head_bytes)
         self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

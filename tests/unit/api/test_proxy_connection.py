@@ -54,9 +54,18 @@ def seconds_until_closed(connection: socket.socket, sent: bytes) -> float:
 
 
 class TestLength:
-    def test_headers_of_32_kib_are_taken(self, base: str):
-        [answer] = talk(base, head(headers=f"x: {'v' * 32 * KIB}\r\n"))
-        assert answer.status == 200
+    def test_headers_of_60_kib_are_taken_in_one_piece_and_in_many(self, base: str):
+        sent = head(headers=f"x: {'v' * 60 * KIB}\r\n")
+
+        def pieces() -> Iterator[bytes]:
+            for start in range(0, len(sent), 6 * KIB):
+                yield sent[start : start + 6 * KIB]
+                # A piece that follows at once would be read together with this one.
+                time.sleep(0.02)
+
+        for each in (sent, pieces()):
+            [answer] = talk(base, each)
+            assert answer.status == 200
 
     @pytest.mark.parametrize("line", [b"x: " + b"v" * KIB, b"GET /" + b"v" * KIB, b"v" * KIB])
     def test_headers_without_end_are_refused(self, base: str, line: bytes):
