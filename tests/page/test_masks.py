@@ -184,6 +184,8 @@ def test_a_mask_is_loaded_by_keyboard_alone(page: Page, editor: Held) -> None:
     tab_to("Mask of left.png")
     page.keyboard.press("Enter")
     dialog = page.get_by_role("dialog", name="Mask of left.png")
+    # Until it is open, Tab moves on behind it.
+    expect(dialog).to_be_visible()
     tab_to("Load a mask")
     page.keyboard.press("Space")
     expect(dialog.get_by_role("alert")).to_have_text(
