@@ -16,7 +16,7 @@ logger = logging.getLogger("ray.serve")
 HEALTH_PATHS = re.compile(r"/health(/live|/ready)?")
 # Load balancers and Kubernetes probes send no key, and users enter theirs on the page and at /docs. Beyond what is in
 # the source, the OpenAPI document shows only the names of the model and the limits.
-_OPEN_PATHS = re.compile(rf"{HEALTH_PATHS.pattern}|/?|/static/[^/]+|/openapi\.json|/docs(/[^/]+)?")
+_OPEN_PATHS = re.compile(rf"{HEALTH_PATHS.pattern}|/?|/static/([^/]+/)?[^/]+|/openapi\.json|/docs(/[^/]+)?")
 
 
 class AuthMiddleware:

@@ -102,8 +102,8 @@ def page_routes(limits: LimitSettings, needs_key: bool) -> list[Route]:
 
 
 def _page_files(limits: LimitSettings, needs_key: bool) -> Iterator[tuple[str, File]]:
-    for path in sorted(_STATIC_FOLDER.iterdir()):
-        yield path.name, File.read(path)
+    for path in sorted(_STATIC_FOLDER.rglob("*.*")):
+        yield path.relative_to(_STATIC_FOLDER).as_posix(), File.read(path)
     facts = {"needs_key": needs_key, "limits": limits.model_dump(include=_PAGE_LIMITS)}
     yield "server.json", File.of(orjson.dumps(facts), ".json")
 

@@ -1,13 +1,17 @@
 // Client of the API. Every failure becomes an ApiError, whose message is written for the user.
 
 import { eventData } from "./events.js";
+import { t, UserError } from "./texts.js";
 
 const PREVIEWS = 3;
 
-export class ApiError extends Error {
-  /** `code`: the server's name of the error; `param`: the field that is wrong. Both are null without such an answer. */
-  constructor(message, { status = null, code = null, param = null } = {}) {
-    super(message);
+export class ApiError extends UserError {
+  /**
+   * `make`: function that returns the message; `code`: the server's name of the error; `param`: the field that is wrong.
+   * Both are null without such an answer.
+   */
+  constructor(make, { status = null, code = null, param = null } = {}) {
+    super(make);
     Object.assign(this, { status, code, param });
   }
 
@@ -50,10 +54,10 @@ export async function* streamEdit(call, key, signal) {
   for await (const data of unbroken(eventData(response.body), signal)) {
     if (data === "[DONE]") return;
     const event = JSON.parse(data);
-    if (event.error) throw new ApiError(sentence(event.error.message), event.error);
+    if (event.error) throw new ApiError(() => sentence(event.error.message), event.error);
     yield event;
   }
-  throw new ApiError("The connection ended before everything was done.");
+  throw new ApiError(() => t("server.ended"));
 }
 
 async function* unbroken(events, signal) {
@@ -61,7 +65,7 @@ async function* unbroken(events, signal) {
     yield* events;
   } catch (error) {
     if (signal.aborted) throw error;
-    throw new ApiError("The connection broke before everything was done.");
+    throw new ApiError(() => t("server.broke"));
   }
 }
 
@@ -77,7 +81,7 @@ async function request(path, options = {}) {
     response = await fetch(address(path), { credentials: "omit", ...options });
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new ApiError("No answer: the server cannot be reached, or it closed the connection.");
+    throw new ApiError(() => t("server.silent"));
   }
   if (!response.ok) throw await problem(response);
   return response;
@@ -85,11 +89,13 @@ async function request(path, options = {}) {
 
 async function problem(response) {
   const body = await response.json().catch(() => null);
+  const { status } = response;
+  const { message, code, param } = body?.error ?? {};
   // A proxy in front of the server answers with a body of another form.
-  const message = sentence(body?.error?.message ?? `The server answered with status ${response.status}`);
+  const said = () => (message ? sentence(message) : t("server.status", { status }));
   const wait = response.headers.get("Retry-After");
-  const { code, param } = body?.error ?? {};
-  return new ApiError(wait ? `${message} Try again in ${wait} seconds.` : message, { status: response.status, code, param });
+  const make = wait ? () => t("server.later", { message: said(), count: Number(wait) }) : said;
+  return new ApiError(make, { status, code, param });
 }
 
 function sentence(text) {

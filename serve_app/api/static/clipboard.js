@@ -1,5 +1,7 @@
 // Copy text. `execCommand` replaces the clipboard API, which browsers lack on pages over plain HTTP from other hosts.
 
+import { t, UserError } from "./texts.js";
+
 export async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const focused = document.activeElement;
@@ -11,5 +13,5 @@ export async function copy(text) {
   const copied = document.execCommand("copy");
   area.remove();
   focused.focus();
-  if (!copied) throw new Error("The browser does not allow this page to copy text");
+  if (!copied) throw new UserError(() => t("run.uncopied"));
 }

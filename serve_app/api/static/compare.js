@@ -1,6 +1,7 @@
 // The dialog that compares an output with its original, by a slider between them.
 
 import { element } from "./dom.js";
+import { t, write } from "./texts.js";
 
 let outputs = [];
 let shown = 0;
@@ -28,10 +29,11 @@ function turn(by) {
   show(outputs[shown]);
 }
 
-function show({ label, name, url, original }) {
-  element("compare-title").textContent = label;
+function show(output) {
+  const { name, url, original } = output;
+  write(element("compare-title"), () => output.label);
   const after = stage().querySelector(".after");
-  after.alt = label;
+  write(after, () => output.label, "alt");
   after.onload = () => stage().style.setProperty("--ratio", after.naturalWidth / after.naturalHeight);
   after.src = url;
   // If the browser cannot show the original's format, the output is shown alone.
@@ -43,9 +45,9 @@ function show({ label, name, url, original }) {
 }
 
 function slide() {
-  const share = slider().value;
+  const share = Number(slider().value);
   stage().style.setProperty("--share", `${share}%`);
-  slider().setAttribute("aria-valuetext", `${share} % original, ${100 - share} % edited`);
+  write(slider(), () => t("compare.share", { before: share, after: 100 - share }), "aria-valuetext");
 }
 
 function stage() {

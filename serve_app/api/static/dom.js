@@ -1,12 +1,16 @@
 // Helpers for the page's elements: clones of templates, and announcements for screen readers.
 
+import { fill } from "./texts.js";
+
 export function element(id) {
   return document.getElementById(id);
 }
 
 /** Return a new copy of the single element in a template. */
 export function clone(id) {
-  return element(id).content.firstElementChild.cloneNode(true);
+  const copy = element(id).content.firstElementChild.cloneNode(true);
+  fill(copy);
+  return copy;
 }
 
 /** Announce a change outside of the focus to screen readers, which read it at the next pause. */
@@ -31,8 +35,4 @@ export function hide(button, next) {
   const focused = document.activeElement === button;
   button.hidden = true;
   if (focused) next.focus();
-}
-
-export function counted(count, noun) {
-  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }

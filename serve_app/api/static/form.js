@@ -1,11 +1,12 @@
 // The form's fields by their API names, what the page refuses itself, and where it shows what the server refused.
 
 import { element } from "./dom.js";
+import { t, write } from "./texts.js";
 
 /** Add the listeners that check fields while users fill them in. `limits`: the server's. */
 export function prepareForm(form, limits) {
   const check = () => {
-    element("form-problem").textContent = "";
+    write(element("form-problem"), () => "");
     for (const field of form.querySelectorAll("[aria-invalid=true]:not(#key)")) field.removeAttribute("aria-invalid");
     checkPrompt();
     checkSize(limits);
@@ -36,9 +37,9 @@ export function filledFields(form) {
   return fields;
 }
 
-/** Show at the form why the server refused what it holds. */
-export function showRefusal(message, param) {
-  element("form-problem").textContent = message;
+/** Show at the form why the server refused what it holds. `make`: function that returns the message. */
+export function showRefusal(make, param) {
+  write(element("form-problem"), make);
   const field = fieldOf(param);
   field?.setAttribute("aria-invalid", "true");
   (field ?? element("prompt")).focus();
@@ -53,7 +54,7 @@ function fieldOf(param) {
 function checkPrompt() {
   const { value } = element("prompt");
   // An empty one is told by the browser, as of any required field.
-  element("prompt").setCustomValidity(value && !value.trim() ? "Say what should change" : "");
+  write(element("prompt"), () => (value && !value.trim() ? t("form.prompt.empty") : ""), "validity");
 }
 
 function checkSize({ max_aspect_ratio: most }) {
@@ -63,5 +64,5 @@ function checkSize({ max_aspect_ratio: most }) {
   for (const side of sides) side.disabled = !isFree;
   const [width, height] = sides.map(({ value }) => Number(value));
   const isTooLong = isFree && width && height && Math.max(width / height, height / width) > most;
-  sides[1].setCustomValidity(isTooLong ? `One side may be at most ${most} times the other` : "");
+  write(sides[1], () => (isTooLong ? t("form.size.aspect", { most }) : ""), "validity");
 }

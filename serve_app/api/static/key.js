@@ -2,6 +2,7 @@
 
 import { ApiError, servedModel } from "./api.js";
 import { element } from "./dom.js";
+import { write } from "./texts.js";
 
 const STORED = "image-edits-key";
 const ASK_AGAIN_MS = 2000;
@@ -30,32 +31,32 @@ export class Key {
     if (this.needed && !this.value) return;
     try {
       const model = await servedModel(this.value);
-      element("server").textContent = model.id;
+      write(element("server"), () => model.id);
       this.#offer(model);
       // Until its model is loaded, the server does not know what it can do.
       if (model.max_references === null) setTimeout(() => this.check(), ASK_AGAIN_MS);
-      this.#complain("");
+      this.#complain(() => "");
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 401) this.#complain(error.message);
-      else element("server").textContent = error.message;
+      if (error.status === 401) this.#complain(() => error.message);
+      else write(element("server"), () => error.message);
     }
   }
 
   /** Show the error of an edit without a valid key at the field, and focus the field. */
   refuse(error) {
-    this.#complain(error.message);
+    this.#complain(() => error.message);
     element("key").focus();
   }
 
   #changed() {
     sessionStorage.setItem(STORED, this.value);
-    this.#complain("");
+    this.#complain(() => "");
     this.check();
   }
 
-  #complain(message) {
-    element("key-problem").textContent = message;
-    element("key").setAttribute("aria-invalid", String(message !== ""));
+  #complain(make) {
+    write(element("key-problem"), make);
+    element("key").setAttribute("aria-invalid", String(make() !== ""));
   }
 }

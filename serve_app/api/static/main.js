@@ -9,8 +9,10 @@ import { preparePainter } from "./painter.js";
 import { Pictures } from "./pictures.js";
 import { forgetRemoved, showRemoved } from "./removed.js";
 import { Run } from "./run.js";
+import { prepareTexts, t, write } from "./texts.js";
 
 async function main() {
+  prepareTexts(element("language"));
   const form = element("form");
   const { needs_key: needsKey, limits } = await serverFacts();
   const pictures = new Pictures(limits);
@@ -24,7 +26,7 @@ async function main() {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const fields = filledFields(form);
-    const refuse = ({ message }) => showRefusal(message, "images");
+    const refuse = (error) => showRefusal(() => error.message, "images");
     pictures.files().then((files) => start({ files, fields }, key, pictures), refuse);
   });
   // Until now, chosen pictures would have been lost, and the button would have left the page.
@@ -39,8 +41,8 @@ function start(call, key, pictures) {
       start(call, key, pictures);
       latest().focus();
     },
-    refused(message, param) {
-      showRefusal(message, param);
+    refused(make, param) {
+      showRefusal(make, param);
       showWhetherEmpty();
     },
     removed() {
@@ -54,7 +56,7 @@ function start(call, key, pictures) {
     sameSeed(seed) {
       element("seed").value = seed;
       element("more").open = true;
-      announce(`The next edit has the seed ${seed}`);
+      announce(t("form.seed.taken", { seed }));
     },
   });
   element("results").prepend(run.element);
@@ -80,7 +82,7 @@ function latest() {
 main().catch((error) => {
   // Without the server's facts the form stays closed, and a line in the corner would be missed.
   element("failure").hidden = false;
-  element("failure").querySelector(".problem").textContent = `This page could not be loaded. ${error.message}`;
+  write(element("failure").querySelector(".problem"), () => t("page.failure", { reason: error.message }));
   element("failure").querySelector("button").onclick = () => location.reload();
   if (!(error instanceof ApiError)) throw error;
 });

@@ -1,6 +1,7 @@
 // A mask: which pixels of a picture an edit may change, as the list of operations that painted it.
 
 import { bitPng } from "./png.js";
+import { t, UserError } from "./texts.js";
 
 const MAX_PIXELS = 2 ** 21;
 const OPAQUE = 255;
@@ -57,13 +58,14 @@ const KINDS = {
   },
 };
 
-/** Return a mask file as an operation. Raises an Error, for the user, if it cannot be read or has another size. */
+/** Return a mask file as an operation. Raises a UserError if it cannot be read or has another size. */
 export async function load(file, size) {
   const bitmap = await createImageBitmap(file).catch(() => null);
-  if (!bitmap) throw new Error(`${file.name} cannot be read as a picture.`);
+  const { name } = file;
+  if (!bitmap) throw new UserError(() => t("mask.torn", { name }));
   if (bitmap.width !== size.width || bitmap.height !== size.height) {
-    const sizes = `${bitmap.width} × ${bitmap.height}, and the picture ${size.width} × ${size.height}`;
-    throw new Error(`${file.name} is ${sizes}; a mask must have the size of its picture.`);
+    const [own, wanted] = [bitmap, size].map(({ width, height }) => `${width} × ${height}`);
+    throw new UserError(() => t("mask.size", { name, size: own, wanted }));
   }
   const canvas = blankMask(size);
   const pen = canvas.getContext("2d");

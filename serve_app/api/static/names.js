@@ -1,6 +1,6 @@
 // Names for the user: of files, of pictures in an error, and of what an edit was asked for.
 
-import { counted } from "./dom.js";
+import { t } from "./texts.js";
 
 /** Return the file names without extensions. Files with the same name get their number as a suffix. */
 export function uniqueStems(names) {
@@ -19,13 +19,14 @@ export function withFileNames({ message, param }, files) {
 export function facts({ files, fields }) {
   const { n, size, num_inference_steps: steps, guidance_scale: guidance, seed, negative_prompt: negative } = fields;
   const count = (field) => files.filter((file) => file.field === field).length;
-  const said = [`${counted(count("images"), "picture")} × ${counted(Number(n), "variant")}`];
-  if (count("references")) said.push(counted(count("references"), "reference"));
-  if (count("mask")) said.push("with a mask");
-  if (size) said.push(`size ${size}`);
-  if (steps) said.push(counted(Number(steps), "step"));
-  if (guidance) said.push(`guidance ${guidance}`);
-  if (seed) said.push(`seed ${seed}`);
-  if (negative) said.push(`without “${negative}”`);
+  const pictures = t("count.pictures", { count: count("images") });
+  const said = [t("run.scale", { pictures, variants: t("count.variants", { count: Number(n) }) })];
+  if (count("references")) said.push(t("count.references", { count: count("references") }));
+  if (count("mask")) said.push(t("run.mask"));
+  if (size) said.push(t("run.size", { size }));
+  if (steps) said.push(t("count.steps", { count: Number(steps) }));
+  if (guidance) said.push(t("run.guidance", { guidance }));
+  if (seed) said.push(t("run.seed", { seed }));
+  if (negative) said.push(t("run.negative", { words: negative }));
   return said.join(" · ");
 }

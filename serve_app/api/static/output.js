@@ -1,6 +1,7 @@
 // One output of an edit in its row: first waiting, then its previews, then the picture with its file.
 
 import { clone } from "./dom.js";
+import { t, write } from "./texts.js";
 
 export class Output {
   element = clone("output-template");
@@ -11,40 +12,46 @@ export class Output {
   #link = this.element.querySelector("a");
 
   /**
-   * `label`: the output's full name; `caption`: its short name; `stem`: its file name without the extension. `open`:
-   * function that shows the output with its original; `goOn`: function that edits the output again; `sameSeed`: function
-   * that takes its seed for the next edit.
+   * `of`: the name of its picture; `number`: which of the picture's variants it is; `stem`: its file name without the
+   * extension. `open`: function that shows the output with its original; `goOn`: function that edits the output again;
+   * `sameSeed`: function that takes its seed for the next edit.
    */
-  constructor({ label, caption, stem, original, open, goOn, sameSeed }) {
-    Object.assign(this, { label, stem, original });
+  constructor({ of, number, stem, original, open, goOn, sameSeed }) {
+    Object.assign(this, { of, number, stem, original });
     this.#button("go-on").addEventListener("click", () => goOn(this));
     this.#button("seed").addEventListener("click", () => sameSeed(this.seed));
-    this.element.querySelector(".name").textContent = caption;
+    write(this.element.querySelector(".name"), () => t("output.variant", { number }));
     this.#frame.addEventListener("click", () => open(this));
-    this.#frame.setAttribute("aria-label", `${label}: not done yet`);
-    this.#note("waiting", "waiting");
+    write(this.#frame, () => t("output.unfinished", { label: this.label }), "aria-label");
+    this.#note("waiting", () => t("output.waiting"));
+  }
+
+  /** Its full name. */
+  get label() {
+    return t("output.label", { name: this.of, number: this.number });
   }
 
   /** Show a preview. `event`: image_edit.partial_image. */
   preview(event) {
     this.#show(event);
-    this.#note("preview", `preview ${event.partial_image_index + 1}`);
+    this.#note("preview", () => t("output.preview", { number: event.partial_image_index + 1 }));
   }
 
   /** Show the picture, and enable comparing and downloading it. `event`: image_edit.completed. */
   complete(event) {
     this.#show(event);
-    this.#note("done", `${event.size.replace("x", " × ")} · seed ${event.seed}`);
     this.name = `${this.stem}.${event.output_format}`;
     this.seed = event.seed;
+    const [name, seed, size] = [this.name, event.seed, event.size.replace("x", " × ")];
+    this.#note("done", () => t("output.made", { size, seed }));
     this.#frame.disabled = false;
-    this.#frame.setAttribute("aria-label", `${this.label}: compare with the original`);
+    write(this.#frame, () => t("output.compare", { label: this.label }), "aria-label");
     this.#link.href = this.url;
-    this.#link.download = this.name;
-    this.#link.setAttribute("aria-label", `Download ${this.name}`);
+    this.#link.download = name;
+    write(this.#link, () => t("output.download", { name }), "aria-label");
     this.#link.hidden = false;
-    this.#button("go-on").setAttribute("aria-label", `Edit this: ${this.name}`);
-    this.#button("seed").setAttribute("aria-label", `Same seed as ${this.name}`);
+    write(this.#button("go-on"), () => t("output.edit.which", { name }), "aria-label");
+    write(this.#button("seed"), () => t("output.seed.which", { name }), "aria-label");
   }
 
   get file() {
@@ -57,7 +64,7 @@ export class Output {
 
   /** Mark the output as not done, unless it is done. */
   stop() {
-    if (!this.done) this.#note("stopped", "not done");
+    if (!this.done) this.#note("stopped", () => t("output.stopped"));
   }
 
   /** Release the picture's memory. */
@@ -79,9 +86,9 @@ export class Output {
     return this.element.querySelector(`[data-do=${name}]`);
   }
 
-  #note(state, text) {
+  #note(state, make) {
     this.element.dataset.state = state;
-    this.element.querySelector(".note").textContent = text;
+    write(this.element.querySelector(".note"), make);
   }
 }
 

@@ -2,6 +2,7 @@
 
 import { announce, element } from "./dom.js";
 import { apply, blankMask, load, paint } from "./mask.js";
+import { t, write } from "./texts.js";
 
 // The largest brush, as a share of the picture's longer side.
 const WIDEST = 0.4;
@@ -18,9 +19,9 @@ export function preparePainter() {
   canvas().addEventListener("pointercancel", end);
   canvas().addEventListener("pointerleave", () => (ring().hidden = true));
   width().addEventListener("input", () => showRing(canvas().width / 2, canvas().height / 2));
-  button("undo").addEventListener("click", () => change(operations.slice(0, -1), "Undone"));
-  button("invert").addEventListener("click", () => change([...operations, { kind: "invert" }], "Inverted"));
-  button("clear").addEventListener("click", () => change([...operations, { kind: "clear" }], "Cleared"));
+  button("undo").addEventListener("click", () => change(operations.slice(0, -1), t("mask.undone")));
+  button("invert").addEventListener("click", () => change([...operations, { kind: "invert" }], t("mask.inverted")));
+  button("clear").addEventListener("click", () => change([...operations, { kind: "clear" }], t("mask.cleared")));
   element("mask-file").addEventListener("change", async ({ target }) => {
     await loadMask(target.files[0]);
     // Without this, choosing the same file again would be no change event.
@@ -36,7 +37,7 @@ export function preparePainter() {
  */
 export function openPainter(picture, before) {
   size = picture.size;
-  element("mask-title").textContent = `Mask of ${picture.name}`;
+  write(element("mask-title"), () => t("mask.title", { name: picture.name }));
   stage().querySelector("img").src = picture.url;
   stage().style.setProperty("--ratio", size.width / size.height);
   Object.assign(canvas(), { width: blankMask(size).width, height: blankMask(size).height });
@@ -55,7 +56,7 @@ function change(next, what = "") {
   stroke = null;
   paint(canvas(), operations);
   announce(what);
-  complain("");
+  complain(() => "");
   // Not disabled, which would take the focus from it.
   button("undo").setAttribute("aria-disabled", String(!operations.length));
 }
@@ -63,9 +64,9 @@ function change(next, what = "") {
 /** Take a mask from a file, in place of what is painted. */
 export async function loadMask(file) {
   try {
-    change([...operations, await load(file, size)], `${file.name} loaded`);
+    change([...operations, await load(file, size)], t("mask.loaded", { name: file.name }));
   } catch (error) {
-    complain(error.message);
+    complain(() => error.message);
   }
 }
 
@@ -116,8 +117,8 @@ function showRing(x, y) {
 
 // --- parts ---
 
-function complain(message) {
-  dialog().querySelector(".problem").textContent = message;
+function complain(make) {
+  write(dialog().querySelector(".problem"), make);
 }
 
 function dialog() {

@@ -5,6 +5,7 @@ import { blankMask, fullMask, maskFile, paint } from "./mask.js";
 import { uniqueStems } from "./names.js";
 import { loadMask, openPainter } from "./painter.js";
 import { Shelf } from "./shelf.js";
+import { t, UserError, write } from "./texts.js";
 import { takeFiles } from "./transfer.js";
 
 export class Pictures {
@@ -18,14 +19,14 @@ export class Pictures {
     const changed = () => this.#changed();
     this.#pictures = new Shelf(element("pictures-field"), {
       ...limits,
-      noun: "picture",
+      counted: (count) => t("count.pictures", { count }),
       most: limits.max_images,
       otherBytes: () => this.#references.bytes,
       changed,
     });
     this.#references = new Shelf(element("references-field"), {
       ...limits,
-      noun: "reference",
+      counted: (count) => t("count.references", { count }),
       most: 0,
       otherBytes: () => this.#pictures.bytes,
       changed,
@@ -43,7 +44,7 @@ export class Pictures {
     this.#changed();
   }
 
-  /** Return the files of a request in order, each as { field, file, name }. Raises an Error, for the user. */
+  /** Return the files of a request in order, each as { field, file, name }. Raises a UserError. */
   async files() {
     // The file of a large mask takes a moment after its dialog has closed.
     await this.#lastMask;
@@ -77,8 +78,9 @@ export class Pictures {
   #changed() {
     this.#references.chosen.forEach(({ file, item }, i) => {
       // As the model's prompt names them: the first is the picture that is edited.
-      item.querySelector(".number").textContent = `Picture ${i + 2}`;
-      item.querySelector("img").alt = `Picture ${i + 2}: ${file.name}`;
+      const number = i + 2;
+      write(item.querySelector(".number"), () => t("shelf.number", { number }));
+      write(item.querySelector("img"), () => t("shelf.numbered", { number, name: file.name }), "alt");
     });
     for (const picture of this.#pictures.chosen) this.#prepareMask(picture);
     this.#check();
@@ -87,12 +89,10 @@ export class Pictures {
   /** Set the field's validity: `required` cannot be used, since the input is cleared after each choice. */
   #check() {
     const unseen = this.#pictures.chosen.find(({ item }) => item.querySelector("img").hidden);
-    let problem = "";
-    if (!this.#pictures.chosen.length) problem = "Choose at least one picture";
-    else if (this.#hasMasks && unseen) {
-      problem = `This browser cannot read ${unseen.file.name}. Edit it without pictures that have masks`;
-    }
-    this.#pictures.input.setCustomValidity(problem);
+    let problem = () => "";
+    if (!this.#pictures.chosen.length) problem = () => t("form.pictures.none");
+    else if (this.#hasMasks && unseen) problem = () => t("mask.unseen", { name: unseen.file.name });
+    write(this.#pictures.input, problem, "validity");
   }
 
   // --- masks ---
@@ -102,9 +102,9 @@ export class Pictures {
     button.hidden = !this.#takesMasks;
     if (button.onclick) return;
     button.onclick = () => {
-      this.#lastMask = this.#editMask(picture).catch(({ message }) => this.#pictures.complain(message));
+      this.#lastMask = this.#editMask(picture).catch((error) => this.#pictures.complain(() => error.message));
     };
-    button.setAttribute("aria-label", `Mask of ${picture.file.name}`);
+    nameButton(picture);
     picture.item.querySelector("img").addEventListener("error", () => this.#check());
   }
 
@@ -116,28 +116,34 @@ export class Pictures {
     const made = await maskFile(operations, size);
     picture.mask = made && { operations, file: made };
     showMask(picture, size);
-    announce(made ? `${file.name} has a mask` : `${file.name} has no mask`);
+    announce(made ? t("mask.made", { name: file.name }) : t("mask.none", { name: file.name }));
     this.#check();
   }
 }
 
 /** Show a picture's mask on its thumbnail, or that it has none. */
-function showMask({ item, file, mask }, size) {
+function showMask(picture, size) {
+  const { item, mask } = picture;
   item.querySelector("canvas")?.remove();
   item.classList.toggle("masked", Boolean(mask));
-  const button = item.querySelector("[data-do=mask]");
-  button.textContent = mask ? "Masked" : "Mask";
-  button.setAttribute("aria-label", mask ? `Masked: change the mask of ${file.name}` : `Mask of ${file.name}`);
+  nameButton(picture);
   if (!mask) return;
   const canvas = blankMask(size);
   paint(canvas, mask.operations);
   item.querySelector("img").after(canvas);
 }
 
-/** Return the size of a picture as it is seen, turned upright. */
+/** Name the button of a picture's mask. */
+function nameButton({ item, file: { name }, mask }) {
+  const button = item.querySelector("[data-do=mask]");
+  write(button, () => (mask ? t("mask.masked") : t("mask.open")));
+  write(button, () => (mask ? t("mask.change", { name }) : t("mask.title", { name })), "aria-label");
+}
+
+/** Return the size of a picture as it is seen, turned upright. Raises a UserError. */
 async function sizeOf(file) {
   const bitmap = await createImageBitmap(file).catch(() => null);
-  if (!bitmap) throw new Error(`This browser cannot read ${file.name}, so there can be no mask beside it.`);
+  if (!bitmap) throw new UserError(() => t("mask.unread", { name: file.name }));
   const { width, height } = bitmap;
   bitmap.close();
   return { width, height };

@@ -1,6 +1,7 @@
 // The edit that was removed last, which can be brought back until the next one is removed or started.
 
 import { clone } from "./dom.js";
+import { fill, t, write } from "./texts.js";
 
 let last = null;
 
@@ -8,11 +9,13 @@ let last = null;
 export function showRemoved(run, undone) {
   forgetRemoved();
   const line = clone("removed-template");
-  line.querySelector("span").textContent = `Removed: ${run.prompt}`;
+  write(line.querySelector("span"), () => t("run.removed", { prompt: run.prompt }));
   run.element.replaceWith(line);
   last = { run, line };
   const button = line.querySelector("button");
   button.addEventListener("click", () => {
+    // The language may have changed while it was away.
+    fill(run.element);
     line.replaceWith(run.element);
     last = null;
     undone();

@@ -5,6 +5,7 @@ import { clone, show } from "./dom.js";
 import { showLineage } from "./lineage.js";
 import { uniqueStems } from "./names.js";
 import { Output } from "./output.js";
+import { t, write } from "./texts.js";
 
 export class Rows {
   /** In the order of the API. */
@@ -24,10 +25,9 @@ export class Rows {
       this.#urls.push(...showLineage(row.querySelector(".lineage"), before, goOn));
       const original = this.#original(row.querySelector(".original"), file);
       for (let j = 0; j < n; j++) {
-        const label = `${name}, variant ${j + 1}`;
         const output = new Output({
-          label,
-          caption: `Variant ${j + 1}`,
+          of: name,
+          number: j + 1,
           stem: `${stems[i]}-${j + 1}`,
           original,
           open: (shown) => openCompare(this.done, shown),
@@ -54,7 +54,7 @@ export class Rows {
   #original(tile, file) {
     const url = URL.createObjectURL(file);
     const picture = tile.querySelector("img");
-    picture.alt = `Original of ${file.name}`;
+    write(picture, () => t("output.original.of", { name: file.name }), "alt");
     picture.addEventListener("load", () => {
       // Reserve the space that the outputs will need, before the first preview arrives.
       const { naturalWidth, naturalHeight } = picture;

@@ -3,10 +3,11 @@
 import { ApiError, streamEdit } from "./api.js";
 import { curlCall, pythonCall } from "./calls.js";
 import { copy } from "./clipboard.js";
-import { announce, clone, counted, hide } from "./dom.js";
+import { announce, clone, hide } from "./dom.js";
 import { facts, withFileNames } from "./names.js";
 import { Rows } from "./rows.js";
 import { save } from "./saving.js";
+import { fill, t, write } from "./texts.js";
 
 const COPIED_MS = 2000;
 const SHORT_CHARS = 80;
@@ -20,10 +21,12 @@ export class Run {
   #abort = new AbortController();
   #started = performance.now();
   #seed = null;
+  /** What is said of its state: the key of the text. */
+  #said = "";
 
   /**
    * `call`: { files, fields } from the form. `handlers`: `again` is called to start the same edit again, `refused` with
-   * the message and the field if the server will not take it, `removed` if the user wants this one removed, `goOn` with a
+   * a function that returns the message, and the field, if the server will not take it, `removed` if the user wants this one removed, `goOn` with a
    * file to edit and those from which it was made, and `sameSeed` with a seed for the next edit.
    */
   constructor(call, key, handlers) {
@@ -31,8 +34,8 @@ export class Run {
     this.#key = key;
     this.#handlers = handlers;
     this.#heading.textContent = call.fields.prompt;
-    this.#find(".facts").textContent = facts(call);
-    this.element.setAttribute("aria-label", `Edit: ${this.prompt}`);
+    write(this.#find(".facts"), () => facts(call));
+    write(this.element, () => t("run.title", { prompt: this.prompt }), "aria-label");
     this.#rows = new Rows(this.#find(".rows"), this.#files("images"), this.#n, handlers);
     this.#button("download").hidden = this.#outputs.length < 2;
     this.#button("masks").hidden = !this.#files("mask").length;
@@ -53,12 +56,14 @@ export class Run {
   }
 
   async start() {
-    this.#say(`Sending ${counted(this.#files("images").length, "picture")}`);
+    const count = this.#files("images").length;
+    this.#say("run.sending", () => ({ pictures: t("count.pictures", { count }) }));
     try {
       for await (const event of streamEdit(this.#call, this.#key.value, this.#abort.signal)) this.#take(event);
-      this.#end("done", `Done in ${this.#seconds()} s`);
+      const seconds = this.#seconds();
+      this.#end("done", () => t("run.done", { seconds }));
     } catch (error) {
-      if (this.#abort.signal.aborted) this.#end("cancelled", "Cancelled");
+      if (this.#abort.signal.aborted) this.#end("cancelled", () => t("run.cancelled"));
       else this.#fail(error);
     }
   }
@@ -85,7 +90,7 @@ export class Run {
     const output = this.#outputs[place];
     output.complete(event);
     this.#seed = event.seed - place;
-    announce(`${output.label} is done, ${this.#done.length} of ${this.#outputs.length}`);
+    announce(t("output.done", { label: output.label, done: this.#done.length, all: this.#outputs.length }));
     this.#button("download").disabled = false;
   }
 
@@ -93,47 +98,50 @@ export class Run {
     const bar = this.#find("progress");
     if (place > 0) {
       bar.removeAttribute("value");
-      this.#say(place === 1 ? "Next in the queue" : `Place ${place} in the queue`);
+      this.#say(place === 1 ? "run.next" : "run.place", () => ({ place }));
       return;
     }
     bar.max = steps;
     bar.value = steps_done;
-    this.#say(`Step ${steps_done} of ${steps} · ${this.#seconds()} s`);
+    const seconds = this.#seconds();
+    this.#say("run.step", () => ({ done: steps_done, steps, seconds }));
   }
 
   #fail(error) {
     const isBug = !(error instanceof ApiError);
-    const message = isBug ? `This page failed: ${error.message}` : withFileNames(error, this.#call.files);
-    this.#find(".problem").textContent = message;
-    this.#end("failed", "Failed");
+    const make = () => (isBug ? t("run.bug", { reason: error.message }) : withFileNames(error, this.#call.files));
+    write(this.#find(".problem"), make);
+    this.#end("failed", () => t("run.failed"));
     if (isBug) throw error;
     if (error.status === 401) this.#key.refuse(error);
-    if (error.isRefusal) this.#refuse(message, error.param);
+    if (error.isRefusal) this.#refuse(make, error.param);
   }
 
   /** Leave what the server will never take to the form, which still holds it. */
-  #refuse(message, param) {
+  #refuse(make, param) {
     this.#button("again").hidden = true;
     if (this.#done.length) return;
     this.#dispose();
-    this.#handlers.refused(message, param);
+    this.#handlers.refused(make, param);
   }
 
-  #end(state, text) {
+  #end(state, make) {
     this.element.dataset.state = state;
     for (const output of this.#outputs) output.stop();
-    this.#find(".state").textContent = text;
-    announce(`${text}, ${this.#done.length} of ${counted(this.#outputs.length, "output")}`);
+    write(this.#find(".state"), make);
+    const outputs = t("count.outputs", { count: this.#outputs.length });
+    announce(t("run.ended", { state: make(), done: this.#done.length, outputs }));
     hide(this.#button("cancel"), this.#heading);
     this.#button("again").hidden = this.#done.length === this.#outputs.length;
     this.#button("remove").disabled = false;
   }
 
-  #say(text) {
-    const state = this.#find(".state");
+  /** Say how far it is. `values`: function that returns those of the text. */
+  #say(key, values) {
+    write(this.#find(".state"), () => t(key, values()));
     // Announce the queue and the start of the steps to screen readers, but not every step.
-    if (text.split(" ")[0] !== state.textContent.split(" ")[0]) announce(text);
-    state.textContent = text;
+    if (key !== this.#said) announce(t(key, values()));
+    this.#said = key;
   }
 
   // --- buttons ---
@@ -146,9 +154,10 @@ export class Run {
     const isOpen = () => button.getAttribute("aria-expanded") === "true";
     const observer = new ResizeObserver(() => (button.hidden = !isOpen() && !isCut()));
     for (const text of texts) observer.observe(text);
+    write(button, () => (isOpen() ? t("run.fold") : t("run.unfold")));
     this.#on("fold", () => {
       button.setAttribute("aria-expanded", String(!isOpen()));
-      button.textContent = isOpen() ? "Show less" : "Show all";
+      fill(button);
     });
   }
 
@@ -156,13 +165,11 @@ export class Run {
     // With the edit's random seed, so that the copied call reproduces these pictures.
     const seed = this.#seed === null ? {} : { seed: String(this.#seed) };
     const call = { ...this.#call, fields: { ...this.#call.fields, ...seed } };
-    const label = (button.dataset.label ??= button.textContent);
     await copy(makeCall(call, this.#key.needed));
-    announce(`${label}: copied`);
-    button.textContent = "Copied";
-    setTimeout(() => {
-      button.textContent = label;
-    }, COPIED_MS);
+    const name = () => t(button.dataset.text);
+    announce(t("run.copied.what", { what: name() }));
+    write(button, () => t("run.copied"));
+    setTimeout(() => write(button, name), COPIED_MS);
   }
 
   /** Start the same edit again. This one is removed, unless it has outputs. */

@@ -1,6 +1,7 @@
 // A shelf of picture files that users choose, and may take out again.
 
-import { announce, clone, counted, show } from "./dom.js";
+import { announce, clone, show } from "./dom.js";
+import { t, write } from "./texts.js";
 
 const MEBIBYTE = 2 ** 20;
 
@@ -11,9 +12,9 @@ export class Shelf {
   #rules;
 
   /**
-   * `field`: the element that holds the shelf. `rules`: { noun, most, max_file_bytes, max_request_bytes, otherBytes,
-   * changed }: the server's limits, a function that returns the bytes of the request's other files, and a function that
-   * is called after every change.
+   * `field`: the element that holds the shelf. `rules`: { counted, most, max_file_bytes, max_request_bytes, otherBytes,
+   * changed }: a function that returns a number of the shelf's files in words, the server's limits, a function that
+   * returns the bytes of the request's other files, and a function that is called after every change.
    */
   constructor(field, rules) {
     this.#field = field;
@@ -45,8 +46,8 @@ export class Shelf {
       if (problem) problems.push(problem);
       else added = this.chosen.push(this.#item(file));
     }
-    if (added) announce(`${counted(added, this.#rules.noun)} chosen`);
-    this.complain(problems.join(" "));
+    if (added) announce(t("shelf.chosen", { things: this.#rules.counted(added) }));
+    this.complain(() => problems.map((problem) => problem()).join(" "));
     this.#rules.changed();
   }
 
@@ -63,17 +64,19 @@ export class Shelf {
     for (const picture of former) this.#drop(picture);
   }
 
-  complain(problem) {
-    this.#field.querySelector(".problem").textContent = problem;
+  /** Show what is wrong. `make`: function that returns the message. */
+  complain(make) {
+    write(this.#field.querySelector(".problem"), make);
   }
 
-  #problem(file) {
-    const { noun, most, max_file_bytes, max_request_bytes, otherBytes } = this.#rules;
-    if (file.type && !file.type.startsWith("image/")) return `${file.name} is not a picture.`;
-    if (this.chosen.length >= most) return `${file.name}: at most ${counted(most, noun)}.`;
-    if (file.size > max_file_bytes) return `${file.name} is larger than ${mebibytes(max_file_bytes)}.`;
-    if (file.size + this.bytes + otherBytes() > max_request_bytes) {
-      return `${file.name}: with it, the pictures are larger than ${mebibytes(max_request_bytes)} together.`;
+  /** Return a function that returns why a file cannot be added, or null if it can. */
+  #problem({ name, type, size }) {
+    const { counted, most, max_file_bytes, max_request_bytes, otherBytes } = this.#rules;
+    if (type && !type.startsWith("image/")) return () => t("shelf.other", { name });
+    if (this.chosen.length >= most) return () => t("shelf.full", { name, things: counted(most) });
+    if (size > max_file_bytes) return () => t("shelf.large", { name, size: mebibytes(max_file_bytes) });
+    if (size + this.bytes + otherBytes() > max_request_bytes) {
+      return () => t("shelf.sum", { name, size: mebibytes(max_request_bytes) });
     }
     return null;
   }
@@ -86,7 +89,7 @@ export class Shelf {
     item.title = file.name;
     item.querySelector("img").alt = file.name;
     const button = item.querySelector("[data-do=remove]");
-    button.setAttribute("aria-label", `Remove ${file.name}`);
+    write(button, () => t("shelf.remove", { name: file.name }), "aria-label");
     button.addEventListener("click", () => this.#remove(picture));
     this.#field.querySelector("ul").append(item);
     return picture;
@@ -97,8 +100,8 @@ export class Shelf {
     (neighbour?.querySelector("[data-do=remove]") ?? this.input).focus();
     this.#drop(picture);
     this.chosen = this.chosen.filter((other) => other !== picture);
-    announce(`${picture.file.name} removed`);
-    this.complain("");
+    announce(t("shelf.removed", { name: picture.file.name }));
+    this.complain(() => "");
     this.#rules.changed();
   }
 
