@@ -1,10 +1,23 @@
 """The protocol of an editor, which separates the HTTP edge from Ray Serve's handles."""
 
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 from typing import Protocol
 
 from serve_app.events import Event
 from serve_app.request import EditRequest, EditResult
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the model of an editor can do.
+
+    `max_references`: how many references an edit may have beside its picture; `native_area`: pixels of a picture at the
+    model's native size.
+    """
+
+    max_references: int
+    native_area: int
 
 
 class Editor(Protocol):
@@ -17,5 +30,5 @@ class Editor(Protocol):
 
     async def ready(self) -> bool: ...
 
-    async def max_references(self) -> int | None:
-        """Return the references that an edit may have beside its picture, or None as long as no replica says it."""
+    async def capabilities(self) -> Capabilities | None:
+        """Return what the model can do, or None as long as no replica says it."""

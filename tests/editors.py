@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator
 
+from serve_app.editor import Capabilities
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, TokenCounts
 
@@ -21,8 +22,8 @@ class Inverter:
     async def ready(self) -> bool:
         return self.is_ready
 
-    async def max_references(self) -> int | None:
-        return 2 if self.is_ready else None
+    async def capabilities(self) -> Capabilities | None:
+        return Capabilities(max_references=2, native_area=1024 * 1024) if self.is_ready else None
 
     async def edit(self, request: EditRequest) -> EditResult:
         self.requests.append(request)

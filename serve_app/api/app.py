@@ -205,14 +205,15 @@ class _Api:
         return _json(model)
 
     async def _models(self, *names: str) -> list[ModelBody]:
-        max_references = await self._editor.max_references()
+        known = await self._editor.capabilities()
         return [
             {
                 "id": name,
                 "object": "model",
                 "created": self._started,
                 "owned_by": "self-hosted",
-                "max_references": max_references,
+                "max_references": known.max_references if known else None,
+                "native_area": known.native_area if known else None,
                 "masks": True,
                 "adapters": list(self._settings.model.adapters),
                 "presets": list(self._settings.model.presets),

@@ -24,7 +24,7 @@ _SWAGGER_FOLDER = Path(__file__).parent / "swagger"
 _SWAGGER_PACKAGE, _SWAGGER_PACKAGE_FOLDER = "fastapi_offline", "static"
 _SWAGGER_ASSETS = ("swagger-ui.css", "swagger-ui-bundle.js")
 # The limits that the page checks itself, before it uploads anything.
-_PAGE_LIMITS = {"max_images", "max_file_bytes", "max_request_bytes", "max_aspect_ratio"}
+_PAGE_LIMITS = {"max_images", "max_file_bytes", "max_request_bytes", "max_aspect_ratio", "max_area_factor"}
 _MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",

@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
 from serve_app.deployments.ray_errors import DEADLINE_MARGIN_S, cancel, translate_ray_errors
 from serve_app.deployments.retries import FAILURES, Attempts, ReplicaGone
+from serve_app.editor import Capabilities
 from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Preview, result_of
 from serve_app.request import EditRequest, EditResult
@@ -34,7 +35,7 @@ class EditorHandle:
         self._timeout_s = timeout_s
         self._on_retry = on_retry
         self._has_answered = False
-        self._max_references: int | None = None
+        self._capabilities: Capabilities | None = None
 
     async def edit(self, request: EditRequest) -> EditResult:
         """As ImageEditor.edit."""
@@ -112,16 +113,16 @@ class EditorHandle:
         except (RayError, RayServeException):
             return False
 
-    async def max_references(self) -> int | None:
-        """As ImageEditor.max_references, or None as long as no replica answers. All replicas have one model."""
-        if self._max_references is None:
-            response = self._handle.max_references.remote()
+    async def capabilities(self) -> Capabilities | None:
+        """As ImageEditor.capabilities, or None as long as no replica answers. All replicas have one model."""
+        if self._capabilities is None:
+            response = self._handle.capabilities.remote()
             try:
                 async with asyncio.timeout(_ANSWER_S if self._has_answered else _FIRST_ANSWER_S):
-                    self._max_references = await response
+                    self._capabilities = await response
             except (TimeoutError, RayError, RayServeException):
                 cancel(response)
-        return self._max_references
+        return self._capabilities
 
     async def _has_busy_replica(self) -> bool:
         """Return whether a replica lives, by asking each at once: a dead one fails at once, a full one does not answer.

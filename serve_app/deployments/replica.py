@@ -13,6 +13,7 @@ from serve_app.deployments.autoscaling import OPEN_REQUESTS, WORK_S
 from serve_app.deployments.event_queue import EventQueue
 from serve_app.deployments.logging import log_refusals_in_one_line
 from serve_app.deployments.metrics import SAMPLE_PERIOD_S, EditorMetrics
+from serve_app.editor import Capabilities
 from serve_app.engine.requests import EditFuture, RunOptions
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import DeviceLost, EditError, InvalidInput
@@ -138,9 +139,10 @@ class ImageEditor:
         """Return True: a replica that answers has loaded and warmed its model."""
         return True
 
-    async def max_references(self) -> int:
-        """Return how many references an edit may have beside its picture."""
-        return min(self._limits.max_references, self._model.pipeline.max_references - 1)
+    async def capabilities(self) -> Capabilities:
+        """Return what the model can do within this server's limits."""
+        references = min(self._limits.max_references, self._model.pipeline.max_references - 1)
+        return Capabilities(references, self._geometry.native_area)
 
     async def check_health(self) -> None:
         self._engine.check_health()

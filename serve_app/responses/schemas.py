@@ -85,6 +85,14 @@ class ModelBody(TypedDict):
         int | None,
         _field("references that an edit may have beside its image; null until a replica has loaded the model", 0, ge=0),
     ]
+    native_area: Annotated[
+        int | None,
+        _field(
+            "about how many pixels an output of `size=auto` has; null until a replica has loaded the model",
+            1_048_576,
+            gt=0,
+        ),
+    ]
     masks: Annotated[Literal[True], _field("edits may have a mask")]
     adapters: Annotated[list[str], _field("names that the field `adapters` accepts", ["cinematic"])]
     presets: Annotated[list[str], _field("names that the field `preset` accepts", ["fast"])]

@@ -15,7 +15,7 @@ from serve_app.settings import AdapterSettings, ModelSettings, PresetSettings
 from tests.cluster.client import TIMEOUT_S, pictures_of, png
 from tests.cluster.conftest import SETTINGS, Served, deploy
 from tests.pictures import mask_png
-from tests.random_model import build_random_plus_model, write_adapter
+from tests.random_model import NATIVE_AREA, build_random_plus_model, write_adapter
 from tests.scenes import difference, scene
 
 BOUND = 1
@@ -89,7 +89,8 @@ def test_strangers_with_references_masks_adapters_and_presets_get_what_they_get_
 
 def test_what_the_model_offers_is_listed(plus: Served):
     [first, *_] = plus.client.get("/v1/models").json()["data"]
-    assert (first["max_references"], first["adapters"], first["presets"]) == (4, ["sketch", "all"], ["fast"])
+    assert (first["max_references"], first["native_area"]) == (4, NATIVE_AREA)
+    assert (first["adapters"], first["presets"]) == (["sketch", "all"], ["fast"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 from serve_app.app import compose
 from serve_app.deployments.editor_handle import EditorHandle
 from serve_app.deployments.ingress import drain
+from serve_app.editor import Capabilities
 from serve_app.errors import Overloaded
 from serve_app.events import Progress
 from serve_app.settings import AppSettings
@@ -31,7 +32,7 @@ OPTIONS = {
     "ray_actor_options": {"num_cpus": 0},
 }
 STEPS = 150
-BESIDE_ITS_PICTURE = ArithmeticPipeline.max_references - 1
+CAPABILITIES = Capabilities(ArithmeticPipeline.max_references - 1, native_area=64 * 64)
 
 
 class EndlessEditor(SlowEditor):
@@ -59,8 +60,8 @@ def ready(editor: EditorHandle) -> bool:
     return asyncio.run(editor.ready())
 
 
-def max_references(editor: EditorHandle) -> int | None:
-    return asyncio.run(editor.max_references())
+def capabilities(editor: EditorHandle) -> Capabilities | None:
+    return asyncio.run(editor.capabilities())
 
 
 async def edited(editor: EditorHandle) -> None:
@@ -75,7 +76,7 @@ async def streamed(editor: EditorHandle) -> None:
 def test_a_replica_that_is_busy_is_ready_though_it_takes_no_more(handle: DeploymentHandle):
     editor = EditorHandle(handle, timeout_s=60)
     assert ready(editor)
-    assert max_references(editor) == BESIDE_ITS_PICTURE
+    assert capabilities(editor) == CAPABILITIES
     stream = handle.options(stream=True).edit_stream.remote(edit_request(1, num_inference_steps=STEPS))
     assert isinstance(next(stream), Progress)
     assert ready(editor)
@@ -89,8 +90,8 @@ def test_a_replica_that_is_busy_is_ready_though_it_takes_no_more(handle: Deploym
         with pytest.raises(Overloaded):
             asyncio.run(ask(EditorHandle(handle, timeout_s=60)))
     # What was once said holds, and a caller who has not heard it is not kept waiting.
-    assert max_references(editor) == BESIDE_ITS_PICTURE
-    assert max_references(EditorHandle(handle, timeout_s=60)) is None
+    assert capabilities(editor) == CAPABILITIES
+    assert capabilities(EditorHandle(handle, timeout_s=60)) is None
     stream.cancel()
     waiting.cancel()
 
@@ -100,7 +101,7 @@ def test_one_that_loads_its_model_is_not(cluster: int):
     target = RunTarget(deployment.bind(), name="loading", route_prefix=None)
     [handle] = serve.run_many([target], wait_for_applications_running=False)
     assert not ready(EditorHandle(handle, timeout_s=60))
-    assert max_references(EditorHandle(handle, timeout_s=60)) is None
+    assert capabilities(EditorHandle(handle, timeout_s=60)) is None
     serve.delete("loading")
 
 

@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import BrowserContext, FilePayload, Locator, Page, expect
 
 from serve_app.api.app import create_app
+from serve_app.editor import Capabilities
 from serve_app.settings import AppSettings
 from tests.http_server import listening
 from tests.page.conftest import Held
@@ -70,8 +71,8 @@ def test_a_file_that_is_dropped_on_the_references_is_one(page: Page, editor: Hel
 class Narrow(Held):
     """An editor of a model that looks at one picture."""
 
-    async def max_references(self) -> int:
-        return 0
+    async def capabilities(self) -> Capabilities:
+        return Capabilities(max_references=0, native_area=1024 * 1024)
 
 
 def test_a_model_of_one_picture_has_no_references(context: BrowserContext, editor: Held) -> None:

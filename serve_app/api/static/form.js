@@ -1,6 +1,7 @@
 // The form's fields by their API names, what the page refuses itself, and where it shows what the server refused.
 
 import { element } from "./dom.js";
+import { checkSize, chosenSize, offer, offerSizes } from "./sizes.js";
 import { t, write } from "./texts.js";
 
 /** Add the listeners that check fields while users fill them in. `limits`: the server's. */
@@ -20,10 +21,11 @@ export function prepareForm(form, limits) {
   check();
 }
 
-/** Show the fields for what the model offers. `presets`, `adapters`: their names. */
-export function offerChoices({ presets, adapters }) {
+/** Show the fields for what the model offers. `model`, `limits`: from the server. */
+export function offerChoices({ presets, adapters, native_area }, limits) {
+  offerSizes(native_area, limits);
   const preset = element("preset");
-  preset.replaceChildren(preset.options[0], ...presets.map((name) => new Option(name)));
+  offer(preset, presets.map((name) => new Option(name)));
   preset.parentElement.hidden = !presets.length;
   element("adapters").placeholder = adapters.join(", ");
   element("adapters").parentElement.hidden = !adapters.length;
@@ -33,7 +35,7 @@ export function offerChoices({ presets, adapters }) {
 export function filledFields(form) {
   const filled = [...new FormData(form)].filter(([, value]) => typeof value === "string" && value !== "");
   const fields = Object.fromEntries(filled);
-  if (fields.size === "free") fields.size = `${element("width").value}x${element("height").value}`;
+  if (fields.size) fields.size = chosenSize();
   return fields;
 }
 
@@ -55,14 +57,4 @@ function checkPrompt() {
   const { value } = element("prompt");
   // An empty one is told by the browser, as of any required field.
   write(element("prompt"), () => (value && !value.trim() ? t("form.prompt.empty") : ""), "validity");
-}
-
-function checkSize({ max_aspect_ratio: most }) {
-  const isFree = element("size").value === "free";
-  element("free-size").hidden = !isFree;
-  const sides = [element("width"), element("height")];
-  for (const side of sides) side.disabled = !isFree;
-  const [width, height] = sides.map(({ value }) => Number(value));
-  const isTooLong = isFree && width && height && Math.max(width / height, height / width) > most;
-  write(sides[1], () => (isTooLong ? t("form.size.aspect", { most }) : ""), "validity");
 }

@@ -2,7 +2,7 @@
 
 import { ApiError, servedModel } from "./api.js";
 import { element } from "./dom.js";
-import { write } from "./texts.js";
+import { t, write } from "./texts.js";
 
 const STORED = "image-edits-key";
 const ASK_AGAIN_MS = 2000;
@@ -31,7 +31,7 @@ export class Key {
     if (this.needed && !this.value) return;
     try {
       const model = await servedModel(this.value);
-      write(element("server"), () => model.id);
+      write(element("server"), () => nameOf(model));
       this.#offer(model);
       // Until its model is loaded, the server does not know what it can do.
       if (model.max_references === null) setTimeout(() => this.check(), ASK_AGAIN_MS);
@@ -59,4 +59,8 @@ export class Key {
     write(element("key-problem"), make);
     element("key").setAttribute("aria-invalid", String(make() !== ""));
   }
+}
+
+function nameOf({ id, native_area }) {
+  return native_area ? t("page.model", { model: id, side: Math.round(Math.sqrt(native_area)) }) : id;
 }

@@ -18,7 +18,7 @@ async function main() {
   const pictures = new Pictures(limits);
   const key = new Key(needsKey, (model) => {
     pictures.offer(model);
-    offerChoices(model);
+    offerChoices(model, limits);
   });
   prepareCompare();
   preparePainter();

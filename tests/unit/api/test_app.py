@@ -319,8 +319,9 @@ def test_models_are_listed_and_found_by_every_name(app: Starlette, editor: Inver
     assert models["object"] == "list"
     assert [model["id"] for model in models["data"]] == ["Qwen-Image-Edit", "lab/edit"]
     for model in models["data"]:
-        assert set(model) == {"id", "object", "created", "owned_by", "max_references", "masks", "adapters", "presets"}
-        assert (model["max_references"], model["masks"]) == (2, True)
+        offered = {"max_references", "native_area", "masks", "adapters", "presets"}
+        assert set(model) == {"id", "object", "created", "owned_by", *offered}
+        assert (model["max_references"], model["native_area"], model["masks"]) == (2, 1024 * 1024, True)
         assert (model["adapters"], model["presets"]) == ([], [])
         assert call(app, "GET", f"/v1/models/{model['id']}").json() == model
     for other in ("other", "gpt-image-1", "a/b", "a%0Ab", "a%0A"):
@@ -328,7 +329,8 @@ def test_models_are_listed_and_found_by_every_name(app: Starlette, editor: Inver
         assert response.status_code == 404
         assert error_of(response)["code"] == "MODEL_NOT_FOUND"
     editor.is_ready = False
-    assert call(app, "GET", "/v1/models/lab/edit").json()["max_references"] is None
+    model = call(app, "GET", "/v1/models/lab/edit").json()
+    assert (model["max_references"], model["native_area"]) == (None, None)
 
 
 @pytest.mark.parametrize("name", ["gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "dall-e-2"])

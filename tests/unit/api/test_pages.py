@@ -74,7 +74,13 @@ def test_a_file_that_is_known_is_not_sent_again(app: Starlette, path: str) -> No
 
 
 def test_the_page_has_the_limits() -> None:
-    checked = {"max_images": 3, "max_file_bytes": 1000, "max_request_bytes": 5000, "max_aspect_ratio": 3.5}
+    checked = {
+        "max_images": 3,
+        "max_file_bytes": 1000,
+        "max_request_bytes": 5000,
+        "max_aspect_ratio": 3.5,
+        "max_area_factor": 2.5,
+    }
     limits = LimitSettings.model_validate(checked)
     facts = call(create_app(Inverter(), AppSettings(limits=limits)), "GET", "/static/server.json").json()
     assert facts["limits"] == checked
