@@ -1,6 +1,7 @@
 // One output of an edit in its row: first waiting, then its previews, then the picture with its file.
 
 import { clone } from "./dom.js";
+import { canShare, share } from "./saving.js";
 import { t, write } from "./texts.js";
 
 export class Output {
@@ -20,6 +21,7 @@ export class Output {
     Object.assign(this, { of, number, stem, original });
     this.#button("go-on").addEventListener("click", () => goOn(this));
     this.#button("seed").addEventListener("click", () => sameSeed(this.seed));
+    this.#button("share").addEventListener("click", () => share(this.file));
     write(this.element.querySelector(".name"), () => t("output.variant", { number }));
     this.#frame.addEventListener("click", () => open(this));
     write(this.#frame, () => t("output.unfinished", { label: this.label }), "aria-label");
@@ -52,6 +54,8 @@ export class Output {
     this.#link.hidden = false;
     write(this.#button("go-on"), () => t("output.edit.which", { name }), "aria-label");
     write(this.#button("seed"), () => t("output.seed.which", { name }), "aria-label");
+    write(this.#button("share"), () => t("output.share.which", { name }), "aria-label");
+    this.#button("share").hidden = !canShare(this.file);
   }
 
   get file() {

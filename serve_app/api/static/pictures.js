@@ -32,7 +32,15 @@ export class Pictures {
       changed,
     });
     this.#references.input.accept = this.#pictures.input.accept;
-    takeFiles((files, target) => this.#take(files, target));
+    takeFiles(
+      (files, target) => this.#take(files, target),
+      (target) => this.#shelfOf(target).complain(() => t("shelf.address")),
+    );
+    element("camera").addEventListener("change", ({ target }) => {
+      this.#pictures.add(target.files);
+      // Without this, a second photo of the same name would be no change event.
+      target.value = "";
+    });
     changed();
   }
 
@@ -71,8 +79,11 @@ export class Pictures {
 
   #take(files, target) {
     if (element("mask").open) loadMask(files[0]);
-    else if (element("references-field").contains(target)) this.#references.add(files);
-    else this.#pictures.add(files);
+    else this.#shelfOf(target).add(files);
+  }
+
+  #shelfOf(target) {
+    return element("references-field").contains(target) ? this.#references : this.#pictures;
   }
 
   #changed() {

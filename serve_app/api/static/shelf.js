@@ -1,6 +1,7 @@
 // A shelf of picture files that users choose, and may take out again.
 
 import { announce, clone, show } from "./dom.js";
+import { makeMovable, moveItem } from "./moving.js";
 import { t, write } from "./texts.js";
 
 const MEBIBYTE = 2 ** 20;
@@ -88,11 +89,21 @@ export class Shelf {
     show(item, file, url);
     item.title = file.name;
     item.querySelector("img").alt = file.name;
+    write(item.querySelector("[data-do=move]"), () => t("shelf.move", { name: file.name }), "aria-label");
     const button = item.querySelector("[data-do=remove]");
     write(button, () => t("shelf.remove", { name: file.name }), "aria-label");
     button.addEventListener("click", () => this.#remove(picture));
+    makeMovable(item, (by) => this.#move(picture, by));
     this.#field.querySelector("ul").append(item);
     return picture;
+  }
+
+  #move(picture, by) {
+    const place = this.chosen.indexOf(picture) + moveItem(picture.item, by);
+    if (this.chosen[place] === picture) return;
+    this.chosen = this.chosen.filter((other) => other !== picture).toSpliced(place, 0, picture);
+    announce(t("shelf.moved", { name: picture.file.name, place: place + 1, all: this.chosen.length }));
+    this.#rules.changed();
   }
 
   #remove(picture) {

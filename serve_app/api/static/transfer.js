@@ -1,12 +1,20 @@
-// Files that are dropped or pasted anywhere on the page.
+// Files that are dropped or pasted anywhere on the page, and addresses, of which the server loads none.
 
-/** Call `take` with the files, and with the element onto which they were dropped or that had the focus. */
-export function takeFiles(take) {
-  const holdsFiles = (event) => event.dataTransfer.types.includes("Files");
+const ADDRESS = /^\s*https?:\/\/\S+\s*$/;
+
+/**
+ * Call `take` with the files, and with the element onto which they were dropped or that had the focus; call `refuse` with
+ * that element if there is an address in their place.
+ */
+export function takeFiles(take, refuse) {
+  const isText = (target) => target.matches("textarea, input:not([type=file], [type=range])");
+  const holdsFiles = ({ dataTransfer }) => dataTransfer.types.includes("Files");
+  // To leave it to the browser would replace the page by what is at the address.
+  const holdsAddress = ({ dataTransfer, target }) => dataTransfer.types.includes("text/uri-list") && !isText(target);
   const mark = (over) => document.body.classList.toggle("dragging", over);
   // The whole page accepts them, since the browser would otherwise open a picture that misses the field.
   document.addEventListener("dragover", (event) => {
-    if (!holdsFiles(event)) return;
+    if (!holdsFiles(event) && !holdsAddress(event)) return;
     event.preventDefault();
     mark(true);
   });
@@ -15,13 +23,16 @@ export function takeFiles(take) {
   });
   document.addEventListener("drop", (event) => {
     mark(false);
-    if (!holdsFiles(event)) return;
+    if (!holdsFiles(event) && !holdsAddress(event)) return;
     event.preventDefault();
-    take(event.dataTransfer.files, event.target);
+    if (holdsFiles(event)) take(event.dataTransfer.files, event.target);
+    else refuse(event.target);
   });
   document.addEventListener("paste", (event) => {
-    if (!event.clipboardData.files.length) return;
-    event.preventDefault();
-    take(event.clipboardData.files, event.target);
+    const { files } = event.clipboardData;
+    if (files.length) {
+      event.preventDefault();
+      take(files, event.target);
+    } else if (ADDRESS.test(event.clipboardData.getData("text")) && !isText(event.target)) refuse(event.target);
   });
 }
