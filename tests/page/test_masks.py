@@ -167,6 +167,40 @@ def test_an_edit_waits_for_the_mask_that_was_just_done(page: Page, editor: Held)
     assert len(editor.requests[0].mask) == 1
 
 
+def test_a_mask_is_painted_by_keyboard_alone(page: Page, editor: Held) -> None:
+    choose(page, LEFT)
+    page.get_by_role("button", name="Mask of left.png").press("Enter")
+    canvas = page.get_by_role("application", name="Mask")
+    expect(canvas).to_be_focused()
+    expect(page.get_by_text("Space paints")).to_be_visible()
+    said = page.get_by_role("dialog").get_by_role("status")
+    # The brush is as wide as 6 % of the longer side, and a step is half of it.
+    page.keyboard.press("ArrowRight")
+    expect(said).to_have_text("53 % from the left, 50 % from the top: stays")
+    page.keyboard.press("Space")
+    expect(said).to_have_text("53 % from the left, 50 % from the top: may change")
+    page.keyboard.down("Space")
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.up("Space")
+    expect(said).to_have_text("89 % from the left, 50 % from the top: may change")
+    for _ in range(2):
+        page.keyboard.press("Shift+ArrowRight")
+    expect(said).to_have_text("100 % from the left, 50 % from the top: stays")
+    page.keyboard.press("[")
+    expect(said).to_have_text("Brush size 10")
+    for _ in range(3):
+        page.keyboard.press("]")
+    expect(said).to_have_text("Brush size 25")
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("Space")
+    finish(page)
+    wait_until_done(edit(page))
+    (mask,) = editor.requests[0].mask
+    assert [at(mask, x, 0.5) for x in (0.45, 0.53, 0.7, 0.89, 0.97)] == [False, True, True, True, False]
+    assert [at(mask, 0.97, y) for y in (0.1, 0.2, 0.4)] == [False, True, False]
+
+
 def test_a_mask_is_loaded_by_keyboard_alone(page: Page, editor: Held) -> None:
     def tab_to(name: str) -> None:
         for _ in range(30):

@@ -1,6 +1,6 @@
 // The dialog that compares an output with its original, by a slider between them.
 
-import { element } from "./dom.js";
+import { element, openModal } from "./dom.js";
 import { t, write } from "./texts.js";
 
 let outputs = [];
@@ -19,7 +19,7 @@ export function openCompare(all, first) {
   outputs = all;
   shown = all.indexOf(first);
   turn(0);
-  element("compare").showModal();
+  openModal(element("compare"));
   slider().focus();
 }
 

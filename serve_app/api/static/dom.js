@@ -18,6 +18,14 @@ export function announce(text) {
   element("announcements").textContent = text;
 }
 
+/** Open a dialog, in which announcements are read: those outside of it are not while it is open. */
+export function openModal(dialog) {
+  announce("");
+  dialog.append(element("announcements"));
+  dialog.addEventListener("close", () => document.body.append(element("announcements")), { once: true });
+  dialog.showModal();
+}
+
 /** Show a picture, or the name of its format if the browser cannot read it (in most browsers, TIFF). */
 export function show(parent, file, url) {
   const picture = parent.querySelector("img");

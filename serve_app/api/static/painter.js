@@ -1,6 +1,7 @@
 // The dialog in which users paint the mask of a picture with a brush, or load it from a file.
 
-import { announce, element } from "./dom.js";
+import { prepareBrushKeys } from "./brush_keys.js";
+import { announce, element, openModal } from "./dom.js";
 import { apply, blankMask, load, paint } from "./mask.js";
 import { t, write } from "./texts.js";
 
@@ -18,6 +19,7 @@ export function preparePainter() {
   canvas().addEventListener("pointerup", end);
   canvas().addEventListener("pointercancel", end);
   canvas().addEventListener("pointerleave", () => (ring().hidden = true));
+  prepareBrushKeys(canvas(), { press, draw, lift, show: showRing, resize, thickness, isPainted });
   width().addEventListener("input", () => showRing(canvas().width / 2, canvas().height / 2));
   button("undo").addEventListener("click", () => change(operations.slice(0, -1), t("mask.undone")));
   button("invert").addEventListener("click", () => change([...operations, { kind: "invert" }], t("mask.inverted")));
@@ -44,18 +46,18 @@ export function openPainter(picture, before) {
   ring().hidden = true;
   change(before);
   dialog().returnValue = "";
-  dialog().showModal();
+  openModal(dialog());
   return new Promise((resolve) => {
     dialog().addEventListener("close", () => resolve(dialog().returnValue ? operations : null), { once: true });
   });
 }
 
-/** Replace the operations, and announce `what` happened. */
+/** Replace the operations, and announce `what` happened, if anything is to be announced. */
 function change(next, what = "") {
   operations = next;
   stroke = null;
   paint(canvas(), operations);
-  announce(what);
+  if (what) announce(what);
   complain(() => "");
   // Not disabled, which would take the focus from it.
   button("undo").setAttribute("aria-disabled", String(!operations.length));
@@ -76,9 +78,7 @@ function begin(event) {
   if (!event.isPrimary || event.button !== 0) return;
   event.preventDefault();
   canvas().setPointerCapture(event.pointerId);
-  const erases = dialog().querySelector("[name=tool]:checked").value === "erase";
-  stroke = { kind: "stroke", erases, thickness: thickness(), points: [place(event)] };
-  apply(canvas(), stroke);
+  press(place(event));
 }
 
 function move(event) {
@@ -86,14 +86,28 @@ function move(event) {
   showRing(...place(event));
   if (!stroke) return;
   const coalesced = event.getCoalescedEvents?.() ?? [];
-  const points = (coalesced.length ? coalesced : [event]).map(place);
-  apply(canvas(), { ...stroke, points: [stroke.points.at(-1), ...points] });
-  stroke.points.push(...points);
+  draw((coalesced.length ? coalesced : [event]).map(place));
 }
 
 function end(event) {
   if (!stroke || !event.isPrimary) return;
   if (event.pointerType === "touch") ring().hidden = true;
+  lift();
+}
+
+/** Begin a stroke at a place of the canvas. */
+function press(point) {
+  const erases = dialog().querySelector("[name=tool]:checked").value === "erase";
+  stroke = { kind: "stroke", erases, thickness: thickness(), points: [point] };
+  apply(canvas(), stroke);
+}
+
+function draw(points) {
+  apply(canvas(), { ...stroke, points: [stroke.points.at(-1), ...points] });
+  stroke.points.push(...points);
+}
+
+function lift() {
   change([...operations, stroke]);
 }
 
@@ -106,6 +120,19 @@ function place({ clientX, clientY }) {
 
 function thickness() {
   return (width().value / 100) * WIDEST * Math.max(canvas().width, canvas().height);
+}
+
+/** Change the size of the brush; return the new one. */
+function resize(by) {
+  width().value = Number(width().value) + by;
+  return width().value;
+}
+
+function isPainted(x, y) {
+  const pen = canvas().getContext("2d", { willReadFrequently: true });
+  // At the right and lower edge there is no further pixel.
+  const [column, row] = [Math.min(x, canvas().width - 1), Math.min(y, canvas().height - 1)];
+  return pen.getImageData(column, row, 1, 1).data[3] > 0;
 }
 
 /** Show the size of the brush around a place of the canvas. */
