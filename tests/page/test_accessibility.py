@@ -7,7 +7,8 @@ from playwright.sync_api import Browser, FilePayload, Page, expect
 
 from serve_app.errors import OutOfMemory
 from tests.page.conftest import Held
-from tests.page.driving import Picture, choose, wait_until_ready
+from tests.page.driving import Picture, choose, edit, overflow, wait_until_done, wait_until_ready
+from tests.page.painting import finish, open_mask
 from tests.paths import ROOT
 
 AXE = ROOT / "tests" / "node" / "node_modules" / "axe-core" / "axe.min.js"
@@ -86,3 +87,62 @@ def test_axe_would_find_something(page: Page) -> None:
     choose(page, LEFT)
     page.evaluate("document.querySelector('.pictures img').removeAttribute('alt')")
     assert "image-alt" in {rule for rule, *_ in violations(page)}
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [
+        # A phone held sideways; 1280 × 860 at 200 %; and at 400 %, beyond which WCAG 2.2 lets a page scroll both ways.
+        (844, 390),
+        (640, 430),
+        (320, 215),
+    ],
+)
+def test_low_and_zoomed_windows_show_all_without_scrolling_sideways(
+    browser: Browser, url: str, width: int, height: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(url)
+    choose(page, LEFT, RIGHT)
+    page.get_by_text("More", exact=True).click()
+    assert overflow(page) == 0
+    # There is no room for a button that stays in sight.
+    page.evaluate("scrollTo(0, 0)")
+    expect(page.get_by_role("button", name="Edit", exact=True)).not_to_be_in_viewport()
+    open_mask(page, "left.png")
+    box = page.get_by_role("application").bounding_box()
+    assert box is not None
+    assert box["width"] <= width
+    assert min(box["width"], box["height"]) > 150
+    assert overflow(page) == 0
+    # The dialog scrolls as far as its last button.
+    finish(page)
+    wait_until_done(edit(page))
+    assert overflow(page) == 0
+    page.close()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 700), (390, 700), (640, 430)])
+def test_the_button_below_the_form_hides_no_field_that_has_the_focus(
+    browser: Browser, url: str, width: int, height: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.goto(url)
+    choose(page, LEFT, RIGHT)
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Instruction").focus()
+    script = """() => {
+        const [field, button] = [document.activeElement, document.querySelector(".submit")]
+        if (button.contains(field)) return null
+        return button.getBoundingClientRect().top - field.getBoundingClientRect().bottom
+    }"""
+    gaps: list[float] = []
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        gap = page.evaluate(script)
+        if gap is None:
+            break
+        gaps.append(gap)
+    assert len(gaps) >= 6
+    assert min(gaps) >= 0
+    page.close()

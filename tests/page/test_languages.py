@@ -8,7 +8,10 @@ from typing import cast
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
+from serve_app.api.app import create_app
 from serve_app.errors import OutOfMemory
+from serve_app.settings import AppSettings
+from tests.http_server import listening
 from tests.page.conftest import Held
 from tests.page.driving import Picture, choose, edit, wait_until_done
 
@@ -179,3 +182,21 @@ def test_nothing_is_shown_before_its_language_is_there(context: BrowserContext, 
     }"""
     had, painted = page.evaluate(script)
     assert 500 < had < painted
+
+
+def test_a_browser_that_keeps_nothing_has_the_page_in_its_language_and_may_change_it(
+    context: BrowserContext, editor: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGE_EDITS_API_KEYS", "secret")
+    with listening(create_app(editor, AppSettings())) as address:
+        page = context.new_page()
+        for kind in ("localStorage", "sessionStorage"):
+            refuse = "get() { throw new DOMException('', 'SecurityError') }"
+            page.add_init_script(f"Object.defineProperty(window, '{kind}', {{{refuse}}})")
+        page.goto(address)
+        page.get_by_role("combobox", name="Language").select_option("简体中文")
+        page.get_by_label("API 密钥").fill("secret")
+        choose_in_chinese(page)
+        edit_in_chinese(page)
+        expect(page.locator(".state")).to_contain_text("已完成，用时")
+        page.close()

@@ -2,6 +2,7 @@
 
 import { ApiError, servedModel } from "./api.js";
 import { element } from "./dom.js";
+import { keep, recall } from "./storage.js";
 import { t, write } from "./texts.js";
 
 const STORED = "image-edits-key";
@@ -18,7 +19,7 @@ export class Key {
     this.#offer = offer;
     element("key-field").hidden = !needed;
     element("key").required = needed;
-    element("key").value = sessionStorage.getItem(STORED) ?? "";
+    element("key").value = recall("sessionStorage", STORED) ?? "";
     element("key").addEventListener("change", () => this.#changed());
   }
 
@@ -50,7 +51,7 @@ export class Key {
   }
 
   #changed() {
-    sessionStorage.setItem(STORED, this.value);
+    keep("sessionStorage", STORED, this.value);
     this.#complain(() => "");
     this.check();
   }

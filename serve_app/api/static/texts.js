@@ -1,5 +1,6 @@
 // The page's texts in the language of its reader, who can change it at any time.
 
+import { keep, recall } from "./storage.js";
 import en from "./texts/en.js";
 import zh from "./texts/zh.js";
 
@@ -21,11 +22,11 @@ export function prepareTexts(list) {
     option.lang = tag;
     list.append(option);
   }
-  list.value = localStorage.getItem(STORED) ?? languageOfBrowser();
+  list.value = recall("localStorage", STORED) ?? languageOfBrowser();
   // Of a language that the page had in a former version.
   if (!list.value) list.value = languageOfBrowser();
   list.addEventListener("change", () => {
-    localStorage.setItem(STORED, list.value);
+    keep("localStorage", STORED, list.value);
     speak(list.value);
   });
   speak(list.value);
