@@ -203,6 +203,11 @@ class ModelSettings(Settings):
         return self.name or self.source.rstrip("/").rsplit("/", 1)[-1]
 
     @property
+    def is_demonstration(self) -> bool:
+        """Whether the model is one of this package, which know a few instructions only."""
+        return self.source in BUILTINS
+
+    @property
     def all_names(self) -> tuple[str, ...]:
         """Every name that a request's `model` may have, each once."""
         return tuple(dict.fromkeys((self.served_name, *self.aliases)))

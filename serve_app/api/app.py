@@ -214,6 +214,7 @@ class _Api:
                 "owned_by": "self-hosted",
                 "max_references": known.max_references if known else None,
                 "native_area": known.native_area if known else None,
+                "demonstration": self._settings.model.is_demonstration,
                 "masks": True,
                 "adapters": list(self._settings.model.adapters),
                 "presets": list(self._settings.model.presets),

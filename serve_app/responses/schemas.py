@@ -93,6 +93,7 @@ class ModelBody(TypedDict):
             gt=0,
         ),
     ]
+    demonstration: Annotated[bool, _field("the model is a miniature that knows a few instructions only")]
     masks: Annotated[Literal[True], _field("edits may have a mask")]
     adapters: Annotated[list[str], _field("names that the field `adapters` accepts", ["cinematic"])]
     presets: Annotated[list[str], _field("names that the field `preset` accepts", ["fast"])]

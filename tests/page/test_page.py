@@ -23,7 +23,7 @@ from serve_app.api.app import create_app
 from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
 from serve_app.events import Preview
 from serve_app.images.geometry import Size
-from serve_app.settings import AppSettings, LimitSettings
+from serve_app.settings import AppSettings, LimitSettings, ModelSettings
 from tests.http_server import listening
 from tests.page.conftest import Held
 from tests.page.driving import (
@@ -235,6 +235,27 @@ def test_a_long_instruction_is_folded(page: Page) -> None:
     assert height() < 100
     wait_until_done(run)
     expect(edit(page, "short").get_by_role("button", name="Show all")).to_be_hidden()
+
+
+def test_a_demonstration_model_is_said_to_be_one_and_its_examples_fill_the_form(page: Page, editor: Held) -> None:
+    expect(page.get_by_text("a model in miniature")).to_be_visible()
+    choose(page, LEFT)
+    page.get_by_label("Instruction").fill(" ")
+    page.get_by_role("button", name="turn it into a pencil sketch").click()
+    expect(page.get_by_label("Instruction")).to_be_focused()
+    page.keyboard.press("Control+Enter")
+    wait_until_done(page.get_by_role("article"))
+    assert editor.requests[0].prompt == "turn it into a pencil sketch"
+
+
+def test_another_model_has_no_examples(context: BrowserContext, editor: Held) -> None:
+    settings = AppSettings(model=ModelSettings(source="lab/edit"))
+    with listening(create_app(editor, settings)) as address:
+        page = context.new_page()
+        page.goto(address)
+        page.get_by_text("1024 × 1024 pixels").wait_for()
+        expect(page.get_by_text("a model in miniature")).to_be_hidden()
+        page.close()
 
 
 # --- choosing pictures --------------------------------------------------------------------------------------------
@@ -667,7 +688,7 @@ def test_an_edit_by_keyboard_alone(page: Page) -> None:
     page.keyboard.press("Space")
     tab_to("at.id === 'prompt'")
     page.keyboard.type("invert")
-    page.keyboard.press("Tab")
+    tab_to("at.id === 'n'")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Enter")
     run = page.get_by_role("article")

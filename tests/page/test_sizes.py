@@ -1,7 +1,7 @@
 """The sizes of outputs in a real Chromium: the model's own, its shapes, and free ones."""
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, FilePayload, Page, expect
 
 from serve_app.api.app import create_app
 from serve_app.images.geometry import Size
@@ -9,6 +9,7 @@ from serve_app.settings import AppSettings, LimitSettings
 from tests.http_server import listening
 from tests.page.conftest import Held
 from tests.page.driving import Picture, choose, edit, wait_until_done, wait_until_ready
+from tests.pictures import png
 
 LEFT = Picture("left.png", 10)
 
@@ -89,3 +90,21 @@ def test_a_chosen_shape_stays_when_the_model_is_asked_for_again(
         expect(page.locator("#key")).to_have_attribute("aria-invalid", "false")
         expect(page.get_by_label("Size")).to_have_value("1024x1024")
         page.close()
+
+
+def test_the_slider_says_when_it_enlarges_an_output_more_than_twice(page: Page) -> None:
+    choose(page, LEFT)
+    large = FilePayload(name="large.png", mimeType="image/png", buffer=png(10, 600, 400))
+    page.get_by_label("Pictures", exact=True).set_input_files([large])
+    run = edit(page)
+    wait_until_done(run)
+    run.get_by_role("button", name="left.png, variant 1: compare with the original").click()
+    dialog = page.get_by_role("dialog")
+    # 96 × 64 pixels on a stage that is as large as the window lets it be.
+    expect(dialog.get_by_text("Enlarged")).to_have_text("Enlarged 10.4 times")
+    page.set_viewport_size({"width": 1280, "height": 512})
+    expect(dialog.get_by_text("Enlarged")).to_have_text("Enlarged 5.0 times")
+    page.set_viewport_size({"width": 1280, "height": 860})
+    expect(dialog.get_by_text("Enlarged")).to_have_text("Enlarged 10.4 times")
+    dialog.get_by_role("button", name="Next").click()
+    expect(dialog.get_by_text("Enlarged")).to_have_count(0)

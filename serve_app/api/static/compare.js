@@ -3,12 +3,16 @@
 import { element, openModal } from "./dom.js";
 import { t, write } from "./texts.js";
 
+// Beyond this, an output is said to be enlarged.
+const TIMES = 2;
+
 let outputs = [];
 let shown = 0;
 
 /** Add the dialog's event listeners. Call once, when the page is loaded. */
 export function prepareCompare() {
   slider().addEventListener("input", slide);
+  new ResizeObserver(sayIfEnlarged).observe(stage());
   button("previous").addEventListener("click", () => turn(-1));
   button("next").addEventListener("click", () => turn(1));
   button("close").addEventListener("click", () => element("compare").close());
@@ -32,9 +36,12 @@ function turn(by) {
 function show(output) {
   const { name, url, original } = output;
   write(element("compare-title"), () => output.label);
-  const after = stage().querySelector(".after");
+  const after = edited();
   write(after, () => output.label, "alt");
-  after.onload = () => stage().style.setProperty("--ratio", after.naturalWidth / after.naturalHeight);
+  after.onload = () => {
+    stage().style.setProperty("--ratio", after.naturalWidth / after.naturalHeight);
+    sayIfEnlarged();
+  };
   after.src = url;
   // If the browser cannot show the original's format, the output is shown alone.
   stage().classList.toggle("alone", original.picture.hidden);
@@ -48,6 +55,15 @@ function slide() {
   const share = Number(slider().value);
   stage().style.setProperty("--share", `${share}%`);
   write(slider(), () => t("compare.share", { before: share, after: 100 - share }), "aria-valuetext");
+}
+
+function sayIfEnlarged() {
+  const times = stage().clientWidth / edited().naturalWidth;
+  write(element("enlarged"), () => (times > TIMES ? t("compare.enlarged", { times: times.toFixed(1) }) : ""));
+}
+
+function edited() {
+  return stage().querySelector(".after");
 }
 
 function stage() {

@@ -3,6 +3,7 @@
 import { ApiError, serverFacts } from "./api.js";
 import { prepareCompare } from "./compare.js";
 import { announce, element } from "./dom.js";
+import { offerExamples, prepareExamples } from "./examples.js";
 import { filledFields, offerChoices, prepareForm, showRefusal } from "./form.js";
 import { Key } from "./key.js";
 import { preparePainter } from "./painter.js";
@@ -19,9 +20,11 @@ async function main() {
   const key = new Key(needsKey, (model) => {
     pictures.offer(model);
     offerChoices(model, limits);
+    offerExamples(model);
   });
   prepareCompare();
   preparePainter();
+  prepareExamples();
   prepareForm(form, limits);
   form.addEventListener("submit", (event) => {
     event.preventDefault();

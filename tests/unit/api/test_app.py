@@ -319,7 +319,7 @@ def test_models_are_listed_and_found_by_every_name(app: Starlette, editor: Inver
     assert models["object"] == "list"
     assert [model["id"] for model in models["data"]] == ["Qwen-Image-Edit", "lab/edit"]
     for model in models["data"]:
-        offered = {"max_references", "native_area", "masks", "adapters", "presets"}
+        offered = {"max_references", "native_area", "demonstration", "masks", "adapters", "presets"}
         assert set(model) == {"id", "object", "created", "owned_by", *offered}
         assert (model["max_references"], model["native_area"], model["masks"]) == (2, 1024 * 1024, True)
         assert (model["adapters"], model["presets"]) == ([], [])
@@ -328,6 +328,7 @@ def test_models_are_listed_and_found_by_every_name(app: Starlette, editor: Inver
         response = call(app, "GET", f"/v1/models/{other}")
         assert response.status_code == 404
         assert error_of(response)["code"] == "MODEL_NOT_FOUND"
+    assert not models["data"][0]["demonstration"]
     editor.is_ready = False
     model = call(app, "GET", "/v1/models/lab/edit").json()
     assert (model["max_references"], model["native_area"]) == (None, None)

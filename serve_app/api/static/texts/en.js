@@ -34,6 +34,14 @@ export default {
     "form.prompt.example": "make the sky blue",
     "form.prompt.hint": "Each picture is edited on its own. Ctrl+Enter starts.",
     "form.prompt.empty": "Say what should change",
+    "examples.title":
+      "This is a model in miniature, for demonstrations. It knows two dozen instructions, such as these, and leaves most pictures as they are for others:",
+    "examples.sepia": "apply a sepia tone",
+    "examples.sketch": "turn it into a pencil sketch",
+    "examples.night-sky": "make the sky dark",
+    "examples.invert": "invert the colors",
+    "examples.pixelate": "pixelate it",
+    "examples.mirror": "mirror it",
     "form.variants": "Variants of each picture",
     "form.preset": "Preset",
     "form.preset.none": "None",
@@ -167,6 +175,7 @@ export default {
     "compare.after": "After",
     "compare.slider": "How much of the original is shown",
     "compare.share": "{before} % original, {after} % edited",
+    "compare.enlarged": "Enlarged {times} times",
     "compare.previous": "Previous",
     "compare.next": "Next",
 
