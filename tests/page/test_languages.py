@@ -108,9 +108,13 @@ def test_in_chinese_only_the_servers_own_message_of_what_goes_wrong_is_english(c
     edit_in_chinese(chinese)
     expect(chinese.get_by_role("article").get_by_text("失败")).to_be_visible()
     assert english(chinese) == ["Image generation failed: CUDA out of memory."]
+    problem = chinese.get_by_role("article").get_by_role("alert")
+    # Screen readers say it in the voice of its language.
+    expect(problem).to_have_attribute("lang", "en")
     chinese.context.set_offline(True)
     chinese.get_by_role("button", name="重试").click()
-    expect(chinese.get_by_text("没有响应：无法连接服务器，或服务器关闭了连接。")).to_be_visible()
+    expect(problem).to_have_text("没有响应：无法连接服务器，或服务器关闭了连接。")
+    expect(problem).not_to_have_attribute("lang", "en")
     assert english(chinese) == []
 
 

@@ -1,6 +1,6 @@
 // Helpers for the page's elements: clones of templates, and announcements for screen readers.
 
-import { fill } from "./texts.js";
+import { fill, write } from "./texts.js";
 
 export function element(id) {
   return document.getElementById(id);
@@ -16,6 +16,14 @@ export function clone(id) {
 /** Announce a change outside of the focus to screen readers, which read it at the next pause. */
 export function announce(text) {
   element("announcements").textContent = text;
+}
+
+/** Show an error's message. `make`: function that returns it, if it is not the error's own. */
+export function tell(node, error, make = () => error.message) {
+  write(node, make);
+  // The server's own messages are English.
+  if (error.code) node.lang = "en";
+  else node.removeAttribute("lang");
 }
 
 /** Open a dialog, in which announcements are read: those outside of it are not while it is open. */

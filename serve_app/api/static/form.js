@@ -1,6 +1,6 @@
 // The form's fields by their API names, what the page refuses itself, and where it shows what the server refused.
 
-import { element } from "./dom.js";
+import { element, tell } from "./dom.js";
 import { checkSize, chosenSize, offer, offerSizes } from "./sizes.js";
 import { t, write } from "./texts.js";
 
@@ -39,9 +39,12 @@ export function filledFields(form) {
   return fields;
 }
 
-/** Show at the form why the server refused what it holds. `make`: function that returns the message. */
-export function showRefusal(make, param) {
-  write(element("form-problem"), make);
+/**
+ * Show at the form what is wrong with what it holds. `param`: the field; `make`: function that returns the message, if it
+ * is not the error's own.
+ */
+export function showRefusal(error, param, make) {
+  tell(element("form-problem"), error, make);
   const field = fieldOf(param);
   field?.setAttribute("aria-invalid", "true");
   (field ?? element("prompt")).focus();

@@ -1,7 +1,7 @@
 // The field for the API key. It is shown if the server has keys, and the key is stored for this tab only.
 
 import { ApiError, servedModel } from "./api.js";
-import { element } from "./dom.js";
+import { element, tell } from "./dom.js";
 import { keep, recall } from "./storage.js";
 import { t, write } from "./texts.js";
 
@@ -36,29 +36,34 @@ export class Key {
       this.#offer(model);
       // Until its model is loaded, the server does not know what it can do.
       if (model.max_references === null) setTimeout(() => this.check(), ASK_AGAIN_MS);
-      this.#complain(() => "");
+      this.#accept();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 401) this.#complain(() => error.message);
-      else write(element("server"), () => error.message);
+      if (error.status === 401) this.#complain(error);
+      else tell(element("server"), error);
     }
   }
 
   /** Show the error of an edit without a valid key at the field, and focus the field. */
   refuse(error) {
-    this.#complain(() => error.message);
+    this.#complain(error);
     element("key").focus();
   }
 
   #changed() {
     keep("sessionStorage", STORED, this.value);
-    this.#complain(() => "");
+    this.#accept();
     this.check();
   }
 
-  #complain(make) {
-    write(element("key-problem"), make);
-    element("key").setAttribute("aria-invalid", String(make() !== ""));
+  #complain(error) {
+    tell(element("key-problem"), error);
+    element("key").setAttribute("aria-invalid", "true");
+  }
+
+  #accept() {
+    write(element("key-problem"), () => "");
+    element("key").setAttribute("aria-invalid", "false");
   }
 }
 

@@ -29,7 +29,7 @@ async function main() {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     const fields = filledFields(form);
-    const refuse = (error) => showRefusal(() => error.message, "images");
+    const refuse = (error) => showRefusal(error, "images");
     pictures.files().then((files) => start({ files, fields }, key, pictures), refuse);
   });
   // Until now, chosen pictures would have been lost, and the button would have left the page.
@@ -44,8 +44,8 @@ function start(call, key, pictures) {
       start(call, key, pictures);
       latest().focus();
     },
-    refused(make, param) {
-      showRefusal(make, param);
+    refused(error, make) {
+      showRefusal(error, error.param, make);
       showWhetherEmpty();
     },
     removed() {

@@ -3,7 +3,7 @@
 import { ApiError, streamEdit } from "./api.js";
 import { curlCall, pythonCall } from "./calls.js";
 import { copy } from "./clipboard.js";
-import { announce, clone, hide } from "./dom.js";
+import { announce, clone, hide, tell } from "./dom.js";
 import { facts, withFileNames } from "./names.js";
 import { Rows } from "./rows.js";
 import { save } from "./saving.js";
@@ -26,7 +26,7 @@ export class Run {
 
   /**
    * `call`: { files, fields } from the form. `handlers`: `again` is called to start the same edit again, `refused` with
-   * a function that returns the message, and the field, if the server will not take it, `removed` if the user wants this one removed, `goOn` with a
+   * the error, and a function that returns its message, if the server will not take it, `removed` if the user wants this one removed, `goOn` with a
    * file to edit and those from which it was made, and `sameSeed` with a seed for the next edit.
    */
   constructor(call, key, handlers) {
@@ -110,19 +110,19 @@ export class Run {
   #fail(error) {
     const isBug = !(error instanceof ApiError);
     const make = () => (isBug ? t("run.bug", { reason: error.message }) : withFileNames(error, this.#call.files));
-    write(this.#find(".problem"), make);
+    tell(this.#find(".problem"), error, make);
     this.#end("failed", () => t("run.failed"));
     if (isBug) throw error;
     if (error.status === 401) this.#key.refuse(error);
-    if (error.isRefusal) this.#refuse(make, error.param);
+    if (error.isRefusal) this.#refuse(error, make);
   }
 
   /** Leave what the server will never take to the form, which still holds it. */
-  #refuse(make, param) {
+  #refuse(error, make) {
     this.#button("again").hidden = true;
     if (this.#done.length) return;
     this.#dispose();
-    this.#handlers.refused(make, param);
+    this.#handlers.refused(error, make);
   }
 
   #end(state, make) {

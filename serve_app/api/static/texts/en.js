@@ -35,7 +35,7 @@ export default {
     "form.prompt.hint": "Each picture is edited on its own. Ctrl+Enter starts.",
     "form.prompt.empty": "Say what should change",
     "examples.title":
-      "This is a model in miniature, for demonstrations. It knows two dozen instructions, such as these, and leaves most pictures as they are for others:",
+      "This is a model in miniature, for demonstrations. It knows two dozen instructions; with most others it leaves the picture as it is. Try:",
     "examples.sepia": "apply a sepia tone",
     "examples.sketch": "turn it into a pencil sketch",
     "examples.night-sky": "make the sky dark",
