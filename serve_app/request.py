@@ -149,7 +149,9 @@ class EditParams(BaseModel):
         description="of pictures with transparent parts: `auto` gives the results the picture's own transparency, "
         "`opaque` lays the picture on white",
     )
-    partial_images: int = Field(0, ge=0, le=MAX_PREVIEWS, description="previews of each output; only with `stream`")
+    partial_images: int = Field(
+        0, ge=0, le=MAX_PREVIEWS, description="previews of each output; only with `stream`, or in a job"
+    )
 
     @field_validator("fit")
     @classmethod

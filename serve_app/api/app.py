@@ -31,6 +31,7 @@ from serve_app.forms.memory import MemoryLimiter, MemoryLimitMiddleware
 from serve_app.idempotency.ledger import Key, Ledger, MemoryLedger
 from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KeyedEdits, read_idempotency_key
 from serve_app.images.pixels import PICTURE_THREADS
+from serve_app.jobs import stream as job_stream
 from serve_app.jobs.store import Jobs, JobStore
 from serve_app.responses import edits, stream
 from serve_app.responses.errors import ErrorMiddleware, handle_routing_error
@@ -129,12 +130,18 @@ class _Api:
     async def edit(self, request: Request) -> Response:
         entry = request.scope["log_entry"]
         check_proxy_headers(request.headers)
-        entry.is_job, key = _wants_job(request), read_idempotency_key(request)
+        entry.is_job, key = _is_true(request, "async"), read_idempotency_key(request)
         if key is None:
             self._shedder.check()
         reservation, caller = request.scope["reservation"], request.scope["key_name"]
         form = entry.form = await parse(
-            request, self._settings, self._decoding, reservation, caller, fingerprinted=key is not None
+            request,
+            self._settings,
+            self._decoding,
+            reservation,
+            caller,
+            fingerprinted=key is not None,
+            is_job=entry.is_job,
         )
         response = await self._respond_to(request, form, key, entry)
         if form.ignored:
@@ -186,8 +193,10 @@ class _Api:
         return Response(job.body, 202, headers, media_type="application/json")
 
     async def job(self, request: Request) -> Response:
-        call = self._jobs.delete if request.method == "DELETE" else self._jobs.get
-        view = await call(request.path_params["id"], request.scope["key_name"])
+        id, caller = request.path_params["id"], request.scope["key_name"]
+        if request.method == "GET" and _is_true(request, "stream"):
+            return await job_stream.build_response(self._jobs, id, caller)
+        view = await (self._jobs.delete if request.method == "DELETE" else self._jobs.get)(id, caller)
         return Response(view.body, media_type="application/json")
 
     async def models(self, request: Request) -> Response:
@@ -231,11 +240,11 @@ class _Api:
         return _json(HealthBody(status="ready"))
 
 
-def _wants_job(request: Request) -> bool:
-    """Return the query parameter `async`. Raises InvalidInput unless it is true or false, and sent at most once."""
-    values = request.query_params.getlist("async")
+def _is_true(request: Request, name: str) -> bool:
+    """Return a query parameter. Raises InvalidInput unless it is true or false, and sent at most once."""
+    values = request.query_params.getlist(name)
     if len(values) > 1 or any(value not in ("true", "false") for value in values):
-        raise InvalidInput("async must be sent once, as true or false", param="async")
+        raise InvalidInput(f"{name} must be sent once, as true or false", param=name)
     return values == ["true"]
 
 

@@ -159,7 +159,11 @@ def _operation(id: str, summary: str, body: Any, *errors: type[EditError]) -> Sc
 
 
 def _get_job() -> Schema:
-    return _operation("getJob", "Progress and result of a job", schemas.JobBody, NotFound, *_ANYWHERE_IN_THE_CLUSTER)
+    summary = "Progress and result of a job, or the stream of its events"
+    errors = (InvalidInput, NotFound, *_ANYWHERE_IN_THE_CLUSTER)
+    operation = _operation("getJob", summary, schemas.JobBody, *errors)
+    operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
+    return {**operation, "parameters": [_JOB_STREAM]}
 
 
 def _delete_job() -> Schema:
@@ -217,6 +221,12 @@ _REPLAYED = {
 _IGNORED = {
     "description": "the names of fields that were accepted without effect, with commas between them; absent if all had",
     "schema": {"type": "string", "pattern": f"^({'|'.join(fields.HINTS)})(, ({'|'.join(fields.HINTS)}))*$"},
+}
+_JOB_STREAM = {
+    "name": "stream",
+    "in": "query",
+    "description": "the events of the job until it ends, as server-sent events",
+    "schema": {"type": "boolean", "default": False},
 }
 _JOB_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 
@@ -407,7 +417,6 @@ def _body(properties: Schema) -> Schema:
         "properties": properties,
         "allOf": [
             _if_then("output_compression", {"type": "integer", "maximum": fields.MAX_COMPRESSION - 1}, _LOSSY),
-            _if_then("partial_images", {"type": "integer", "minimum": 1}, _STREAMED),
             _if_then("mask", _PICTURES_GIVEN, {"properties": {"fit": {"enum": ["cover", None]}}}),
         ],
         "additionalProperties": False,
@@ -424,7 +433,6 @@ def _if_then(name: str, value: Schema, then: Schema) -> Schema:
 
 _PICTURES_GIVEN = {"anyOf": [{"type": "array", "minItems": 1}, {"type": ["string", "object"]}]}
 _LOSSY = {"required": ["output_format"], "properties": {"output_format": {"enum": ["jpeg", "webp"]}}}
-_STREAMED = {"required": ["stream"], "properties": {"stream": {"const": True}}}
 
 
 def _texts(settings: AppSettings) -> Schema:

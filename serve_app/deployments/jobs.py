@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
@@ -14,6 +15,7 @@ from serve_app.deployments.retries import Attempts, ReplicaGone
 from serve_app.deployments.vault import ActorVault
 from serve_app.errors import ReplicaStopping
 from serve_app.forms.form import EditForm
+from serve_app.jobs.feed import News
 from serve_app.jobs.job import new_id
 from serve_app.jobs.store import JobStore, JobView
 from serve_app.settings import AppSettings
@@ -45,6 +47,9 @@ class JobKeeper:
     async def get(self, id: str, caller: str | None) -> JobView:
         return await self._store.get(id, caller)
 
+    async def news(self, id: str, caller: str | None, seen: int) -> News:
+        return await self._store.news(id, caller, seen)
+
     async def delete(self, id: str, caller: str | None) -> JobView:
         return await self._store.delete(id, caller)
 
@@ -63,24 +68,31 @@ class JobsHandle:
         """As Jobs.create. Cancelling the call cancels the edit."""
         # One id for all attempts: a keeper may have started the job before it died.
         known = id or new_id()
-        return await self._call(lambda: self._handle.create.remote(form, known))
+        view: JobView = await self._call(lambda: self._handle.create.remote(form, known))
+        return view
 
     async def get(self, id: str, caller: str | None) -> JobView:
         """As Jobs.get."""
-        return await self._call(lambda: self._handle.get.remote(id, caller))
+        view: JobView = await self._call(lambda: self._handle.get.remote(id, caller))
+        return view
+
+    async def news(self, id: str, caller: str | None, seen: int) -> News:
+        """As Jobs.news."""
+        news: News = await self._call(lambda: self._handle.news.remote(id, caller, seen))
+        return news
 
     async def delete(self, id: str, caller: str | None) -> JobView:
         """As Jobs.delete."""
-        return await self._call(lambda: self._handle.delete.remote(id, caller))
+        view: JobView = await self._call(lambda: self._handle.delete.remote(id, caller))
+        return view
 
-    async def _call(self, start: Callable[[], DeploymentResponse]) -> JobView:
+    async def _call(self, start: Callable[[], DeploymentResponse]) -> Any:
         attempts = Attempts(self._timeout_s + DEADLINE_MARGIN_S)
         while True:
             response = start()
             try:
                 with translate_ray_errors(response, self._timeout_s):
                     async with asyncio.timeout(attempts.left_s + DEADLINE_MARGIN_S):
-                        view: JobView = await response
-                        return view
+                        return await response
             except (ReplicaGone, ReplicaStopping) as error:
                 await asyncio.sleep(attempts.record_failure(error))

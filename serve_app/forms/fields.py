@@ -87,8 +87,6 @@ class EditFields(EditParams):
         name = "output_compression"
         if self.output_format == "png" and self.output_compression != MAX_COMPRESSION:
             raise InvalidInput(f"{name} is the quality of jpeg and webp; png is lossless, leave it out", param=name)
-        if self.partial_images and not self.stream:
-            raise InvalidInput("partial_images: only a stream has previews; send stream=true", param="partial_images")
         if len({self.guidance_scale, self.true_cfg_scale} - {None}) > 1:
             message = "guidance_scale and true_cfg_scale are one setting: send only one"
             raise InvalidInput(message, param="true_cfg_scale")

@@ -62,11 +62,12 @@ async def parse(
     caller: str | None = None,
     *,
     fingerprinted: bool = False,
+    is_job: bool = False,
 ) -> EditForm:
     """Read and validate the body of an edit. Threads of `executor` wait for the decoders.
 
     `reservation` holds the bytes of the body, and then the pixels of all pictures; None: no limit. `caller`: as in
-    EditRequest; no field can set it.
+    EditRequest; no field can set it. `is_job`: a job has previews without `stream`, since its events can be streamed.
 
     Raise UnsupportedMediaType, PayloadTooLarge, UploadTooSlow and Overloaded (while reading), ModelNotFound,
     InvalidInput, DeadlineExceeded if the pixels cannot be reserved in time, and Starlette's ClientDisconnect if the
@@ -75,6 +76,9 @@ async def parse(
     limits = settings.limits
     async with _opened(request, limits, executor) as (values, files):
         given = validate(values, settings.model)
+        if given.partial_images and not (given.stream or is_job):
+            message = "partial_images: only a stream or a job has previews; send stream=true"
+            raise InvalidInput(message, param="partial_images")
         if not files.images:
             raise InvalidInput("At least one image is required", param="images")
         _check_references(files)

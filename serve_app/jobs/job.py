@@ -8,9 +8,10 @@ from typing import Any, Literal
 import orjson
 
 from serve_app.events import Progress
+from serve_app.jobs.feed import Feed, News
 from serve_app.responses.errors import error_body, to_public_error
 from serve_app.responses.log import LogEntry
-from serve_app.responses.schemas import ErrorObject, JobBody
+from serve_app.responses.schemas import ErrorDetail, ErrorObject, JobBody
 from serve_app.settings import LogSettings
 
 
@@ -38,6 +39,7 @@ class Job:
     open_bytes: int = 0
     result_bytes: int = 0
     error: ErrorObject | None = None
+    feed: Feed = field(default_factory=Feed)
 
     @property
     def short_id(self) -> str:
@@ -55,6 +57,14 @@ class Job:
         public = to_public_error(error, self.short_id)
         self.entry.record_error(public)
         self.error = error_body(public)["error"]
+
+    def news(self, seen: int) -> News:
+        """Return the events after those that a reader has seen; those of a failed job end with its error."""
+        news = self.feed.after(seen, is_open=self.ended_s is None)
+        if self.error is not None and not news.is_open:
+            detail: ErrorDetail = {"error": self.error["code"], "message": self.error["message"]}
+            news.events.append({"type": "error", "detail": detail, "error": self.error})
+        return news
 
     def dump_state(self, *, ended_s: float | None = None, result_bytes: int = 0) -> bytes:
         """Return as JSON what a later process needs, besides the form or the result."""

@@ -11,11 +11,11 @@ import orjson
 
 from serve_app.editor import Editor
 from serve_app.errors import RETRY_AFTER_S, NotReady, Overloaded, TooManySamples
-from serve_app.events import Completed, Done, Event, Progress
+from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.forms.form import EditForm
 from serve_app.jobs.job import Job
 from serve_app.request import TokenCounts
-from serve_app.responses import edits
+from serve_app.responses import edits, stream
 from serve_app.responses.schemas import OutputBody
 
 
@@ -60,7 +60,7 @@ async def restart_edit(editor: Editor, job: Job, form: EditForm, patience_s: flo
 
 
 async def finish_edit(job: Job, form: EditForm, edit: AcceptedEdit, pool: Executor) -> bytes:
-    """Return the edit's response as JSON, with pictures encoded on `pool`; keep the progress of `job` up to date.
+    """Return the edit's response as JSON, with pictures encoded on `pool`; keep progress and feed of `job` up to date.
 
     Raises the error with which the edit fails.
     """
@@ -70,25 +70,23 @@ async def finish_edit(job: Job, form: EditForm, edit: AcceptedEdit, pool: Execut
     async with aclosing(edit):
         async for event in edit:
             _record_progress(job, event)
-            if isinstance(event, Completed):
-                serialize_s += await _encode_output(event, form, outputs, pool)
+            if isinstance(event, Preview | Completed):
+                encode_start = time.perf_counter()
+                output = await asyncio.get_running_loop().run_in_executor(pool, stream.encode_output, event, form)
+                serialize_s += time.perf_counter() - encode_start
+                index = (event.image_index, event.variant_index)
+                if isinstance(event, Completed):
+                    outputs[index] = output
+                job.feed.put(index, stream.picture_event(event, output, form, start))
             if isinstance(event, Done):
                 tokens = event.tokens
+                job.feed.put("done", stream.done_event(event, form, start, serialize_s))
                 job.entry.record_result(event.timings, event.batch, serialize_s)
     ordered = [outputs[index] for index in sorted(outputs)]
     return orjson.dumps(edits.build_body(form, ordered, time.perf_counter() - start, tokens))
 
 
-async def _encode_output(
-    event: Completed, form: EditForm, outputs: dict[tuple[int, int], OutputBody], pool: Executor
-) -> float:
-    """Add the output to `outputs`, by image and variant index, and return the seconds that encoding it took."""
-    index, start = (event.image_index, event.variant_index), time.perf_counter()
-    output = (*index, event.seed, event.pixels, form)
-    outputs[index] = await asyncio.get_running_loop().run_in_executor(pool, edits.build_output, *output)
-    return time.perf_counter() - start
-
-
 def _record_progress(job: Job, event: Event) -> None:
     if isinstance(event, Progress):
         job.progress = event
+        job.feed.put("progress", stream.progress_event(event))

@@ -21,6 +21,7 @@ from serve_app.forms import kept_form
 from serve_app.forms.form import EditForm
 from serve_app.images.pixels import PICTURE_THREADS
 from serve_app.jobs import runner
+from serve_app.jobs.feed import News
 from serve_app.jobs.job import Job, new_id
 from serve_app.jobs.vault import MemoryVault, Superseded, Vault
 from serve_app.responses.log import LogEntry
@@ -28,6 +29,9 @@ from serve_app.responses.schemas import DeletedJobBody
 from serve_app.settings import JobSettings, LogSettings
 
 logger = logging.getLogger("ray.serve")
+
+_LINGER_S = 30.0
+"""How long the events of an ended job are kept, for readers who have not come to their end yet."""
 
 _MAX_STARTS = 6
 """Processes that may start one job: a job that is open whenever its process dies may be the cause of it."""
@@ -56,6 +60,9 @@ class Jobs(Protocol):
 
     async def get(self, id: str, caller: str | None) -> JobView:
         """Return a job of that caller. Raises NotFound."""
+
+    async def news(self, id: str, caller: str | None, seen: int) -> News:
+        """Return the events of a job of that caller after those with numbers up to `seen`. Raises NotFound."""
 
     async def delete(self, id: str, caller: str | None) -> JobView:
         """Cancel a job's edit if it is open, and forget the job. Raises NotFound."""
@@ -126,6 +133,10 @@ class JobStore:
             # The vault was lost, or the job expired meanwhile.
             self._forget(id)
             raise self._not_found() from None
+
+    async def news(self, id: str, caller: str | None, seen: int) -> News:
+        """As Jobs.news."""
+        return (await self._find(id, caller)).news(seen)
 
     async def delete(self, id: str, caller: str | None) -> JobView:
         """As Jobs.delete."""
@@ -252,6 +263,7 @@ class JobStore:
             job.fail(error)
             result = b""
         job.ended_s, job.result_bytes = ended_s, len(result)
+        asyncio.get_running_loop().call_later(_LINGER_S, job.feed.clear)
         self._ended[job.id] = self._open.pop(job.id)
         self._schedule_forget(job)
         self._drop_oldest_results()

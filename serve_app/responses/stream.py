@@ -16,10 +16,19 @@ from serve_app.request import TokenCounts
 from serve_app.responses.edits import background, build_output, build_usage
 from serve_app.responses.errors import error_body, to_public_error
 from serve_app.responses.log import LogEntry
-from serve_app.responses.schemas import PictureEvent, StageSeconds, StreamEvent, Usage
+from serve_app.responses.schemas import (
+    CompletedEvent,
+    DoneEvent,
+    OutputBody,
+    PartialImageEvent,
+    PictureEvent,
+    ProgressEvent,
+    StreamEvent,
+    Usage,
+)
 
-_LINE_END = "\n"
-_END = ServerSentEvent("[DONE]", sep=_LINE_END).encode()
+LINE_END = "\n"
+END = ServerSentEvent("[DONE]", sep=LINE_END).encode()
 
 
 async def build_response(
@@ -35,7 +44,7 @@ async def build_response(
     """
     first = await anext(events)
     stream = _Stream(form, executor, entry, on_serialized)
-    return EventSourceResponse(stream.frames(first, events), sep=_LINE_END)
+    return EventSourceResponse(stream.frames(first, events), sep=LINE_END)
 
 
 class _Stream:
@@ -59,19 +68,18 @@ class _Stream:
                 yield await self._render(first)
                 async for event in events:
                     yield await self._render(event)
-            yield _END
+            yield END
             self._entry.status = 200
         except ClientDisconnect:
             return
         except Exception as error:
             public = to_public_error(error, self._entry.request_id)
             self._entry.record_error(public)
-            yield _encode({"type": "error", **error_body(public)})
+            yield encode_event({"type": "error", **error_body(public)})
 
     async def _render(self, event: Event) -> bytes:
         if isinstance(event, Progress):
-            steps_done, steps, place = event.steps_done, event.steps, event.place
-            return _encode({"type": "image_edit.progress", "steps_done": steps_done, "steps": steps, "place": place})
+            return encode_event(progress_event(event))
         if isinstance(event, Done):
             return self._done_frame(event)
         start = time.perf_counter()
@@ -81,37 +89,66 @@ class _Stream:
 
     def _picture_frame(self, event: Preview | Completed) -> bytes:
         """Return a picture's frame. Encodes the picture, so it runs on the pool and not on the event loop."""
-        form = self._form
-        place = (event.image_index, event.variant_index)
-        picture: PictureEvent = {
-            **build_output(*place, form.request.output_seed(*place), event.pixels, form),
-            "created_at": int(time.time()),
-            "output_format": form.output_format,
-            "background": background(event.pixels, form),
-            "quality": "auto",
-        }
-        if isinstance(event, Preview):
-            preview_index = event.preview_index
-            return _encode({"type": "image_edit.partial_image", "partial_image_index": preview_index, **picture})
-        return _encode({"type": "image_edit.completed", "usage": self._usage(1, 1, event.tokens), **picture})
+        return encode_event(picture_event(event, encode_output(event, self._form), self._form, self._start))
 
     def _done_frame(self, event: Done) -> bytes:
         self._on_serialized(self._serialize_s)
         self._entry.record_result(event.timings, event.batch, self._serialize_s)
-        request = self._form.request
-        usage = self._usage(len(request.images), request.outputs, event.tokens)
-        timings: StageSeconds = {
+        return encode_event(done_event(event, self._form, self._start, self._serialize_s))
+
+
+# --- shared with the streams of jobs ------------------------------------------------------------------------------
+
+
+def progress_event(event: Progress) -> ProgressEvent:
+    return {
+        "type": "image_edit.progress",
+        "steps_done": event.steps_done,
+        "steps": event.steps,
+        "place": event.place,
+    }
+
+
+def encode_output(event: Preview | Completed, form: EditForm) -> OutputBody:
+    """Return the picture of an event. Encodes it, which is too slow for an event loop."""
+    place = (event.image_index, event.variant_index)
+    return build_output(*place, form.request.output_seed(*place), event.pixels, form)
+
+
+def picture_event(
+    event: Preview | Completed, output: OutputBody, form: EditForm, started: float
+) -> PartialImageEvent | CompletedEvent:
+    """Return an event with its encoded picture. `started`: the start of the edit, by `time.perf_counter`."""
+    picture: PictureEvent = {
+        **output,
+        "created_at": int(time.time()),
+        "output_format": form.output_format,
+        "background": background(event.pixels, form),
+        "quality": "auto",
+    }
+    if isinstance(event, Preview):
+        return {"type": "image_edit.partial_image", "partial_image_index": event.preview_index, **picture}
+    return {"type": "image_edit.completed", "usage": _usage(started, 1, 1, event.tokens), **picture}
+
+
+def done_event(event: Done, form: EditForm, started: float, serialize_s: float) -> DoneEvent:
+    """Return the last event of an edit. `started`: as in picture_event."""
+    return {
+        "type": "image_edit.done",
+        "usage": _usage(started, len(form.request.images), form.request.outputs, event.tokens),
+        "timings": {
             "queue_s": event.timings.queue_s,
             "encode_s": event.timings.encode_s,
             "denoise_s": event.timings.denoise_s,
             "decode_s": event.timings.decode_s,
-            "serialize_s": self._serialize_s,
-        }
-        return _encode({"type": "image_edit.done", "usage": usage, "timings": timings})
-
-    def _usage(self, inputs: int, outputs: int, tokens: TokenCounts) -> Usage:
-        return build_usage(time.perf_counter() - self._start, inputs, outputs, tokens)
+            "serialize_s": serialize_s,
+        },
+    }
 
 
-def _encode(event: StreamEvent) -> bytes:
-    return ServerSentEvent(orjson.dumps(event).decode(), event=event["type"], sep=_LINE_END).encode()
+def encode_event(event: StreamEvent) -> bytes:
+    return ServerSentEvent(orjson.dumps(event).decode(), event=event["type"], sep=LINE_END).encode()
+
+
+def _usage(started: float, inputs: int, outputs: int, tokens: TokenCounts) -> Usage:
+    return build_usage(time.perf_counter() - started, inputs, outputs, tokens)

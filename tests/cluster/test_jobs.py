@@ -42,6 +42,19 @@ def test_a_job_has_the_pictures_of_the_same_edit_without_one(served: Served):
     assert np.abs(later[0].astype(int) - later[1]).max() > 10
 
 
+def test_the_events_of_a_job_can_be_left_and_read_again(served: Served):
+    job = start(served, num_inference_steps=60, partial_images=2)
+    with requests.get(f"{job}?stream=true", stream=True, timeout=TIMEOUT_S) as left:
+        assert next(left.iter_lines()) == b"event: image_edit.progress"
+    events = requests.get(f"{job}?stream=true", timeout=TIMEOUT_S).text
+    assert events.endswith("data: [DONE]\n\n")
+    kinds = [line.partition(": ")[2] for line in events.splitlines() if line.startswith("event: ")]
+    assert kinds.count("image_edit.completed") == 2
+    assert {"image_edit.progress", "image_edit.partial_image"} < set(kinds)
+    assert kinds[-1] == "image_edit.done"
+    assert requests.get(job, timeout=TIMEOUT_S).json()["status"] == "succeeded"
+
+
 def test_a_deleted_job_frees_its_samples(served: Served):
     before = served.stats()
     job = start(served, num_inference_steps=150)

@@ -24,6 +24,7 @@ RUN_HERE = (
     "def edit_images",
     "json=body",
     'job["status"]',
+    'params={"stream": "true"}',
     "with ImageEdits()",
     "async with AsyncImageEdits()",
     "result = client.images.edit",
@@ -86,6 +87,14 @@ def test_a_job_is_fetched_as_written(app: Starlette, capsys: pytest.CaptureFixtu
         space = run('job["status"]', url)
     assert capsys.readouterr().out == "succeeded\n"
     assert len(space["job"]["result"]["data"]) == 2
+
+
+def test_the_events_of_a_job_are_read_as_written(app: Starlette, capsys: pytest.CaptureFixture[str]) -> None:
+    with listening(app) as url:
+        run('params={"stream": "true"}', url)
+    lines = capsys.readouterr().out.splitlines()
+    assert "b'event: image_edit.completed'" in lines
+    assert lines[-1] == "succeeded"
 
 
 def test_the_client_of_the_package_is_used_as_written(

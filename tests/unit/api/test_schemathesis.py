@@ -76,6 +76,8 @@ def _keep_rules_that_no_schema_states(case: Case[Any]) -> None:
         body.pop("true_cfg_scale", None)
     if body.get("stream") and case.query:
         case.query.pop("async", None)
+    if body.get("partial_images") and not (body.get("stream") or (case.query or {}).get("async") in (True, "true")):
+        body.pop("partial_images")
 
 
 def _pictures_for(value: Any) -> Any:
