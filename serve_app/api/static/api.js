@@ -47,7 +47,7 @@ export async function servedModel(key) {
  */
 export async function* streamEdit(call, key, signal) {
   const body = new FormData();
-  for (const [name, value] of Object.entries(call.fields)) body.append(name, value);
+  for (const [name, value] of Object.entries(call.fields)) for (const each of [value].flat()) body.append(name, each);
   for (const { field, file, name } of call.files) body.append(field, file, name);
   body.append("stream", "true");
   body.append("partial_images", PREVIEWS);

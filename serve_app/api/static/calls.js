@@ -9,7 +9,9 @@ export function curlCall(call, needsKey) {
   const lines = [`curl ${quoted(address("v1/images/edits"))} -o answer.json`];
   if (needsKey) lines.push(`-H "Authorization: Bearer $${KEY_VARIABLE}"`);
   // Not -F, which reads a text that begins with @ or < as the name of a file.
-  for (const [name, value] of Object.entries(call.fields)) lines.push(`--form-string ${quoted(`${name}=${value}`)}`);
+  for (const [name, value] of Object.entries(call.fields)) {
+    for (const each of [value].flat()) lines.push(`--form-string ${quoted(`${name}=${each}`)}`);
+  }
   for (const { field, name } of call.files) {
     lines.push(`-F ${quoted(`${field}=@"${name.replace(/[\\"]/g, "\\$&")}"`)}`);
   }
@@ -42,7 +44,7 @@ for k, item in enumerate(response.json()["data"]):
 `;
 }
 
-/** Return a text as a Python literal: a JSON string is a valid one. */
-function literal(text) {
-  return JSON.stringify(text);
+/** Return a text, or a list of texts, as a Python literal: its JSON is a valid one. */
+function literal(value) {
+  return JSON.stringify(value);
 }

@@ -1,22 +1,24 @@
 // The form's fields by their API names, what the page refuses itself, and where it shows what the server refused.
 
 import { element, tell } from "./dom.js";
+import { check as checkPrompts } from "./prompts.js";
 import { checkSize, chosenSize, offer, offerSizes } from "./sizes.js";
-import { t, write } from "./texts.js";
+import { write } from "./texts.js";
 
 /** Add the listeners that check fields while users fill them in. `limits`: the server's. */
 export function prepareForm(form, limits) {
   const check = () => {
     write(element("form-problem"), () => "");
     for (const field of form.querySelectorAll("[aria-invalid=true]:not(#key)")) field.removeAttribute("aria-invalid");
-    checkPrompt();
+    checkPrompts();
     checkSize(limits);
   };
   form.addEventListener("input", check);
   // A field inside a closed <details> cannot show its validation message.
   element("more").addEventListener("invalid", () => (element("more").open = true), true);
-  element("prompt").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  form.addEventListener("keydown", (event) => {
+    const isText = event.target.matches("textarea");
+    if (isText && event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
   check();
 }
@@ -54,10 +56,4 @@ function fieldOf(param) {
   if (param === "images" || param === "mask") return element("files");
   if (param === "size" && !element("free-size").hidden) return element("width");
   return element("form").elements[param];
-}
-
-function checkPrompt() {
-  const { value } = element("prompt");
-  // An empty one is told by the browser, as of any required field.
-  write(element("prompt"), () => (value && !value.trim() ? t("form.prompt.empty") : ""), "validity");
 }

@@ -8,6 +8,7 @@ import { filledFields, offerChoices, prepareForm, showRefusal } from "./form.js"
 import { Key } from "./key.js";
 import { preparePainter } from "./painter.js";
 import { Pictures } from "./pictures.js";
+import { Prompts } from "./prompts.js";
 import { forgetRemoved, showRemoved } from "./removed.js";
 import { Run } from "./run.js";
 import { prepareTexts, t, write } from "./texts.js";
@@ -16,7 +17,8 @@ async function main() {
   prepareTexts(element("language"));
   const form = element("form");
   const { needs_key: needsKey, limits } = await serverFacts();
-  const pictures = new Pictures(limits);
+  const prompts = new Prompts();
+  const pictures = new Pictures(limits, (chosen) => prompts.show(chosen));
   const key = new Key(needsKey, (model) => {
     pictures.offer(model);
     offerChoices(model, limits);
@@ -28,7 +30,7 @@ async function main() {
   prepareForm(form, limits);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const fields = filledFields(form);
+    const fields = { ...filledFields(form), prompt: prompts.value };
     const refuse = (error) => showRefusal(error, "images");
     pictures.files().then((files) => start({ files, fields }, key, pictures), refuse);
   });

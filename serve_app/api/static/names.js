@@ -15,6 +15,13 @@ export function withFileNames({ message, param }, files) {
   return message.replace(/ at index (\d+)/g, (text, index) => (index in names ? ` (${names[index]})` : text));
 }
 
+/** Return the instruction of an edit, or a line for each picture that has its own. */
+export function instruction({ files, fields: { prompt } }) {
+  if (!Array.isArray(prompt)) return prompt;
+  const pictures = files.filter(({ field }) => field === "images");
+  return prompt.map((text, i) => `${pictures[i].name}: ${text}`).join("\n");
+}
+
 /** Return a line that says what an edit was asked for. */
 export function facts({ files, fields }) {
   const { n, size, num_inference_steps: steps, guidance_scale: guidance, seed, negative_prompt: negative } = fields;

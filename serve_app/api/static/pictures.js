@@ -13,9 +13,14 @@ export class Pictures {
   #references;
   #takesMasks = false;
   #lastMask = Promise.resolve();
+  #show;
 
-  /** `limits`: the server's, so that the page refuses pictures that the server would refuse after the upload. */
-  constructor(limits) {
+  /**
+   * `limits`: the server's, so that the page refuses pictures that the server would refuse after the upload. `show`:
+   * called with the chosen pictures after every change.
+   */
+  constructor(limits, show) {
+    this.#show = show;
     const changed = () => this.#changed();
     this.#pictures = new Shelf(element("pictures-field"), {
       ...limits,
@@ -95,6 +100,7 @@ export class Pictures {
     });
     for (const picture of this.#pictures.chosen) this.#prepareMask(picture);
     this.#check();
+    this.#show(this.#pictures.chosen);
   }
 
   /** Set the field's validity: `required` cannot be used, since the input is cleared after each choice. */

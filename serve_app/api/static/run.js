@@ -4,7 +4,7 @@ import { ApiError, streamEdit } from "./api.js";
 import { curlCall, pythonCall } from "./calls.js";
 import { copy } from "./clipboard.js";
 import { announce, clone, hide, tell } from "./dom.js";
-import { facts, withFileNames } from "./names.js";
+import { facts, instruction, withFileNames } from "./names.js";
 import { Rows } from "./rows.js";
 import { save } from "./saving.js";
 import { fill, t, write } from "./texts.js";
@@ -33,7 +33,7 @@ export class Run {
     this.#call = call;
     this.#key = key;
     this.#handlers = handlers;
-    this.#heading.textContent = call.fields.prompt;
+    this.#heading.textContent = instruction(call);
     write(this.#find(".facts"), () => facts(call));
     write(this.element, () => t("run.title", { prompt: this.prompt }), "aria-label");
     this.#rows = new Rows(this.#find(".rows"), this.#files("images"), this.#n, handlers);
@@ -51,7 +51,7 @@ export class Run {
 
   /** The instruction, shortened. */
   get prompt() {
-    const { prompt } = this.#call.fields;
+    const prompt = instruction(this.#call);
     return prompt.length > SHORT_CHARS ? `${prompt.slice(0, SHORT_CHARS)}…` : prompt;
   }
 

@@ -34,6 +34,8 @@ export default {
     "form.prompt.example": "make the sky blue",
     "form.prompt.hint": "Each picture is edited on its own. Ctrl+Enter starts.",
     "form.prompt.empty": "Say what should change",
+    "form.prompt.each": "Each picture has its own",
+    "form.prompt.of": "Instruction for {name}",
     "examples.title":
       "This is a model in miniature, for demonstrations. It knows two dozen instructions; with most others it leaves the picture as it is. Try:",
     "examples.sepia": "apply a sepia tone",

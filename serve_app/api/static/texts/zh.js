@@ -34,6 +34,8 @@ export default {
     "form.prompt.example": "把天空变成蓝色",
     "form.prompt.hint": "每张图像单独编辑。按 Ctrl+Enter 开始。",
     "form.prompt.empty": "请说明要改什么",
+    "form.prompt.each": "每张图像分别填写",
+    "form.prompt.of": "{name} 的指令",
     "examples.title": "这是一个演示用的微型模型，只学过二十多条指令，遇到其他指令大多会原样返回图像。试试：",
     "examples.sepia": "变成复古色调",
     "examples.sketch": "变成铅笔素描",
