@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import PIL.Image
-from playwright.sync_api import FilePayload, Locator, Page, expect
+from playwright.sync_api import BrowserContext, FilePayload, Locator, Page, expect
 
 from tests.pictures import png
 
@@ -79,3 +79,23 @@ def small_targets(page: Page) -> list[str]:
 
 def copied(page: Page) -> str:
     return cast(str, page.evaluate("navigator.clipboard.readText()"))
+
+
+def opened(context: BrowserContext, url: str) -> Page:
+    page = context.new_page()
+    page.goto(url)
+    wait_until_ready(page)
+    return page
+
+
+def reload(page: Page) -> None:
+    page.reload()
+    wait_until_ready(page)
+
+
+def run_of(page: Page, prompt: str) -> Locator:
+    return page.get_by_role("article", name=f"Edit: {prompt}", exact=True)
+
+
+def middles(run: Locator) -> list[int]:
+    return [value for _, value in drawn(run.locator(".output img"))]

@@ -28,9 +28,14 @@ def test_an_edit_has_the_preset_and_the_adapters_that_were_chosen(context: Brows
         expect(page.get_by_label("Adapters")).to_have_attribute("placeholder", "sketch")
         page.get_by_label("Adapters").fill("sketch:0.5")
         wait_until_done(edit(page))
+        # The server names its presets only after the form is filled again.
+        page.reload()
+        expect(preset).to_have_value("draft")
+        wait_until_done(edit(page, "again"))
         page.close()
-    [request] = editor.requests
-    assert (request.preset, request.adapters) == ("draft", (AdapterUse("sketch", 0.5),))
+    for request in editor.requests:
+        assert (request.preset, request.adapters) == ("draft", (AdapterUse("sketch", 0.5),))
+    assert len(editor.requests) == 2
 
 
 def test_a_server_without_any_has_no_fields_for_them(page: Page) -> None:

@@ -19,6 +19,11 @@ export class ApiError extends UserError {
   get isRefusal() {
     return ["INVALID_INPUT", "PAYLOAD_TOO_LARGE"].includes(this.code);
   }
+
+  /** Whether the server, or the way to it, is only away for a while. */
+  get isPassing() {
+    return this.status === null ? this.code === null : this.status >= 502;
+  }
 }
 
 /** Return the absolute address of a path of this server. The page itself may have a route prefix. */
@@ -42,16 +47,21 @@ export async function servedModel(key) {
 }
 
 /**
- * Yield the events of one edit. `call`: { files, fields } from the form, where each of `files` is { field, file, name };
- * `signal`: cancels the edit.
+ * Start an edit as a job; return the id of the job, which is the same however often this is sent. `files`, `fields`: from
+ * the form, where each of `files` is { field, file, name }.
  */
-export async function* streamEdit(call, key, signal) {
+export async function createJob({ id, files, fields }, key) {
   const body = new FormData();
-  for (const [name, value] of Object.entries(call.fields)) for (const each of [value].flat()) body.append(name, each);
-  for (const { field, file, name } of call.files) body.append(field, file, name);
-  body.append("stream", "true");
+  for (const [name, value] of Object.entries(fields)) for (const each of [value].flat()) body.append(name, each);
+  for (const { field, file, name } of files) body.append(field, file, name);
   body.append("partial_images", PREVIEWS);
-  const response = await request("v1/images/edits", { method: "POST", headers: authorization(key), body, signal });
+  const headers = { ...authorization(key), "Idempotency-Key": id };
+  return (await (await request("v1/images/edits?async=true", { method: "POST", headers, body })).json()).id;
+}
+
+/** Yield the events of a job from its present state on, until it has succeeded. */
+export async function* jobEvents(id, key, signal) {
+  const response = await request(`v1/jobs/${id}?stream=true`, { headers: authorization(key), signal });
   for await (const data of unbroken(eventData(response.body), signal)) {
     if (data === "[DONE]") return;
     const event = JSON.parse(data);
@@ -59,6 +69,29 @@ export async function* streamEdit(call, key, signal) {
     yield event;
   }
   throw new ApiError(() => t("server.ended"));
+}
+
+/** Return the progress of a job as an event, or null if it has succeeded. Raises the error with which it failed. */
+export async function jobProgress(id, key, signal) {
+  const { status, error, steps_done, steps, place } = await job(id, key, signal);
+  if (error) throw new ApiError(() => sentence(error.message), error);
+  return status === "succeeded" ? null : { type: "image_edit.progress", steps_done, steps, place };
+}
+
+/** Yield the events with which a job that has succeeded had ended. */
+export async function* jobOutputs(id, key, signal) {
+  const { data, output_format, usage } = (await job(id, key, signal)).result;
+  for (const output of data) yield { type: "image_edit.completed", output_format, ...output };
+  yield { type: "image_edit.done", usage };
+}
+
+/** Cancel a job, or forget its outputs. */
+export async function deleteJob(id, key) {
+  await request(`v1/jobs/${id}`, { method: "DELETE", headers: authorization(key) });
+}
+
+async function job(id, key, signal) {
+  return (await request(`v1/jobs/${id}`, { headers: authorization(key), signal })).json();
 }
 
 async function* unbroken(events, signal) {

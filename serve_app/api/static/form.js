@@ -5,6 +5,8 @@ import { check as checkPrompts } from "./prompts.js";
 import { checkSize, chosenSize, offer, offerSizes } from "./sizes.js";
 import { write } from "./texts.js";
 
+const FREE_SIZE = /^(\d+)x(\d+)$/;
+
 /** Add the listeners that check fields while users fill them in. `limits`: the server's. */
 export function prepareForm(form, limits) {
   const check = () => {
@@ -28,6 +30,11 @@ export function offerChoices({ presets, adapters, native_area }, limits) {
   offerSizes(native_area, limits);
   const preset = element("preset");
   offer(preset, presets.map((name) => new Option(name)));
+  // What was filled in before the server had named its presets.
+  if (presets.includes(preset.dataset.wanted)) {
+    preset.value = preset.dataset.wanted;
+    delete preset.dataset.wanted;
+  }
   preset.parentElement.hidden = !presets.length;
   element("adapters").placeholder = adapters.join(", ");
   element("adapters").parentElement.hidden = !adapters.length;
@@ -39,6 +46,20 @@ export function filledFields(form) {
   const fields = Object.fromEntries(filled);
   if (fields.size) fields.size = chosenSize();
   return fields;
+}
+
+/** Fill the form's fields by their API names, and empty the others. The instruction is not among them. */
+export function fillFields(form, fields) {
+  const isOffered = [...element("size").options].some(({ value }) => value === fields.size);
+  const sides = isOffered ? null : FREE_SIZE.exec(fields.size);
+  const filled = { ...fields, n: fields.n ?? 1, size: sides ? "free" : fields.size };
+  const others = [...form.querySelectorAll("[name]")].filter(({ id }) => id !== "prompt");
+  for (const field of others) field.value = filled[field.name] ?? "";
+  element("preset").dataset.wanted = fields.preset ?? "";
+  element("width").value = sides?.[1] ?? "";
+  element("height").value = sides?.[2] ?? "";
+  if (others.some((field) => field.value && element("more").contains(field))) element("more").open = true;
+  form.dispatchEvent(new Event("input"));
 }
 
 /**

@@ -29,7 +29,7 @@ export class Key {
 
   /** Ask the server for its model, and show the name, or that the key is invalid. */
   async check() {
-    if (this.needed && !this.value) return;
+    if (this.isMissing) return;
     try {
       const model = await servedModel(this.value);
       write(element("server"), () => nameOf(model));
@@ -39,26 +39,39 @@ export class Key {
       this.#accept();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 401) this.#complain(error);
+      if (error.status === 401) this.complain(error);
       else tell(element("server"), error);
     }
   }
 
+  get isMissing() {
+    return this.needed && !this.value;
+  }
+
   /** Show the error of an edit without a valid key at the field, and focus the field. */
   refuse(error) {
-    this.#complain(error);
+    this.complain(error);
     element("key").focus();
+  }
+
+  /** Show the error of an edit without a valid key at the field. */
+  complain(error) {
+    tell(element("key-problem"), error);
+    element("key").setAttribute("aria-invalid", "true");
+  }
+
+  /** Wait for another key, or for the end that `signal` gives. */
+  changed(signal) {
+    return new Promise((resolve) => {
+      element("key").addEventListener("change", resolve, { once: true, signal });
+      signal.addEventListener("abort", resolve);
+    });
   }
 
   #changed() {
     keep("sessionStorage", STORED, this.value);
     this.#accept();
     this.check();
-  }
-
-  #complain(error) {
-    tell(element("key-problem"), error);
-    element("key").setAttribute("aria-invalid", "true");
   }
 
   #accept() {

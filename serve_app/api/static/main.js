@@ -2,23 +2,27 @@
 
 import { ApiError, serverFacts } from "./api.js";
 import { prepareCompare } from "./compare.js";
-import { announce, element } from "./dom.js";
+import { element } from "./dom.js";
+import { Draft } from "./draft.js";
 import { offerExamples, prepareExamples } from "./examples.js";
-import { filledFields, offerChoices, prepareForm, showRefusal } from "./form.js";
+import { offerChoices, prepareForm, showRefusal } from "./form.js";
+import { prepareKeeping } from "./keeping.js";
+import { Kept } from "./kept.js";
 import { Key } from "./key.js";
 import { preparePainter } from "./painter.js";
-import { Pictures } from "./pictures.js";
+import { Pictures, stateOf } from "./pictures.js";
 import { Prompts } from "./prompts.js";
-import { forgetRemoved, showRemoved } from "./removed.js";
-import { Run } from "./run.js";
+import { announceSeed, Runs } from "./runs.js";
 import { prepareTexts, t, write } from "./texts.js";
 
 async function main() {
   prepareTexts(element("language"));
   const form = element("form");
   const { needs_key: needsKey, limits } = await serverFacts();
+  const kept = await Kept.open();
   const prompts = new Prompts();
   const pictures = new Pictures(limits, (chosen) => prompts.show(chosen));
+  const draft = new Draft({ pictures, prompts }, kept);
   const key = new Key(needsKey, (model) => {
     pictures.offer(model);
     offerChoices(model, limits);
@@ -30,58 +34,39 @@ async function main() {
   prepareForm(form, limits);
   form.addEventListener("submit", (event) => {
     event.preventDefault();
-    const fields = { ...filledFields(form), prompt: prompts.value };
+    const { fields } = draft;
     const refuse = (error) => showRefusal(error, "images");
-    pictures.files().then((files) => start({ files, fields }, key, pictures), refuse);
+    pictures.files().then((files) => runs.start({ files, fields }), refuse);
   });
+  const runs = new Runs(key, kept, formsOf(form, pictures, draft));
+  await draft.restore();
   // Until now, chosen pictures would have been lost, and the button would have left the page.
   form.inert = false;
+  await runs.restore();
+  prepareKeeping(runs, kept, pictures);
   await key.check();
 }
 
-function start(call, key, pictures) {
-  forgetRemoved();
-  const run = new Run(call, key, {
-    again() {
-      start(call, key, pictures);
-      latest().focus();
-    },
-    refused(error, make) {
-      showRefusal(error, error.param, make);
-      showWhetherEmpty();
-    },
-    removed() {
-      showRemoved(run, showWhetherEmpty);
-      showWhetherEmpty();
-    },
+/** Return the ways in which an edit fills the form. */
+function formsOf(form, pictures, draft) {
+  const setSeed = (seed) => {
+    element("seed").value = seed;
+    element("more").open = true;
+    form.dispatchEvent(new Event("input"));
+    announceSeed(seed);
+  };
+  return {
     goOn(file, before) {
       pictures.goOn(file, before);
       element("prompt").focus();
     },
-    sameSeed(seed) {
-      element("seed").value = seed;
-      element("more").open = true;
-      announce(t("form.seed.taken", { seed }));
+    async refill({ fields, files }) {
+      await draft.fill({ fields, files: stateOf(files) });
+      form.querySelector("textarea:enabled").focus();
     },
-  });
-  element("results").prepend(run.element);
-  showWhetherEmpty();
-  bringIntoSight(run.element);
-  run.start();
-}
-
-/** Scroll to an edit if its beginning is out of sight, as on narrow screens. */
-function bringIntoSight(run) {
-  const { top } = run.getBoundingClientRect();
-  if (top < 0 || top > innerHeight / 2) run.scrollIntoView();
-}
-
-function showWhetherEmpty() {
-  element("empty").hidden = latest() !== null;
-}
-
-function latest() {
-  return element("results").querySelector(".run h2");
+    sameSeed: setSeed,
+    newSeed: () => setSeed(""),
+  };
 }
 
 main().catch((error) => {

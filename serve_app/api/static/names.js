@@ -2,6 +2,11 @@
 
 import { t } from "./texts.js";
 
+/** Return an id of 128 random bits. `randomUUID` is missing from pages over plain HTTP. */
+export function newId() {
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 /** Return the file names without extensions. Files with the same name get their number as a suffix. */
 export function uniqueStems(names) {
   const stems = names.map((name) => name.replace(/\.[^.]*$/, "") || name);

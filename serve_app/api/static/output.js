@@ -15,12 +15,13 @@ export class Output {
   /**
    * `of`: the name of its picture; `number`: which of the picture's variants it is; `stem`: its file name without the
    * extension. `open`: function that shows the output with its original; `goOn`: function that edits the output again;
-   * `sameSeed`: function that takes its seed for the next edit.
+   * `sameSeed`: function that takes its seed for the next edit; `newSeed`: function that has the next edit draw one.
    */
-  constructor({ of, number, stem, original, open, goOn, sameSeed }) {
+  constructor({ of, number, stem, original, open, goOn, sameSeed, newSeed }) {
     Object.assign(this, { of, number, stem, original });
     this.#button("go-on").addEventListener("click", () => goOn(this));
     this.#button("seed").addEventListener("click", () => sameSeed(this.seed));
+    this.#button("new-seed").addEventListener("click", newSeed);
     this.#button("share").addEventListener("click", () => share(this.file));
     write(this.element.querySelector(".name"), () => t("output.variant", { number }));
     this.#frame.addEventListener("click", () => open(this));
@@ -33,19 +34,19 @@ export class Output {
     return t("output.label", { name: this.of, number: this.number });
   }
 
-  /** Show a preview. `event`: image_edit.partial_image. */
-  preview(event) {
-    this.#show(event);
-    this.#note("preview", () => t("output.preview", { number: event.partial_image_index + 1 }));
+  /** Show a preview: a picture file of a size such as "96x64". `number`: which of the previews, from 1. */
+  preview({ file, size, number }) {
+    this.#show(file, size);
+    this.#note("preview", () => t("output.preview", { number }));
   }
 
-  /** Show the picture, and enable comparing and downloading it. `event`: image_edit.completed. */
-  complete(event) {
-    this.#show(event);
-    this.name = `${this.stem}.${event.output_format}`;
-    this.seed = event.seed;
-    const [name, seed, size] = [this.name, event.seed, event.size.replace("x", " × ")];
-    this.#note("done", () => t("output.made", { size, seed }));
+  /** Show the picture, and enable comparing and downloading it. `file`, `size`: as of a preview. */
+  complete({ file, size, seed, output_format }) {
+    this.#show(file, size);
+    this.name = `${this.stem}.${output_format}`;
+    this.seed = seed;
+    const { name } = this;
+    this.#note("done", () => t("output.made", { size: size.replace("x", " × "), seed }));
     this.#frame.disabled = false;
     write(this.#frame, () => t("output.compare", { label: this.label }), "aria-label");
     this.#link.href = this.url;
@@ -54,6 +55,7 @@ export class Output {
     this.#link.hidden = false;
     write(this.#button("go-on"), () => t("output.edit.which", { name }), "aria-label");
     write(this.#button("seed"), () => t("output.seed.which", { name }), "aria-label");
+    write(this.#button("new-seed"), () => t("output.new.which", { name }), "aria-label");
     write(this.#button("share"), () => t("output.share.which", { name }), "aria-label");
     this.#button("share").hidden = !canShare(this.file);
   }
@@ -76,11 +78,11 @@ export class Output {
     URL.revokeObjectURL(this.url);
   }
 
-  #show({ b64_json, output_format, size }) {
+  #show(file, size) {
     const [width, height] = size.split("x");
     this.element.style.setProperty("--ratio", width / height);
     this.release();
-    this.blob = blobOf(b64_json, `image/${output_format}`);
+    this.blob = file;
     this.url = URL.createObjectURL(this.blob);
     this.#picture.src = this.url;
     this.#picture.hidden = false;
@@ -96,6 +98,8 @@ export class Output {
   }
 }
 
-function blobOf(base64, type) {
-  return new Blob([Uint8Array.from(atob(base64), (character) => character.charCodeAt(0))], { type });
+/** Return the picture of an event, of a preview or an output, as a file. */
+export function fileOf({ b64_json, output_format }) {
+  const bytes = Uint8Array.from(atob(b64_json), (character) => character.charCodeAt(0));
+  return new Blob([bytes], { type: `image/${output_format}` });
 }

@@ -1,7 +1,7 @@
 // What the next edit looks at: its pictures with their masks, and its references.
 
 import { announce, element } from "./dom.js";
-import { blankMask, fullMask, maskFile, paint } from "./mask.js";
+import { blankMask, fullMask, load, maskFile, paint } from "./mask.js";
 import { uniqueStems } from "./names.js";
 import { loadMask, openPainter } from "./painter.js";
 import { Shelf } from "./shelf.js";
@@ -13,14 +13,14 @@ export class Pictures {
   #references;
   #takesMasks = false;
   #lastMask = Promise.resolve();
-  #show;
+  #heard;
 
   /**
    * `limits`: the server's, so that the page refuses pictures that the server would refuse after the upload. `show`:
    * called with the chosen pictures after every change.
    */
   constructor(limits, show) {
-    this.#show = show;
+    this.#heard = [() => show(this.#pictures.chosen)];
     const changed = () => this.#changed();
     this.#pictures = new Shelf(element("pictures-field"), {
       ...limits,
@@ -49,6 +49,31 @@ export class Pictures {
     changed();
   }
 
+  /** Call `hear` after every change from now on. */
+  listen(hear) {
+    this.#heard.push(hear);
+  }
+
+  get count() {
+    return this.#pictures.chosen.length;
+  }
+
+  /** What is chosen: { pictures: [{ file, before, mask }], references: [file] }, where a mask is a file or null. */
+  get state() {
+    const kept = ({ file, before, mask }) => ({ file, before, mask: mask?.file ?? null });
+    const pictures = this.#pictures.chosen.map(kept);
+    return { pictures, references: this.#references.chosen.map(({ file }) => file) };
+  }
+
+  /** Choose what a `state` says in place of what is chosen. */
+  async fill({ pictures, references }) {
+    this.#pictures.put(pictures);
+    this.#references.put(references.map((file) => ({ file, before: [] })));
+    const masks = pictures.map(({ mask }) => mask);
+    this.#lastMask = this.#loadMasks(masks).catch((error) => this.#pictures.complain(() => error.message));
+    await this.#lastMask;
+  }
+
   /** Show what the served model can do. `model`: from the server. */
   offer({ max_references, masks }) {
     this.#references.most = max_references ?? 0;
@@ -57,18 +82,20 @@ export class Pictures {
     this.#changed();
   }
 
-  /** Return the files of a request in order, each as { field, file, name }. Raises a UserError. */
+  /** Return the files of a request in order, each as { field, file, name, before, isFull }. Raises a UserError. */
   async files() {
     // The file of a large mask takes a moment after its dialog has closed.
     await this.#lastMask;
     const stems = uniqueStems(this.#pictures.chosen.map(({ file }) => file.name));
     const files = this.#pictures.chosen.map(({ file, before }) => ({ field: "images", file, name: file.name, before }));
-    for (const { file } of this.#references.chosen) files.push({ field: "references", file, name: file.name });
+    // Those that were chosen for another model are hidden.
+    const references = element("references-field").hidden ? [] : this.#references.chosen;
+    for (const { file } of references) files.push({ field: "references", file, name: file.name });
     if (!this.#hasMasks) return files;
     // The server takes a mask for each picture, or none at all.
     for (const [i, { file, mask }] of this.#pictures.chosen.entries()) {
       const made = mask?.file ?? (await fullMask(await sizeOf(file)));
-      files.push({ field: "mask", file: made, name: made.name ?? `${stems[i]}-mask.png` });
+      files.push({ field: "mask", file: made, name: made.name ?? `${stems[i]}-mask.png`, isFull: !mask });
     }
     return files;
   }
@@ -100,7 +127,7 @@ export class Pictures {
     });
     for (const picture of this.#pictures.chosen) this.#prepareMask(picture);
     this.#check();
-    this.#show(this.#pictures.chosen);
+    for (const hear of this.#heard) hear();
   }
 
   /** Set the field's validity: `required` cannot be used, since the input is cleared after each choice. */
@@ -134,8 +161,31 @@ export class Pictures {
     picture.mask = made && { operations, file: made };
     showMask(picture, size);
     announce(made ? t("mask.made", { name: file.name }) : t("mask.none", { name: file.name }));
-    this.#check();
+    this.#changed();
   }
+
+  /** Give the chosen pictures their masks: files, or null. */
+  async #loadMasks(masks) {
+    for (const [i, picture] of [...this.#pictures.chosen].entries()) {
+      if (!masks[i]) continue;
+      const size = await sizeOf(picture.file);
+      picture.mask = { operations: [await load(masks[i], size)], file: masks[i] };
+      showMask(picture, size);
+    }
+    this.#changed();
+  }
+}
+
+/** Return the state of Pictures that made the files of a request. */
+export function stateOf(files) {
+  const [images, references, masks] = ["images", "references", "mask"].map((field) =>
+    files.filter((each) => each.field === field),
+  );
+  const maskOf = (i) => (masks[i] && !masks[i].isFull ? masks[i].file : null);
+  return {
+    pictures: images.map(({ file, before }, i) => ({ file, before, mask: maskOf(i) })),
+    references: references.map(({ file }) => file),
+  };
 }
 
 /** Show a picture's mask on its thumbnail, or that it has none. */

@@ -14,9 +14,9 @@ export class Rows {
 
   /**
    * `parent`: the element for the rows. `pictures`: [{ file, name, before }]; `n`: the variants of each. `goOn` is called
-   * with a file that is to be edited and those from which it was made, `sameSeed` with a seed.
+   * with a file that is to be edited and those from which it was made, `sameSeed` with a seed, `newSeed` with nothing.
    */
-  constructor(parent, pictures, n, { goOn, sameSeed }) {
+  constructor(parent, pictures, n, { goOn, sameSeed, newSeed }) {
     const stems = uniqueStems(pictures.map(({ name }) => name));
     parent.style.setProperty("--columns", n + 1);
     pictures.forEach(({ file, name, before }, i) => {
@@ -33,6 +33,7 @@ export class Rows {
           open: (shown) => openCompare(this.done, shown),
           goOn: (chosen) => goOn(chosen.file, [...before, file]),
           sameSeed,
+          newSeed,
         });
         this.outputs.push(output);
         row.querySelector("ul").append(output.element);

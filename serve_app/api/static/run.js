@@ -1,47 +1,59 @@
 // One edit on the page: its progress, its rows of outputs, and its buttons.
 
-import { ApiError, streamEdit } from "./api.js";
+import { ApiError } from "./api.js";
 import { curlCall, pythonCall } from "./calls.js";
 import { copy } from "./clipboard.js";
 import { announce, clone, hide, tell } from "./dom.js";
+import { follow, forgetJob } from "./follow.js";
+import { foldTexts } from "./fold.js";
 import { facts, instruction, withFileNames } from "./names.js";
+import { fileOf } from "./output.js";
+import { Progress } from "./progress.js";
 import { Rows } from "./rows.js";
 import { save } from "./saving.js";
-import { fill, t, write } from "./texts.js";
+import { t, write } from "./texts.js";
 
 const COPIED_MS = 2000;
 const SHORT_CHARS = 80;
 
 export class Run {
   element = clone("run-template");
-  #call;
+  edit;
   #key;
+  #kept;
   #handlers;
   #rows;
   #abort = new AbortController();
-  #started = performance.now();
-  #seed = null;
-  /** What is said of its state: the key of the text. */
-  #said = "";
+  #progress;
 
   /**
-   * `call`: { files, fields } from the form. `handlers`: `again` is called to start the same edit again, `refused` with
-   * the error, and a function that returns its message, if the server will not take it, `removed` if the user wants this one removed, `goOn` with a
-   * file to edit and those from which it was made, and `sameSeed` with a seed for the next edit.
+   * `edit`: { id, at, fields, files, job, state, problem, seconds, outputs }: when it was started (ms since the epoch);
+   * what was asked for, from the form; the id of its job; "running", or how it ended; why it failed, as { message, code };
+   * how long it took; and its finished outputs as { place, file, size, seed, output_format }, where a place is an index in
+   * the order of the API. `kept`: where each change of it is kept. `handlers`: `again` is called to start the same edit again,
+   * `refused` with the error, and a function that returns its message, if the server will not take it, `removed` if the
+   * user wants this one removed, `refill` if the form is to have what it has, `goOn` with a file to edit and those from
+   * which it was made, `sameSeed` with a seed for the next edit, `newSeed` if that is to draw one.
    */
-  constructor(call, key, handlers) {
-    this.#call = call;
+  constructor(edit, key, kept, handlers) {
+    this.edit = edit;
     this.#key = key;
+    this.#kept = kept;
     this.#handlers = handlers;
-    this.#heading.textContent = instruction(call);
-    write(this.#find(".facts"), () => facts(call));
+    this.element.dataset.at = edit.at;
+    this.#heading.textContent = instruction(edit);
+    write(this.#find(".facts"), () => facts(edit));
     write(this.element, () => t("run.title", { prompt: this.prompt }), "aria-label");
     this.#rows = new Rows(this.#find(".rows"), this.#files("images"), this.#n, handlers);
     this.#button("download").hidden = this.#outputs.length < 2;
     this.#button("masks").hidden = !this.#files("mask").length;
-    this.#foldTitle();
-    this.#on("cancel", () => this.#abort.abort());
-    this.#on("again", () => this.#again());
+    this.#progress = new Progress(this.#find(".progress"), edit.at);
+    foldTexts([this.#heading, this.#find(".facts")], this.#button("fold"));
+    for (const output of edit.outputs) this.#show(output);
+    if (edit.state !== "running") this.#showEnd();
+    this.#on("cancel", () => this.cancel());
+    this.#on("refill", () => this.#handlers.refill());
+    this.#on("again", () => this.#handlers.again());
     this.#on("download", () => save(this.#done, "image-edits.zip"));
     this.#on("masks", () => save(this.#files("mask").map(({ name, file }) => ({ name, blob: file })), "masks.zip"));
     this.#on("curl", (button) => this.#copy(button, curlCall));
@@ -51,21 +63,41 @@ export class Run {
 
   /** The instruction, shortened. */
   get prompt() {
-    const prompt = instruction(this.#call);
+    const prompt = instruction(this.edit);
     return prompt.length > SHORT_CHARS ? `${prompt.slice(0, SHORT_CHARS)}…` : prompt;
   }
 
-  async start() {
+  /** Whether it runs, or has outputs. */
+  get isWorth() {
+    return this.edit.state === "running" || this.#done.length > 0;
+  }
+
+  /** Start the edit, or go on where it is, if it has not ended. */
+  async follow() {
+    if (this.edit.state !== "running") return;
     const count = this.#files("images").length;
-    this.#say("run.sending", () => ({ pictures: t("count.pictures", { count }) }));
+    if (this.edit.job) this.#progress.say("run.asking");
+    else this.#progress.say("run.sending", () => t("run.sending", { pictures: t("count.pictures", { count }) }));
+    const hear = {
+      started: (job) => {
+        this.edit.job = job;
+        this.#kept.change(this.edit);
+      },
+      lost: () => this.#progress.say("run.lost"),
+    };
     try {
-      for await (const event of streamEdit(this.#call, this.#key.value, this.#abort.signal)) this.#take(event);
-      const seconds = this.#seconds();
-      this.#end("done", () => t("run.done", { seconds }));
+      const events = follow(this.edit, this.#outputs.length, this.#key, this.#abort.signal, hear);
+      for await (const event of events) this.#take(event);
+      this.#end("done");
     } catch (error) {
-      if (this.#abort.signal.aborted) this.#end("cancelled", () => t("run.cancelled"));
-      else this.#fail(error);
+      if (this.#abort.signal.aborted) this.#end("cancelled");
+      else if (error.code !== "NOT_FOUND" || !(await this.#takeOver())) this.#fail(error);
     }
+  }
+
+  /** Cancel the edit, if it runs. */
+  cancel() {
+    if (this.edit.state === "running") this.#abort.abort();
   }
 
   focus() {
@@ -80,38 +112,59 @@ export class Run {
   // --- events ---
 
   #take(event) {
-    const place = event.input_index * this.#n + event.variant_index;
-    if (event.type === "image_edit.progress") this.#progress(event);
-    if (event.type === "image_edit.partial_image") this.#outputs[place].preview(event);
-    if (event.type === "image_edit.completed") this.#complete(place, event);
+    if (event.type === "image_edit.progress") this.#progress.show(event);
+    if (event.type === "image_edit.partial_image") this.#preview(event);
+    if (event.type === "image_edit.completed") this.#complete(event);
+    if (event.type === "image_edit.done") this.edit.seconds = event.usage.processing_time_seconds;
   }
 
-  #complete(place, event) {
-    const output = this.#outputs[place];
-    output.complete(event);
-    this.#seed = event.seed - place;
-    announce(t("output.done", { label: output.label, done: this.#done.length, all: this.#outputs.length }));
+  #preview(event) {
+    const output = this.#outputs[this.#placeOf(event)];
+    // Whoever comes back may have the output already.
+    if (!output.done) output.preview({ file: fileOf(event), size: event.size, number: event.partial_image_index + 1 });
+  }
+
+  #complete(event) {
+    const place = this.#placeOf(event);
+    if (this.#outputs[place].done) return;
+    const { size, seed, output_format } = event;
+    const output = { place, file: fileOf(event), size, seed, output_format };
+    this.edit.outputs.push(output);
+    this.#kept.change(this.edit, output);
+    this.#show(output);
+    const { label } = this.#outputs[place];
+    announce(t("output.done", { label, done: this.#done.length, all: this.#outputs.length }));
+  }
+
+  #show(output) {
+    this.#outputs[output.place].complete(output);
     this.#button("download").disabled = false;
   }
 
-  #progress({ steps_done, steps, place }) {
-    const bar = this.#find("progress");
-    if (place > 0) {
-      bar.removeAttribute("value");
-      this.#say(place === 1 ? "run.next" : "run.place", () => ({ place }));
-      return;
-    }
-    bar.max = steps;
-    bar.value = steps_done;
-    const seconds = this.#seconds();
-    this.#say("run.step", () => ({ done: steps_done, steps, seconds }));
+  #placeOf({ input_index, variant_index }) {
+    return input_index * this.#n + variant_index;
+  }
+
+  /** Take over how the edit has ended in another tab, which has its job deleted. Return whether it has. */
+  async #takeOver() {
+    const edit = await this.#kept.edit(this.edit.id);
+    if (!edit || edit.state === "running") return false;
+    this.edit = edit;
+    for (const output of edit.outputs) this.#show(output);
+    this.#showEnd();
+    return true;
   }
 
   #fail(error) {
     const isBug = !(error instanceof ApiError);
-    const make = () => (isBug ? t("run.bug", { reason: error.message }) : withFileNames(error, this.#call.files));
-    tell(this.#find(".problem"), error, make);
-    this.#end("failed", () => t("run.failed"));
+    const isGone = error.code === "NOT_FOUND";
+    const make = () => {
+      if (isBug) return t("run.bug", { reason: error.message });
+      return isGone ? t("run.gone") : withFileNames(error, this.edit.files);
+    };
+    this.edit.problem = { message: make(), code: isGone ? null : (error.code ?? null) };
+    this.#end("failed");
+    tell(this.#find(".problem"), this.edit.problem, make);
     if (isBug) throw error;
     if (error.status === 401) this.#key.refuse(error);
     if (error.isRefusal) this.#refuse(error, make);
@@ -121,72 +174,52 @@ export class Run {
   #refuse(error, make) {
     this.#button("again").hidden = true;
     if (this.#done.length) return;
-    this.#dispose();
     this.#handlers.refused(error, make);
   }
 
-  #end(state, make) {
-    this.element.dataset.state = state;
-    for (const output of this.#outputs) output.stop();
-    write(this.#find(".state"), make);
+  async #end(state) {
+    this.edit.state = state;
+    this.#showEnd();
     const outputs = t("count.outputs", { count: this.#outputs.length });
-    announce(t("run.ended", { state: make(), done: this.#done.length, outputs }));
+    announce(t("run.ended", { state: this.#ending(), done: this.#done.length, outputs }));
+    await this.#kept.change(this.edit);
+    // What is kept here takes no more room there. A job that is cancelled is deleted already.
+    if (state !== "cancelled" && this.#kept.holds(this.edit.id)) forgetJob(this.edit, this.#key);
+  }
+
+  #showEnd() {
+    this.element.dataset.state = this.edit.state;
+    for (const output of this.#outputs) output.stop();
+    write(this.#find(".state"), () => this.#ending());
+    if (this.edit.problem) tell(this.#find(".problem"), this.edit.problem);
     hide(this.#button("cancel"), this.#heading);
     this.#button("again").hidden = this.#done.length === this.#outputs.length;
     this.#button("remove").disabled = false;
   }
 
-  /** Say how far it is. `values`: function that returns those of the text. */
-  #say(key, values) {
-    write(this.#find(".state"), () => t(key, values()));
-    // Announce the queue and the start of the steps to screen readers, but not every step.
-    if (key !== this.#said) announce(t(key, values()));
-    this.#said = key;
+  #ending() {
+    if (this.edit.state === "done") return t("run.done", { seconds: this.edit.seconds.toFixed(1) });
+    return this.edit.state === "cancelled" ? t("run.cancelled") : t("run.failed");
   }
 
   // --- buttons ---
 
-  /** Show only the first lines of a long instruction, and a button for all of it. */
-  #foldTitle() {
-    const button = this.#button("fold");
-    const texts = [this.#heading, this.#find(".facts")];
-    const isCut = () => texts.some(({ scrollHeight, clientHeight }) => scrollHeight > clientHeight);
-    const isOpen = () => button.getAttribute("aria-expanded") === "true";
-    const observer = new ResizeObserver(() => (button.hidden = !isOpen() && !isCut()));
-    for (const text of texts) observer.observe(text);
-    write(button, () => (isOpen() ? t("run.fold") : t("run.unfold")));
-    this.#on("fold", () => {
-      button.setAttribute("aria-expanded", String(!isOpen()));
-      fill(button);
-    });
-  }
-
   async #copy(button, makeCall) {
+    const { files, fields, outputs } = this.edit;
     // With the edit's random seed, so that the copied call reproduces these pictures.
-    const seed = this.#seed === null ? {} : { seed: String(this.#seed) };
-    const call = { ...this.#call, fields: { ...this.#call.fields, ...seed } };
-    await copy(makeCall(call, this.#key.needed));
+    const [{ seed, place } = {}] = outputs;
+    const seeded = outputs.length ? { ...fields, seed: String(seed - place) } : fields;
+    await copy(makeCall({ files, fields: seeded }, this.#key.needed));
     const name = () => t(button.dataset.text);
     announce(t("run.copied.what", { what: name() }));
     write(button, () => t("run.copied"));
     setTimeout(() => write(button, name), COPIED_MS);
   }
 
-  /** Start the same edit again. This one is removed, unless it has outputs. */
-  #again() {
-    if (!this.#done.length) this.#dispose();
-    this.#handlers.again();
-  }
-
-  #dispose() {
-    this.element.remove();
-    this.release();
-  }
-
   // --- parts ---
 
   get #n() {
-    return Number(this.#call.fields.n);
+    return Number(this.edit.fields.n);
   }
 
   get #outputs() {
@@ -202,11 +235,7 @@ export class Run {
   }
 
   #files(field) {
-    return this.#call.files.filter((file) => file.field === field);
-  }
-
-  #seconds() {
-    return ((performance.now() - this.#started) / 1000).toFixed(1);
+    return this.edit.files.filter((file) => file.field === field);
   }
 
   #find(selector) {

@@ -65,6 +65,14 @@ export class Shelf {
     for (const picture of former) this.#drop(picture);
   }
 
+  /** Put pictures that were chosen before, [{ file, before }], in place of all that are chosen. */
+  put(pictures) {
+    for (const picture of this.chosen) this.#drop(picture);
+    this.chosen = pictures.map(({ file, before }) => Object.assign(this.#item(file), { before }));
+    this.complain(() => "");
+    this.#rules.changed();
+  }
+
   /** Show what is wrong. `make`: function that returns the message. */
   complain(make) {
     write(this.#field.querySelector(".problem"), make);

@@ -156,7 +156,7 @@ class Caller:
         self._right("streams", edit, _outputs(events))
 
     async def _page(self, edit: Edit) -> None:
-        """Read a stream as the page does: event by event, with all previews."""
+        """Read a stream event by event, with all previews, and see that none comes twice."""
         form = edit.form(stream="true", partial_images=str(_PREVIEWS))
         start_s = time.monotonic()
         async with self.client.stream("POST", hostile.EDITS, **form) as response:
