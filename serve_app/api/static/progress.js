@@ -1,11 +1,15 @@
 // The line of a running edit: a bar, and in words how far it is.
 
 import { announce } from "./dom.js";
+import { Pace } from "./pace.js";
 import { t, write } from "./texts.js";
+
+const LONG_S = 90;
 
 export class Progress {
   #element;
   #at;
+  #pace = new Pace();
   /** The key of what is said. */
   #said = "";
 
@@ -16,8 +20,10 @@ export class Progress {
   }
 
   /** Show an event: image_edit.progress. */
-  show({ steps_done: done, steps, place }) {
+  show(event) {
+    const { steps_done: done, steps, place } = event;
     const bar = this.#element.querySelector("progress");
+    const left = this.#pace.left(event, performance.now());
     if (place > 0) {
       const key = place === 1 ? "run.next" : "run.place";
       bar.removeAttribute("value");
@@ -27,7 +33,7 @@ export class Progress {
     bar.max = steps;
     bar.value = done;
     const seconds = ((Date.now() - this.#at) / 1000).toFixed(1);
-    this.say("run.step", () => t("run.step", { done, steps, seconds }));
+    this.say("run.step", () => [t("run.step", { done, steps, seconds }), timeLeft(left)].filter(Boolean).join(" · "));
   }
 
   /** Say how far it is. `key`: of the text; `make`: function that returns it. */
@@ -37,4 +43,10 @@ export class Progress {
     if (key !== this.#said) announce(make());
     this.#said = key;
   }
+}
+
+function timeLeft(seconds) {
+  if (seconds === null) return "";
+  const isShort = seconds < LONG_S;
+  return t(isShort ? "run.left" : "run.left.minutes", { count: Math.ceil(isShort ? seconds : seconds / 60) });
 }

@@ -143,6 +143,8 @@ export default {
     "run.next": "Next in the queue",
     "run.place": "Place {place} in the queue",
     "run.step": "Step {done} of {steps} · {seconds} s",
+    "run.left": { one: "about {count} s left", other: "about {count} s left" },
+    "run.left.minutes": { one: "about {count} minute left", other: "about {count} minutes left" },
     "run.done": "Done in {seconds} s",
     "run.cancelled": "Cancelled",
     "run.failed": "Failed",

@@ -141,6 +141,8 @@ export default {
     "run.next": "排队中，下一个就是",
     "run.place": "排队中，第 {place} 位",
     "run.step": "第 {done} 步，共 {steps} 步 · {seconds} 秒",
+    "run.left": "约剩 {count} 秒",
+    "run.left.minutes": "约剩 {count} 分钟",
     "run.done": "已完成，用时 {seconds} 秒",
     "run.cancelled": "已取消",
     "run.failed": "失败",
