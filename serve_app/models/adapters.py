@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import hf_hub_download
 from peft.tuners.lora import Linear as LoraLinear
 from peft.tuners.lora import LoraLayer
@@ -172,24 +173,47 @@ def _kind(path: str) -> Kind:
 
 
 def _read(pipeline: Any, lora: LoraSettings) -> dict[str, Factors]:
-    """Return the factors of an adapter by the path of their Linear. The pipeline stays as it is."""
+    """Return the factors of an adapter by the path of their Linear, of the transformer's type and on its device."""
     file = _file(lora)
     with safe_open(file, framework="pt") as weights:
         unserved = [key for key in weights.keys() if "dora_scale" in key or "magnitude" in key]  # noqa: SIM118
     if unserved:
         raise ValueError(f"{file.name} is a DoRA ({unserved[0]}), which cannot be added for one row; use a plain LoRA")
-    where = {"weight_name": file.name, "use_safetensors": True}
-    layers = sum("lora_A" in key for key in pipeline.lora_state_dict(str(file.parent), **where))
-    pipeline.load_lora_weights(str(file.parent), adapter_name=_READING, **where)
-    read = {path: module for path, module in pipeline.transformer.named_modules() if isinstance(module, LoraLayer)}
+    state, metadata = pipeline.lora_state_dict(
+        str(file.parent), weight_name=file.name, use_safetensors=True, return_lora_metadata=True
+    )
+    if unserved := [key for key in state if "lora" not in key]:
+        raise ValueError(f"{file.name} is no LoRA: it has {unserved[0]}")
+    downs = [key for key in state if "lora_A" in key]
+    if halves := [key for key in downs if key.replace("lora_A", "lora_B") not in state]:
+        raise ValueError(f"{file.name} is damaged: it lacks the other half of {halves[0]}")
+    skeleton = _skeleton(pipeline.transformer)
+    pipeline.load_lora_into_transformer(
+        state, skeleton, adapter_name=_READING, metadata=metadata, low_cpu_mem_usage=True
+    )
+    read = {path: module for path, module in skeleton.named_modules() if isinstance(module, LoraLayer)}
     factors = {path: _factors(path, layer) for path, layer in read.items()}
-    pipeline.unload_lora_weights()
-    if len(factors) != layers:
+    if len(factors) != len(downs):
         raise ValueError(
-            f"only {len(factors)} of the {layers} layers in {file.name} are layers of this model; is it made for "
+            f"only {len(factors)} of the {len(downs)} layers in {file.name} are layers of this model; is it made for "
             "another model?"
         )
     return factors
+
+
+def _skeleton(transformer: Any) -> Any:
+    """Return a transformer of the same layers, type and device, in which one number stands for all of a weight's.
+
+    The layers of this one may be quantised, or have adapters, and peft has another class for each.
+    """
+    with init_empty_weights():
+        skeleton = type(transformer).from_config(transformer.config)
+    number = torch.zeros(1, dtype=transformer.dtype, device=transformer.device)
+    for module in skeleton.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            # Not on `meta`, to which peft (0.21) would move what it reads.
+            setattr(module, name, nn.Parameter(number.expand(weight.shape), requires_grad=False))
+    return skeleton
 
 
 def _factors(path: str, layer: LoraLayer) -> Factors:

@@ -129,6 +129,18 @@ class TestRefusals:
         save_file({**weights, name: torch.ones(1)}, file)
         self.refuse(random_model_folder, r"model\.adapters\.bad: .*DoRA", source=str(folder))
 
+    def test_one_that_is_damaged(self, random_model_folder, tmp_path):
+        folder = write_adapter(tmp_path, TARGETS["attention"])
+        file = folder / "pytorch_lora_weights.safetensors"
+        weights = load_file(file)
+        del weights[next(name for name in weights if "lora_B" in name)]
+        save_file(weights, file)
+        self.refuse(random_model_folder, r"model\.adapters\.bad: .*lacks the other half of", source=str(folder))
+
+    def test_one_of_another_kind(self, random_model_folder, tmp_path):
+        save_file({"transformer.proj_out.lokr_w1": torch.ones(1)}, tmp_path / "lokr.safetensors")
+        self.refuse(random_model_folder, r"model\.adapters\.bad: .* is no LoRA: it has", source=str(tmp_path))
+
     def test_one_of_another_model(self, random_model_folder, tmp_path):
         folder = write_adapter(tmp_path, TARGETS["attention"])
         file = folder / "pytorch_lora_weights.safetensors"
