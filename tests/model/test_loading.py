@@ -165,6 +165,11 @@ def test_weights_are_read_to_the_device_without_a_copy_on_the_host(random_model_
         assert part.dtype == torch.bfloat16
 
 
+def test_the_head_that_nothing_uses_takes_no_memory(random_model_folder):
+    text_encoder = loading.load(ModelSettings(source=str(random_model_folder))).pipeline.text_encoder
+    assert not [name for name, _ in text_encoder.named_parameters() if name.startswith("lm_head")]
+
+
 def test_the_log_names_each_part_before_and_after_it_is_read(random_model_folder, caplog):
     caplog.set_level("INFO", logger="ray.serve")
     loading.load(ModelSettings(source=str(random_model_folder)))
