@@ -9,7 +9,7 @@ BIN := .venv/bin
 # With this variable set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-unit test-slow browser litellm test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
+.PHONY: run test test-unit test-slow browser litellm quantization test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
 
 run: install  ## install what is missing and serve on 127.0.0.1:8000 (MODEL=Qwen/Qwen-Image-Edit make run; HOST, PORT)
 	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
@@ -24,9 +24,10 @@ PYTEST := CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 QUICK := -m "not gpu and not slow"
 
 # After the unit tests, the tests that share fixtures by file, and then those that share one Ray cluster.
-test: test-unit browser  ## run the tests without a model, then all others but the slow ones
-	$(PYTEST) $(QUICK) --ignore tests/unit --ignore tests/cluster --numprocesses 2 --dist loadfile
+test: test-unit browser quantization  ## run the tests without a model, then all others but the slow ones
+	$(PYTEST) $(QUICK) --ignore tests/unit --ignore tests/cluster --ignore tests/quantized --numprocesses 2 --dist loadfile
 	$(PYTEST) $(QUICK) tests/cluster
+	PYTHONPATH=$(QUANTIZATION) $(PYTEST) $(QUICK) tests/quantized
 
 test-unit: install  ## run the tests without Ray and without a model, about a minute
 	$(PYTEST) tests/unit --numprocesses 2 --dist worksteal
@@ -48,6 +49,17 @@ litellm: .venv/litellm/.installed  ## install LiteLLM for a test of clients; a p
 .venv/litellm/.installed: tests/litellm/requirements.txt | .venv/.installed
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv/litellm
 	$(BIN)/uv pip install --python .venv/litellm/bin/python --requirements $<
+	@touch $@
+
+# Beside the environment: where torchao (0.18) is installed, every process of diffusers logs warnings. Compiled at once, since
+# that warns too, which is an error in tests.
+QUANTIZATION := .venv/quantization
+quantization: $(QUANTIZATION)/.installed  ## install what model.quantization needs, for its tests; a part of make test
+
+$(QUANTIZATION)/.installed: pyproject.toml constraints.txt | .venv/.installed
+	rm -rf $(QUANTIZATION)
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --target $(QUANTIZATION) --no-deps \
+		--compile-bytecode torchao bitsandbytes gguf
 	@touch $@
 
 test-gpu: install  ## run the tests that need a GPU

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -32,6 +32,11 @@ OPENAI_MODELS = (
     "dall-e-2",
 )
 """Names of OpenAI's models that edit, which many clients have built in and cannot change (openai 3.54)."""
+
+NO_QUANTIZATION: Literal["none"] = "none"
+GGUF = "gguf:"
+"""What a quantisation by a file begins with."""
+QuantizationKind = Literal["none", "int8", "int8-dynamic", "fp8", "fp8-dynamic", "nf4"]
 
 # An origin as browsers write it, since origins are compared letter by letter.
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
@@ -170,6 +175,15 @@ class ModelSettings(Settings):
         None, description="a diffusers attention backend, such as `_native_flash`; unset: PyTorch chooses"
     )
     compile: bool = Field(False, description="compile the transformer's repeated blocks")
+    quantization: str = Field(
+        NO_QUANTIZATION,
+        description="weights of the transformer's blocks: `none`, `int8`, `int8-dynamic`, `fp8`, `fp8-dynamic`, "
+        "`nf4`, or `gguf:FILE`, a file here or OWNER/NAME/FILE on the hub. `dynamic`: activations too. Needs the extra "
+        "`quantization`",
+    )
+    text_encoder_quantization: QuantizationKind = Field(
+        NO_QUANTIZATION, description="weights of the text encoder's language model"
+    )
     offload: Literal["none", "model", "sequential"] = Field(
         "none",
         description="keep weights in host memory and move them to the GPU for use: `model`, one component at a time; "
@@ -228,6 +242,25 @@ class ModelSettings(Settings):
                 raise ValueError(f"model.quality.{quality}: there is no {preset_name!r} in model.presets; add it there")
         return self
 
+    @field_validator("quantization")
+    @classmethod
+    def _check_quantization(cls, kind: str) -> str:
+        kinds = get_args(QuantizationKind)
+        if kind in kinds or (kind.startswith(GGUF) and kind.endswith(".gguf")):
+            return kind
+        raise ValueError(
+            f"model.quantization: {kind!r} is unknown; it may be {', '.join(kinds)} or gguf:FILE with a .gguf file"
+        )
+
+    @model_validator(mode="after")
+    def _refuse_fused_gguf(self) -> "ModelSettings":
+        if self.loras and self.quantization.startswith(GGUF):
+            raise ValueError(
+                "model.loras are fused before weights are quantised, but those of a GGUF file are already; name them "
+                "in model.adapters, or choose another model.quantization"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_offload(self) -> "ModelSettings":
         if self.offload != "none" and self.device == "cpu":
@@ -235,7 +268,16 @@ class ModelSettings(Settings):
                 "model.offload moves weights between a GPU and the host, but with model.device: cpu there is no GPU; "
                 "set model.offload: none"
             )
+        if self.offload == "sequential" and (self.quantization.startswith(GGUF) or "nf4" in self._quantizations):
+            raise ValueError(
+                "model.offload: sequential takes layers apart, which those of nf4 and of GGUF files do not survive "
+                "(accelerate 1.15); set model.offload: model, or quantise to int8 or fp8"
+            )
         return self
+
+    @property
+    def _quantizations(self) -> tuple[str, str]:
+        return self.quantization, self.text_encoder_quantization
 
 
 class EngineSettings(Settings):

@@ -10,7 +10,7 @@ from serve_app.models import loading
 from serve_app.models.loading import LoadedModel
 from serve_app.request import EditRequest
 from serve_app.settings import BUILTIN_TINY, ModelSettings
-from training.evaluate import edit_all, psnr_db
+from training.evaluate import Picture, edit_all, psnr_db
 from training.instructions import IDENTITY, INSTRUCTIONS, Instruction
 from training.photos import Held, evaluation_pictures
 
@@ -27,32 +27,37 @@ class Row:
     confirmed: float
 
 
+Edit = tuple[Instruction, Held, int]
+"""An instruction, the picture that it is for, and the seed."""
+
+
 def curve(
     model: LoadedModel, steps: Sequence[int], pictures: int, instructions: Sequence[Instruction] = INSTRUCTIONS
 ) -> list[Row]:
     """Return a row for the default number of steps of a model, and then one for each of `steps`."""
+    edits = taught_edits(model, pictures, instructions)
+    full = make(model, edits, model.default_steps)
+    rows = []
+    for count in (model.default_steps, *steps):
+        results = full if count == model.default_steps else make(model, edits, count)
+        rows.append(Row(count, mean_db(results, full), confirmed_share(edits, results)))
+    return rows
+
+
+def taught_edits(model: LoadedModel, pictures: int, instructions: Sequence[Instruction] = INSTRUCTIONS) -> list[Edit]:
+    """Return the edits of so many pictures by each instruction, at the model's native size."""
     side = round(model.pipeline.config.native_area**0.5)
     scenes, photos = (evaluation_pictures((side, side), pictures, sky=sky) for sky in (True, False))
-    edits = [
+    return [
         (instruction, each, index)
         for instruction in instructions
         if instruction is not IDENTITY
         for index, each in enumerate(scenes if instruction.needs_sky else photos)
     ]
-    full = _edit(model, edits, model.default_steps)
-    rows = []
-    for count in (model.default_steps, *steps):
-        results = full if count == model.default_steps else _edit(model, edits, count)
-        own_db = np.mean([psnr_db(one, other) for one, other in zip(results, full, strict=True)])
-        confirmed = [
-            instruction.confirm(each.pixels, result)
-            for (instruction, each, _), result in zip(edits, results, strict=True)
-        ]
-        rows.append(Row(count, float(own_db), float(np.mean(confirmed))))
-    return rows
 
 
-def _edit(model: LoadedModel, edits: Sequence[tuple[Instruction, Held, int]], steps: int) -> list[np.ndarray]:
+def make(model: LoadedModel, edits: Sequence[Edit], steps: int) -> list[Picture]:
+    """Return the result of each edit."""
     requests = [
         EditRequest(
             images=[each.pixels],
@@ -64,6 +69,19 @@ def _edit(model: LoadedModel, edits: Sequence[tuple[Instruction, Held, int]], st
         for instruction, each, seed in edits
     ]
     return edit_all(model.pipeline, requests)
+
+
+def mean_db(results: Sequence[Picture], others: Sequence[Picture]) -> float:
+    """Return the mean PSNR of results to others."""
+    return float(np.mean([psnr_db(one, other) for one, other in zip(results, others, strict=True)]))
+
+
+def confirmed_share(edits: Sequence[Edit], results: Sequence[Picture]) -> float:
+    """Return the share of the results that show what their instruction asks for."""
+    confirmed = [
+        instruction.confirm(each.pixels, result) for (instruction, each, _), result in zip(edits, results, strict=True)
+    ]
+    return float(np.mean(confirmed))
 
 
 def table(rows: Sequence[Row]) -> str:

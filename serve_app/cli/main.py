@@ -163,6 +163,7 @@ def serve(read: Callable[[], AppSettings], host: str, port: int) -> None:
 
     The same as `python -m serve_app`. Clusters use serve_config.yaml.
     """
+    from serve_app.models.quantization import check_quantization
     from serve_app.models.source import check_source
 
     try:
@@ -170,6 +171,7 @@ def serve(read: Callable[[], AppSettings], host: str, port: int) -> None:
         # Ray would start all processes three times before it says that one of these cannot be used.
         keys = load_keys(settings.auth)
         check_source(settings.model)
+        check_quantization(settings.model)
         check_token_mode()
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None

@@ -3,15 +3,17 @@
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import hf_hub_download
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
@@ -20,9 +22,11 @@ from serve_app.models.device import grow_segments
 from serve_app.models.families import PIPELINES
 from serve_app.models.packed import VarlenAttention, pack
 from serve_app.models.pipeline import StepwisePipeline
+from serve_app.models.quantization import check_device, check_quantization, chosen
+from serve_app.models.quantizers import quantize, read_gguf
 from serve_app.models.source import check_source
 from serve_app.models.vision import attend_at_once, merge_windows
-from serve_app.settings import BUILTINS, ModelSettings
+from serve_app.settings import BUILTINS, GGUF, ModelSettings
 
 logger = logging.getLogger("ray.serve")
 
@@ -31,6 +35,8 @@ BUILTIN_GUIDANCE = 2.0
 CPU_MAX_SAMPLES = 8
 # Samples in one forward by GPU memory, as the requirements of this server set them: (least GB, samples).
 GPU_MAX_SAMPLES = ((25, 10), (12, 5), (0, 2))
+
+_HOST = torch.device("cpu")
 
 # The parts of a QwenImageEditPipeline that have weights.
 _WEIGHTS: dict[str, Any] = {
@@ -69,19 +75,24 @@ def load(settings: ModelSettings) -> LoadedModel:
 
     Raises ValueError or OSError for a model or a setting that cannot be used. Every call loads the model anew.
     """
+    check_quantization(settings)
     device = _device(settings)
+    dtype = _dtype(settings, device)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    check_device(settings, capability, str(dtype).removeprefix("torch."))
     if device.type == "cpu":
         # Ray 2.60 sets OMP_NUM_THREADS to an actor's num_cpus, usually 1.
         torch.set_num_threads(settings.cpu_threads or len(os.sched_getaffinity(0)))
     else:
         grow_segments()
     # With offload, diffusers' hooks move the weights.
-    pipeline = _read(settings, _dtype(settings, device), device if settings.offload == "none" else torch.device("cpu"))
+    pipeline = _read(settings, dtype, device if settings.offload == "none" else _HOST)
     _check_scheduler(pipeline)
     for lora in settings.loras:
         pipeline.load_lora_weights(lora.source, weight_name=lora.weight_name, use_safetensors=True)
         pipeline.fuse_lora(lora_scale=lora.scale)
         pipeline.unload_lora_weights()
+    _quantize(pipeline, settings, device)
     pipeline.adapters = load_adapters(pipeline, settings.adapters)
     _tune(pipeline, settings, device)
     _place(pipeline, settings, device)
@@ -123,27 +134,56 @@ def _read(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> 
     folder, kind = source.location, PIPELINES[source.family]
     if not Path(folder).is_dir():
         with _reporting(f"downloading {folder}, if it is not here"):
-            folder = kind.download(folder, revision=settings.revision, use_safetensors=True)
-    pipeline: StepwisePipeline = kind.from_pretrained(folder, **read_weights(folder, dtype, device), dtype=dtype)
+            folder = _download(kind, folder, settings)
+    weights = read_weights(folder, dtype, device, chosen(settings))
+    pipeline: StepwisePipeline = kind.from_pretrained(folder, **weights, dtype=dtype)
     if settings.native_area is not None:
         pipeline.register_to_config(native_area=settings.native_area)
     return pipeline
 
 
-def read_weights(folder: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def _download(kind: Any, source: str, settings: ModelSettings) -> str:
+    """Return the folder of a model of the hub. Without a transformer whose weights are in another file."""
+    left_out = {"transformer": None} if settings.quantization.startswith(GGUF) else {}
+    folder: str = kind.download(source, revision=settings.revision, use_safetensors=True, **left_out)
+    if left_out:
+        hf_hub_download(source, "transformer/config.json", revision=settings.revision)
+    return folder
+
+
+def read_weights(
+    folder: str, dtype: torch.dtype, device: torch.device, quantized: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Read the parts with weights, file by file and straight to `device`: host memory holds no copy of a part.
 
+    Those of `quantized` are read to the host, where their files are mapped into memory and not copied (diffusers 0.42).
     Logs a line before and after each, since the published transformer alone has 41 GB.
     """
     parts = {}
     for number, (name, kind) in enumerate(_WEIGHTS.items(), 1):
-        with _reporting(f"reading {name} to {device}, part {number} of {len(_WEIGHTS)}"):
-            parts[name] = kind.from_pretrained(
-                folder, subfolder=name, dtype=dtype, device_map={"": device}, use_safetensors=True
-            )
+        quantization = quantized.get(name)
+        place = device if quantization is None or quantization.startswith(GGUF) else _HOST
+        with _reporting(f"reading {name} to {place}, part {number} of {len(_WEIGHTS)}"):
+            if quantization is not None and quantization.startswith(GGUF):
+                parts[name] = read_gguf(quantization, folder, dtype, place)
+            else:
+                parts[name] = kind.from_pretrained(
+                    folder, subfolder=name, dtype=dtype, device_map={"": place}, use_safetensors=True
+                )
     # It turns states into words, which nothing here asks for: 1.1 GB of the published model.
     parts["text_encoder"].lm_head = torch.nn.Identity()
     return parts
+
+
+def _quantize(pipeline: StepwisePipeline, settings: ModelSettings, device: torch.device) -> None:
+    """Quantise what the settings say, layer by layer on `device`. Raises ValueError if a layer stays as it was."""
+    for part, kind in chosen(settings).items():
+        if not kind.startswith(GGUF):
+            with _reporting(f"quantising {part} to {kind} on {device}"):
+                quantize(part, getattr(pipeline, part), kind, device)
+                if settings.offload != "none":
+                    # The GPU has no room for the next part beside this one.
+                    getattr(pipeline, part).to(_HOST)
 
 
 @contextmanager

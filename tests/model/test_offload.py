@@ -21,7 +21,7 @@ def test_offloaded_weights_give_the_same_pictures_again_and_again(random_model, 
     offloaded = build_random_model()
     getattr(offloaded, offload)(device="cpu")
     parts = offloaded.text_encoder, offloaded.transformer
-    _run_on_host(parts)
+    run_on_host(parts)
     hooks = [part._hf_hook for part in parts]
     expected = edit(random_model, [request(num_inference_steps=2)])[0]
     for _ in range(2):
@@ -32,7 +32,7 @@ def test_offloaded_weights_give_the_same_pictures_again_and_again(random_model, 
         assert {part.device for part in parts} == {GPU}
 
 
-def _run_on_host(parts: Sequence[torch.nn.Module]) -> None:
+def run_on_host(parts: Sequence[torch.nn.Module]) -> None:
     """Have hooks use the host as it is named, not `cpu:0`, from which accelerate 1.15 makes copies without a class."""
     for module in (module for part in parts for module in part.modules()):
         hook = getattr(module, "_hf_hook", None)
