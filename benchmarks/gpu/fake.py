@@ -5,6 +5,7 @@ and an operation between both raises FakeTensorDeviceMismatchError, as a GPU wou
 """
 
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,8 @@ class Counts:
     `operations`: how often each operation but views ran, about one launch of a kernel each; attention is one. `flop`:
     of products, convolutions and attention. `waits`: the functions that waited until the device had done all of its
     work, and how often. `uploads`: those that copied from the CPU. `late_uploads`: those of them that came after a
-    product, a convolution or attention: a copy from ordinary memory waits for what is queued before it.
+    product, a convolution or attention: a copy from ordinary memory waits for what is queued before it. `peak_bytes`:
+    the most that tensors took at once, of those made since the counting began; not what kernels take for themselves.
     """
 
     operations: Counter[str] = field(default_factory=Counter)
@@ -54,6 +56,7 @@ class Counts:
     waits: Counter[str] = field(default_factory=Counter)
     uploads: Counter[str] = field(default_factory=Counter)
     late_uploads: Counter[str] = field(default_factory=Counter)
+    peak_bytes: int = 0
 
     @property
     def launches(self) -> int:
@@ -117,6 +120,8 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, counts: Counts) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._counts = counts
+        self._held: set[int] = set()
+        self._held_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -140,11 +145,29 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._counts.waits[_caller()] += 1
             result = tree_map_only(torch.Tensor, _upload, known)
         self._count(func, tensors, args, kwargs, result)
+        self._hold(result, on_cuda)
         if known is not None:
             _remember(result, known)
         elif func._schema.is_mutable:
             _remember(args[0], None)
         return result
+
+    def _hold(self, result: Any, inputs: Sequence[torch.Tensor]) -> None:
+        """Count the bytes of new storages until they are freed."""
+        known = self._held | {tensor.untyped_storage()._cdata for tensor in inputs}
+        for tensor in tree_flatten(result)[0]:
+            if not isinstance(tensor, FakeTensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in known:
+                self._held.add(storage._cdata)
+                self._held_bytes += storage.nbytes()
+                weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
+        self._counts.peak_bytes = max(self._counts.peak_bytes, self._held_bytes)
+
+    def _release(self, storage: int, size: int) -> None:
+        self._held.remove(storage)
+        self._held_bytes -= size
 
     def _download(self, func: Any, args: Any, kwargs: Any) -> torch.Tensor:
         """Return the values on the CPU, zeros where they are not known."""

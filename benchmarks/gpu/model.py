@@ -53,7 +53,7 @@ class ModelSize:
         return TransformerCost(self.transformer["num_layers"], width)
 
 
-def _published(*, depth: float) -> ModelSize:
+def published_size(*, depth: float) -> ModelSize:
     """Return the configuration of Qwen/Qwen-Image-Edit, with a share of the layers of transformer and text encoder."""
     return ModelSize(
         native_side=1024,
@@ -115,7 +115,7 @@ _TINY = ModelSize(
     vae={"base_dim": 8, "num_res_blocks": 1},
 )
 
-SIZES = {"full": _published(depth=1), "half": _published(depth=0.5), "tiny": _TINY}
+SIZES = {"full": published_size(depth=1), "half": published_size(depth=0.5), "tiny": _TINY}
 """`full`: 58 GB in bf16. `half`: half the layers of transformer and text encoder, for cards of 40 GB and more; a step
 takes half as long, the share of the floor is much the same. `tiny`: for a CPU, to show that the script runs."""
 

@@ -8,9 +8,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.fake import CUDA, FakeCuda
 from benchmarks.gpu.launches import EIGHT, LONE, MIXES, Edit, build, computed_flop, count_stages, count_step, report
-from benchmarks.gpu.model import SIZES
+from benchmarks.gpu.model import SIZES, published_size
 from serve_app.images.geometry import Size
 from serve_app.models.families import StepwiseQwenImageEditPipeline
+from serve_app.models.footprint import PartSize, Weights
+from serve_app.models.memory import estimate
+from serve_app.settings import AppSettings, ModelSettings
 
 Published = tuple[FakeCuda, StepwiseQwenImageEditPipeline]
 
@@ -46,6 +49,27 @@ def test_a_packed_step_costs_what_its_rows_cost(published: Published):
     rows = [Edit(Size(512, 512), 370, 350), Edit(Size(1456, 720), 1460), Edit(Size(128, 256), 60, 41), *LONE]
     counts, states = count_step(*published, rows)
     assert counts.flop == pytest.approx(computed_flop(SIZES["full"], states), rel=0.001)
+
+
+@pytest.mark.parametrize("tiling", [False, True])
+def test_the_work_of_an_edit_takes_the_memory_that_is_estimated(tiling: bool):
+    """Of the published widths; the number of layers makes no difference."""
+    cuda, size = FakeCuda(), published_size(depth=1 / 30)
+    with cuda.counting():
+        pipeline = build(cuda, size)
+    pipeline.vae.enable_tiling() if tiling else pipeline.vae.disable_tiling()
+    held = {stage: counts.peak_bytes for stage, counts in count_stages(cuda, pipeline, size).items()}
+    settings = AppSettings(model=ModelSettings(vae_tiling=tiling))
+    estimated = estimate(settings, Weights({"transformer": PartSize(1)}, 3072), 2).work_bytes
+    assert 0.9 * estimated <= max(held.values()) <= estimated, held
+    assert max(held, key=lambda stage: held[stage]) in (("step, new rows",) if tiling else ("preview", "decode"))
+
+
+def test_the_memory_of_a_step_grows_with_its_tokens(published: Published):
+    held = count_step(*published, MIXES["eight guided samples, eight shapes"])[0].peak_bytes
+    size = Weights({"transformer": PartSize(1)}, 3072)
+    settings = AppSettings.model_validate({"engine": {"batch_tokens": 16 * 8192}})
+    assert 0.9 * estimate(settings, size, 2).work_bytes <= held <= estimate(settings, size, 2).work_bytes
 
 
 @pytest.mark.parametrize(

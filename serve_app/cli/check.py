@@ -109,7 +109,7 @@ def check_installation(read: Callable[[], AppSettings]) -> Iterator[Finding]:
         return
     yield from keys(settings.auth)
     yield from _ray_disk()
-    yield from _model(settings.model)
+    yield from _model(settings)
 
 
 def packages(distribution: str) -> Iterator[Finding]:
@@ -153,25 +153,50 @@ def _ray_disk() -> Iterator[Finding]:
         yield Finding("ok", what)
 
 
-def _model(settings: ModelSettings) -> Iterator[Finding]:
+def _model(settings: AppSettings) -> Iterator[Finding]:
+    model = settings.model
     try:
         import serve_app.models.loading  # noqa: F401 - loads both
-        from serve_app.models.footprint import weights
+        from serve_app.models.footprint import weights_of
         from serve_app.models.source import check_source
     except Exception as error:
         # Any: a torch and a torchvision from different indexes raise RuntimeError.
         yield Finding("problem", f"PyTorch and diffusers cannot be loaded: {_first_line(error)}", _INSTALL)
         return
     gpu, reason = Gpu.found()
-    device = gpu if settings.device != "cpu" else None
-    yield from _device(settings, device, reason)
+    device = gpu if model.device != "cpu" else None
+    yield from _device(model, device, reason)
+    yield from quantization(model, device)
     try:
-        size = weights(check_source(settings).location, settings.revision)
+        size = weights_of(model, check_source(model).location)
     except (ValueError, OSError) as error:
         advice = f"a directory with model_index.json, a hub id that can be reached from here, or {BUILTIN_TINY}"
-        yield Finding("problem", f"model {settings.source}: {_first_line(error)}", advice)
+        yield Finding("problem", f"model {model.source}: {_first_line(error)}", advice)
         return
     yield from room(settings, size, device, available_memory())
+
+
+def quantization(settings: ModelSettings, gpu: Gpu | None) -> Iterator[Finding]:
+    """Yield whether packages and device can do the quantisation of the settings; nothing if there is none."""
+    from serve_app.models.quantization import check_device, check_quantization, chosen
+
+    try:
+        check_quantization(settings)
+        # Of a GPU that is not here, nothing is known.
+        if gpu is not None or settings.device != "cuda":
+            check_device(settings, gpu.capability if gpu else None, _dtype(settings, gpu))
+    except ValueError as error:
+        yield Finding("problem", str(error))
+        return
+    if kinds := chosen(settings):
+        words = ", ".join(f"{part} as {kind}" for part, kind in kinds.items())
+        yield Finding("ok", f"quantised weights: {words}")
+
+
+def _dtype(settings: ModelSettings, gpu: Gpu | None) -> str:
+    """Return the type of what is not quantised."""
+    on_gpu = gpu is not None or settings.device == "cuda"
+    return settings.dtype if settings.dtype != "auto" else "bfloat16" if on_gpu else "float32"
 
 
 def _device(settings: ModelSettings, gpu: Gpu | None, reason: str) -> Iterator[Finding]:
@@ -187,19 +212,27 @@ def _device(settings: ModelSettings, gpu: Gpu | None, reason: str) -> Iterator[F
         yield Finding("warning", f"no GPU: an edit may take hours. {reason}".strip(), _FIND_GPU)
 
 
-def room(settings: ModelSettings, size: "Weights", gpu: Gpu | None, memory_bytes: int) -> Iterator[Finding]:
-    """Compare the size of the weights with the free bytes of the disk, if they are downloaded, and of GPU or memory."""
+def room(settings: AppSettings, size: "Weights", gpu: Gpu | None, memory_bytes: int) -> Iterator[Finding]:
+    """Compare what the model takes with the free bytes of the disk, if it is downloaded, and of GPU and memory."""
+    from serve_app.models.memory import RESERVE_BYTES, estimate
+
+    model = settings.model
     if size.download_folder is not None:
         free_bytes = Disk.of(size.download_folder).free_bytes
         advice = "make room, or set HF_HOME to another disk"
         yield _fits(f"download into {size.download_folder}", size.download_bytes, free_bytes, advice)
-    is_float32 = settings.dtype == "float32" or (settings.dtype == "auto" and gpu is None)
-    needed_bytes = size.parameters * (4 if is_float32 else 2)
-    if gpu is not None and settings.offload == "none":
-        advice = "set model.offload, free the GPU, or take a larger one"
-        yield _fits("weights on the GPU, without the work beside them", needed_bytes, gpu.free_bytes, advice)
-    else:
-        yield _fits("weights in memory", needed_bytes, memory_bytes, "take a machine with more memory")
+    memory = estimate(settings, size, 4 if _dtype(model, gpu) == "float32" else 2)
+    what = (
+        f"GPU memory, of which {_gb(memory.weights_bytes)} weights, {_gb(memory.work_bytes)} for a guided edit and "
+        f"{_gb(RESERVE_BYTES)} for CUDA itself (computed)"
+    )
+    if gpu is not None:
+        advice = "set model.quantization or model.offload, free the GPU, or take a larger one"
+        yield _fits(what, memory.gpu_bytes, gpu.free_bytes, advice)
+    elif model.device == "cuda":
+        yield Finding("warning", f"{what}: {_gb(memory.gpu_bytes)}", "take a GPU that has as much")
+    if model.offload != "none" or (gpu is None and model.device != "cuda"):
+        yield _fits("weights in memory", memory.stored_bytes, memory_bytes, "take a machine with more memory")
 
 
 def _fits(what: str, needed_bytes: int, free_bytes: int, advice: str) -> Finding:

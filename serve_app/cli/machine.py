@@ -11,12 +11,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The memory and the abilities of a GPU."""
+    """The memory and the abilities of a GPU. `capability`: as CUDA counts it, such as (9, 0)."""
 
     name: str
     free_bytes: int
     total_bytes: int
     has_bfloat16: bool
+    capability: tuple[int, int]
 
     @classmethod
     def found(cls) -> tuple[Self | None, str]:
@@ -29,7 +30,11 @@ class Gpu:
                 return None, " ".join(str(warning.message).splitlines()[0] for warning in said)
         free, total = torch.cuda.mem_get_info()
         return cls(
-            torch.cuda.get_device_name(), free, total, torch.cuda.is_bf16_supported(including_emulation=False)
+            torch.cuda.get_device_name(),
+            free,
+            total,
+            torch.cuda.is_bf16_supported(including_emulation=False),
+            torch.cuda.get_device_capability(),
         ), ""
 
 

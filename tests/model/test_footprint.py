@@ -14,18 +14,50 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from serve_app.models.footprint import Weights, in_folder, weights
+from serve_app.models.footprint import PartSize, Weights, in_folder, weights, weights_of
+from serve_app.models.quantization import BLOCKS
+from serve_app.settings import ModelSettings
 from tests.http_server import listening
+
+
+def downloads(**missing: int) -> dict[str, PartSize]:
+    """Return the sizes of the published parts, of which so many bytes are not here."""
+    counts = {"transformer": (26, 20), "vae": (1, 1)}
+    return {name: PartSize(count, 0, largest, missing.get(name, 0)) for name, (count, largest) in counts.items()}
+
 
 COMMIT = "0" * 40
 PARTS = {"transformer/model-1.safetensors": 6, "transformer/model-2.safetensors": 20, "vae/model.safetensors": 1}
 
 
 def test_every_parameter_is_counted(random_model: Any, random_model_folder: Path) -> None:
-    modules = [part for part in random_model.components.values() if isinstance(part, torch.nn.Module)]
-    assert len(modules) == 3
-    count = sum(parameter.numel() for module in modules for parameter in module.state_dict().values())
-    assert weights(str(random_model_folder), None) == in_folder(random_model_folder) == Weights(count)
+    size = weights(str(random_model_folder), None)
+    assert size == in_folder(random_model_folder)
+    assert (size.width, size.download_bytes, size.download_folder) == (128, 0, None)
+    modules = {name: part for name, part in random_model.components.items() if isinstance(part, torch.nn.Module)}
+    assert set(size.parts) == set(modules) == {"text_encoder", "transformer", "vae"}
+    for name, module in modules.items():
+        # The text encoder's head is not used.
+        counts = {key: value.numel() for key, value in module.state_dict().items() if not key.startswith("lm_head")}
+        assert (size.parts[name].parameters, size.parts[name].largest) == (sum(counts.values()), max(counts.values()))
+
+
+def test_what_may_be_quantised_is_what_is_quantised(random_model: Any, random_model_folder: Path) -> None:
+    size = in_folder(random_model_folder)
+    for part, path in BLOCKS.items():
+        blocks = getattr(random_model, part).get_submodule(path)
+        linears = [module for module in blocks.modules() if isinstance(module, torch.nn.Linear)]
+        assert size.parts[part].of_blocks == sum(linear.weight.numel() for linear in linears)
+    assert size.parts["vae"].of_blocks == 0
+
+
+def test_names_of_transformers_4_are_known(tmp_path: Path) -> None:
+    """As the published text encoder has them."""
+    (tmp_path / "text_encoder").mkdir()
+    matrix = np.zeros((2, 3), np.float32)
+    names = ("model.layers.0.mlp.up_proj.weight", "visual.blocks.0.attn.proj.weight", "lm_head.weight")
+    save_file(dict.fromkeys(names, matrix), tmp_path / "text_encoder" / "model.safetensors")
+    assert in_folder(tmp_path).parts == {"text_encoder": PartSize(12, 6, 6)}
 
 
 def set_hub(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +93,9 @@ def _hub(published: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
     def resolve(request: Request) -> Response:
         name = request.path_params["name"]
-        return FileResponse(published / name, headers={"X-Repo-Commit": COMMIT, "ETag": f'"{PARTS[name]}"'})
+        if not (published / name).is_file():
+            return Response(status_code=404, headers={"X-Error-Code": "EntryNotFound"})
+        return FileResponse(published / name, headers={"X-Repo-Commit": COMMIT, "ETag": f'"{name}"'})
 
     app = Starlette(
         routes=[
@@ -78,8 +112,12 @@ def _hub(published: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.mark.usefixtures("_hub")
 @pytest.mark.parametrize("revision", [None, "main"])
 def test_a_model_on_the_hub_is_counted_without_a_download(published: Path, cache: Path, revision: str | None) -> None:
-    size = sum((published / name).stat().st_size for name in PARTS)
-    assert weights("lab/edit", revision) == Weights(27, size, cache)
+    missing = dict.fromkeys(("transformer", "vae"), 0)
+    for name in PARTS:
+        missing[name.partition("/")[0]] += (published / name).stat().st_size
+    size = weights("lab/edit", revision)
+    assert size == Weights(downloads(**missing), 0, cache)
+    assert (size.parameters, size.download_bytes) == (27, sum(missing.values()))
     assert not list(cache.rglob("*.safetensors"))
 
 
@@ -88,10 +126,27 @@ def test_what_is_cached_is_not_downloaded(published: Path, cache: Path) -> None:
     one, *others = PARTS
     hf_hub_download("lab/edit", one)
     rest = sum((published / name).stat().st_size for name in others)
-    assert weights("lab/edit", None) == Weights(27, rest, cache)
+    size = weights("lab/edit", None)
+    assert (size.parameters, size.download_bytes, size.download_folder) == (27, rest, cache)
     for name in others:
         hf_hub_download("lab/edit", name)
-    assert weights("lab/edit", None) == Weights(27)
+    assert weights("lab/edit", None) == Weights(downloads())
+
+
+@pytest.mark.usefixtures("_hub")
+def test_a_file_takes_the_place_of_the_transformers(published: Path, cache: Path) -> None:
+    """It is here, or on the hub: `lab/edit/gguf/edit-Q8_0.gguf`, 50 bytes."""
+    (published / "gguf").mkdir()
+    (published / "gguf" / "edit-Q8_0.gguf").write_bytes(bytes(50))
+    vae = (published / "vae" / "model.safetensors").stat().st_size
+    for source, missing in ((published / "gguf" / "edit-Q8_0.gguf", 0), ("lab/edit/gguf/edit-Q8_0.gguf", 50)):
+        size = weights_of(ModelSettings(quantization=f"gguf:{source}"), "lab/edit")
+        assert size.parts["transformer"] == PartSize(26, 0, 20, missing, 50)
+        assert (size.download_bytes, size.download_folder) == (missing + vae, cache)
+    hf_hub_download("lab/edit", "gguf/edit-Q8_0.gguf")
+    assert weights_of(ModelSettings(quantization="gguf:lab/edit/gguf/edit-Q8_0.gguf"), "lab/edit").download_bytes == vae
+    with pytest.raises(OSError, match=r"gguf:lab/edit/none\.gguf cannot be read from the hub"):
+        weights_of(ModelSettings(quantization="gguf:lab/edit/none.gguf"), "lab/edit")
 
 
 @pytest.mark.usefixtures("_hub")
@@ -99,7 +154,7 @@ def test_without_a_hub_the_cache_counts(monkeypatch: pytest.MonkeyPatch) -> None
     for name in PARTS:
         hf_hub_download("lab/edit", name)
     set_hub("http://127.0.0.1:1", monkeypatch)
-    assert weights("lab/edit", None) == Weights(27)
+    assert weights("lab/edit", None) == Weights(downloads())
     with pytest.raises(OSError, match=r"lab/other cannot be read from the hub: .*refused"):
         weights("lab/other", None)
 

@@ -1,19 +1,24 @@
 """`image-edits check`: its findings about installations and servers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
-from serve_app.cli.check import DISTRIBUTION, Finding, check_server, keys, packages, room
+from serve_app.cli.check import DISTRIBUTION, Finding, check_server, keys, packages, quantization, room
 from serve_app.cli.machine import Disk, Gpu, available_memory
-from serve_app.models.footprint import Weights
+from serve_app.models.footprint import PartSize, Weights
+from serve_app.models.memory import estimate
 from serve_app.settings import AppSettings, AuthSettings, ModelSettings
 from tests.editors import Inverter
 from tests.http_calls import MODEL
 from tests.http_server import listening
+from tests.published_size import published
 
 GIB = 2**30
 
@@ -96,33 +101,74 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (level, what[:28]) == ("problem", "auth.keys_file: cannot read ")
 
 
+INT8 = {"quantization": "int8", "text_encoder_quantization": "int8"}
+NF4 = {"quantization": "nf4", "text_encoder_quantization": "nf4"}
+OFFLOAD = {"offload": "model", "vae_tiling": True}
+
+
 @pytest.mark.parametrize(
-    ("settings", "billions", "gpu_gib", "memory_gib", "expected"),
+    ("model", "gpu_gib", "memory_gib", "expected"),
     [
-        # Two bytes a parameter on a GPU, four on a CPU; with offload the weights stay in memory.
-        (ModelSettings(), 20, 40, 1, "ok"),
-        (ModelSettings(), 20, 37, 100, "problem"),
-        (ModelSettings(dtype="float32"), 20, 70, 100, "problem"),
-        (ModelSettings(), 20, None, 76, "ok"),
-        (ModelSettings(), 20, None, 73, "problem"),
-        (ModelSettings(dtype="bfloat16"), 20, None, 40, "ok"),
-        (ModelSettings(offload="sequential"), 20, 12, 40, "ok"),
-        (ModelSettings(offload="sequential"), 20, 12, 30, "problem"),
+        # Two bytes a parameter on a GPU, four on a CPU; with offload all weights stay in memory too.
+        ({}, 57, 1, ["ok"]),
+        ({}, 56, 100, ["problem"]),
+        ({"dtype": "float32"}, 80, 100, ["problem"]),
+        ({}, None, 106, ["ok"]),
+        ({}, None, 105, ["problem"]),
+        ({"dtype": "bfloat16"}, None, 53, ["ok"]),
+        ({"offload": "model"}, 43, 53, ["ok", "ok"]),
+        ({"offload": "model"}, 42, 52, ["problem", "problem"]),
+        ({"offload": "sequential"}, 6, 53, ["ok", "ok"]),
+        (NF4, 20, 1, ["ok"]),
+        (NF4, 19, 1, ["problem"]),
+        ({**INT8, **OFFLOAD}, 23, 29, ["ok", "ok"]),
+        ({**INT8, **OFFLOAD}, 22, 27, ["problem", "problem"]),
+        ({**NF4, **OFFLOAD}, 14, 16, ["ok", "ok"]),
+        ({**NF4, **OFFLOAD}, 13, 15, ["problem", "problem"]),
+        ({"native_area": 512 * 512}, 55, 1, ["ok"]),
     ],
 )
-def test_weights_have_room_or_not(
-    settings: ModelSettings, billions: int, gpu_gib: int | None, memory_gib: int, expected: str
+def test_a_model_has_room_or_not(
+    model: dict[str, Any], gpu_gib: int | None, memory_gib: int, expected: list[str]
 ) -> None:
-    gpu = None if gpu_gib is None else Gpu("H100", gpu_gib * GIB, 80 * GIB, has_bfloat16=True)
-    ((level, _),) = said(room(settings, Weights(billions * 10**9), gpu, memory_gib * GIB))
-    assert level == expected
+    gpu = None if gpu_gib is None else Gpu("H100", gpu_gib * GIB, 80 * GIB, has_bfloat16=True, capability=(9, 0))
+    settings = AppSettings.model_validate({"model": model, "engine": {"join": "batch"}})
+    assert [level for level, _ in said(room(settings, published(), gpu, memory_gib * GIB))] == expected
+
+
+def test_a_file_takes_the_place_of_the_transformer() -> None:
+    part = replace(published().parts["transformer"], file_bytes=13 * 10**9)
+    settings = AppSettings.model_validate({"model": {"quantization": "gguf:a.gguf", "device": "cuda"}})
+    ((level, what),) = said(room(settings, published(transformer=part), None, GIB))
+    # 13 GB, and the other parts in 16 bits.
+    assert (level, what.partition("which ")[2][:16]) == ("warning", "26.8 GiB weights")
+
+
+def test_larger_forwards_take_more() -> None:
+    few, many = (
+        AppSettings.model_validate({"model": {"vae_tiling": True}, "engine": {"batch_tokens": tokens}})
+        for tokens in (8192, 65536)
+    )
+    one, other = (estimate(settings, published(), 2).work_bytes for settings in (few, many))
+    # A guided edit has 16384 image tokens, and always fits.
+    assert other == pytest.approx(4 * one, rel=1e-6)
 
 
 def test_a_download_has_room_or_not(tmp_path: Path) -> None:
     free = Disk.of(tmp_path / "not" / "there" / "yet").free_bytes
     for size, expected in ((free // 2, "ok"), (2 * free, "problem")):
-        download, _ = said(room(ModelSettings(), Weights(1, size, tmp_path / "cache"), None, GIB))
+        weights = Weights({"vae": PartSize(1, 0, 1, size)}, 0, tmp_path / "cache")
+        download, _ = said(room(AppSettings(), weights, None, GIB))
         assert (download[0], str(tmp_path / "cache") in download[1]) == (expected, True)
+
+
+def test_a_quantisation_that_the_gpu_cannot_do_is_a_problem() -> None:
+    if find_spec("torchao") is not None:
+        pytest.skip("torchao is installed")
+    settings = ModelSettings(quantization="int8")
+    ((level, what),) = said(quantization(settings, None))
+    assert (level, what.startswith("model.quantization: int8 needs the package torchao")) == ("problem", True)
+    assert said(quantization(ModelSettings(), None)) == []
 
 
 def test_memory_is_that_of_this_machine() -> None:
