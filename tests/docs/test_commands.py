@@ -10,7 +10,7 @@ import yaml
 from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
-from serve_app.settings import AppSettings
+from serve_app.settings import AppSettings, read_settings
 from tests.docs.pages import (
     PICTURES,
     URL,
@@ -25,6 +25,7 @@ from tests.docs.pages import (
 from tests.editors import Inverter
 from tests.http_calls import call
 from tests.http_server import listening
+from tests.paths import ROOT
 from training.wordings import WORDINGS
 
 IMAGE_EDITS = ".venv/bin/image-edits"
@@ -50,7 +51,7 @@ def test_a_command_is_answered(command: Command, tmp_path: Path, monkeypatch: py
 def command_lines() -> list[list[str]]:
     """Return the arguments of each `image-edits`, without those that need the hub or start a server."""
     lines = [words[1:] for words in shell_commands() if words[0] == IMAGE_EDITS]
-    return [words for words in lines if "--model" not in words and words[0] != "serve"]
+    return [words for words in lines if not {"--model", "--settings"} & set(words) and words[0] != "serve"]
 
 
 def test_there_are_command_lines() -> None:
@@ -84,6 +85,14 @@ def test_a_command_line_does_what_it_says(
             assert name.endswith(end)
     if words[0] == "key":
         assert re.fullmatch(rf"{words[1]} sha256:[0-9a-f]{{64}}\n", done.stdout)
+
+
+def test_the_files_of_settings_that_commands_name_are_there_and_valid() -> None:
+    named = {words[words.index("--settings") + 1] for words in shell_commands() if "--settings" in words}
+    paths = {name for name in named if name.startswith("deploy/")}
+    assert paths
+    for path in paths:
+        read_settings(ROOT / path)
 
 
 def settings_files() -> list[str]:

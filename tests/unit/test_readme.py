@@ -11,14 +11,23 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-import yaml
 from click.testing import CliRunner
 from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
 from serve_app.cli.main import main
-from serve_app.settings import AppSettings
-from tests.docs.pages import URL, Command, assert_saved, block_with, blocks, curls, run_script, write_photos
+from serve_app.settings import AppSettings, read_settings
+from tests.docs.pages import (
+    URL,
+    Command,
+    assert_saved,
+    block_with,
+    blocks,
+    curls,
+    run_script,
+    shell_commands,
+    write_photos,
+)
 from tests.editors import Inverter
 from tests.http_calls import call
 from tests.http_server import listening
@@ -108,8 +117,8 @@ def test_make_has_the_targets_that_are_named() -> None:
 
 
 def test_the_settings_file_is_accepted() -> None:
-    (block,) = blocks("yaml", [README])
-    assert AppSettings.model_validate(yaml.safe_load(block)).model.offload == "sequential"
+    (path,) = [words[-1] for words in shell_commands([README]) if words[-2:-1] == ["--settings"]]
+    assert read_settings(ROOT / path).model.quantization == "int8"
 
 
 def test_the_settings_have_the_defaults_that_are_named() -> None:
