@@ -61,8 +61,8 @@ def check_quantization(settings: ModelSettings) -> None:
         package = scheme(kind).package
         if find_spec(package) is None:
             raise ValueError(
-                f"{_SETTINGS[part]}: {kind} needs the package {package}, which is not installed; install the extra "
-                "`quantization`, as docs/operate/quantization.md says"
+                f"{_SETTINGS[part]}: {kind} needs the package {package}, which is not installed; install the extra: "
+                "uv pip install --constraint constraints.txt --editable '.[quantization]'"
             )
     if settings.quantization.startswith(GGUF):
         hub_file(settings.quantization)

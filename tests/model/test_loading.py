@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def test_a_checkpoint_of_another_class_is_refused_before_it_is_read(tmp_path):
 def test_an_unknown_built_in_model_is_refused():
     with pytest.raises(ValueError, match="builtin:tiny"):
         loading.load(ModelSettings(source="builtin:huge"))
+
+
+@pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is installed")
+def test_a_quantisation_without_its_package_is_refused_before_anything_is_read(caplog):
+    caplog.set_level("INFO", logger="ray.serve")
+    with pytest.raises(ValueError, match="needs the package torchao"):
+        loading.load(ModelSettings(quantization="int8"))
+    assert not caplog.messages
 
 
 def test_a_scheduler_whose_steps_are_not_ours_is_refused(random_model, tmp_path):

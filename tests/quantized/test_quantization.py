@@ -159,6 +159,13 @@ def test_weights_in_which_nothing_can_be_quantised_are_refused(kind):
         quantize("transformer", blocks, kind, CPU)
 
 
+def test_a_quantisation_that_a_cpu_cannot_run_is_refused_before_anything_is_read(caplog):
+    caplog.set_level("INFO", logger="ray.serve")
+    with pytest.raises(ValueError, match=r"takes a GPU of CUDA capability 8\.9"):
+        loading.load(ModelSettings(quantization="fp8-dynamic"))
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("kind", LEAST_DB)
 def test_all_layers_of_the_blocks_are_quantised_and_no_others(random_model_folder, file, kind):
     pipeline = loading.load(settings(random_model_folder, kind, file)).pipeline

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from time import sleep
 from types import SimpleNamespace
@@ -447,8 +448,14 @@ def test_a_model_and_a_settings_file_exclude_each_other(command: str) -> None:
             "model.source: the directory in has no model_index.json, so it is no model of diffusers",
         ),
         ("model: {source: /no/such}", "model.source: there is no directory /no/such, and no hub id has that form"),
+        pytest.param(
+            "model: {quantization: int8}",
+            "model.quantization: int8 needs the package torchao, which is not installed; install the extra: uv pip "
+            "install --constraint constraints.txt --editable '.[quantization]'",
+            marks=pytest.mark.skipif(find_spec("torchao") is not None, reason="torchao is installed"),
+        ),
     ],
-    ids=["setting", "keys", "directory", "path"],
+    ids=["setting", "keys", "directory", "path", "package"],
 )
 def test_what_cannot_be_served_is_told_in_one_line_before_anything_starts(settings: str, message: str) -> None:
     Path("in").mkdir()
