@@ -11,10 +11,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.edits import Effort, mixed, photos, plain
+from benchmarks.edits import Effort, mixed, photos, plain, with_presets
 from benchmarks.load import report
 from benchmarks.load.baseline import checked_out, find_commit
-from benchmarks.load.bench import Results, add_photos, bench
+from benchmarks.load.bench import Results, add_photos, add_presets, bench
 from benchmarks.load.contender import CONTENDERS, DIRECT, Contender
 from benchmarks.load.servers import ROOT, running
 from serve_app.settings import BUILTIN_TINY, ModelSettings
@@ -46,6 +46,8 @@ def _compare(wanted: list[Contender], arguments: argparse.Namespace, start: floa
     log(f"starting {len(contenders)} contenders, one after another")
     with running(contenders, [*common, str(effort.side)], arguments.logs.resolve()) as servers:
         results = bench(servers, plain(effort), mixed(effort), **options)
+        for_presets = {name: options[name] for name in ("burst", "rounds", "log")}
+        results = add_presets(results, servers, with_presets(effort), **for_presets)
     log("starting them again, for photos")
     for_photos = [contender for contender in wanted if contender.loads is None]
     with running(for_photos, [*common, str(effort.photo_side)], arguments.logs.resolve() / "photos") as servers:

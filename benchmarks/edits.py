@@ -3,13 +3,14 @@
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import PIL.Image
 
 from serve_app.images.geometry import Size
 from serve_app.request import EditRequest, Pixels
+from serve_app.settings import PresetSettings
 
 _BOUNDARY = "benchmark-8c1f0e"
 CONTENT_TYPE = f"multipart/form-data; boundary={_BOUNDARY}"
@@ -38,7 +39,8 @@ class Effort:
 class Edit:
     """One kind of edit. `weight`: its share of mixed traffic. `side`: of the output in pixels, None for `auto`.
 
-    The reference keeps the native area (`fit=free`), as in the stock pipeline of the other contenders.
+    The reference keeps the native area (`fit=free`), as in the stock pipeline of the other contenders. `preset`: a name
+    of PRESETS, which then sets steps and guidance; for our server only.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Edit:
     n: int = 1
     side: int | None = None
     weight: float = 1.0
+    preset: str | None = None
 
     @property
     def seed(self) -> int:
@@ -62,7 +65,8 @@ class Edit:
             n=self.n,
             size=Size(self.side, self.side) if self.side else None,
             fit="free" if self.side else "cover",
-            num_inference_steps=self.steps,
+            num_inference_steps=None if self.preset else self.steps,
+            preset=self.preset,
             seed=self.seed,
         )
 
@@ -74,8 +78,8 @@ class Edit:
             "n": self.n,
             "size": size,
             "fit": "free" if self.side else "cover",
-            "num_inference_steps": self.steps,
             "seed": self.seed,
+            **({"preset": self.preset} if self.preset else {"num_inference_steps": self.steps}),
         }
         parts = [_part(f'name="{name}"', str(value).encode()) for name, value in fields.items()]
         picture = png(scene(self.picture_seed, self.picture))
@@ -156,6 +160,17 @@ def mixed(effort: Effort) -> tuple[Edit, ...]:
         )
         for k, (steps, n, side, weight) in enumerate(kinds)
     )
+
+
+DRAFT = "draft"
+PRESETS = {DRAFT: PresetSettings(steps=2, guidance=1)}
+"""Those of our server: half the steps of a plain edit, and one row in place of two."""
+
+
+def with_presets(effort: Effort) -> tuple[Edit, ...]:
+    """Return the plain edits, and then the same by the preset `draft`."""
+    full = plain(effort)
+    return (*full, *(replace(edit, name=f"{edit.name}, {DRAFT}", preset=DRAFT) for edit in full))
 
 
 def photos(effort: Effort) -> tuple[Edit, ...]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from benchmarks.edits import Edit
 from benchmarks.load import generator
 from benchmarks.load.contender import Contender
-from benchmarks.load.loads import Capacity, Load, loads, photo_loads
+from benchmarks.load.loads import Capacity, Load, loads, photo_loads, preset_loads
 from benchmarks.load.measures import Alone, Counts, Figures, figures, summary
 from benchmarks.load.traces import Arrival, Trace, at_once, one_caller
 
@@ -170,6 +170,20 @@ def add_photos(
         titles=results.titles | {load.name: load.title for load in wanted},
         photos_per_s=photos_per_s,
         photos_alone=alone,
+    )
+
+
+def add_presets(
+    results: Results, servers: Sequence[Server], edits: Sequence[Edit], *, burst: int, rounds: int, log: Log
+) -> Results:
+    """Measure edits by presets on our server, `step`, and return the results with them. No other one has presets."""
+    ours = [server for server in servers if server.contender.name == "step"]
+    alone = _prepare(ours, edits, edits, log)
+    wanted = preset_loads(edits, burst)
+    return replace(
+        results,
+        figures=results.figures | _measure(wanted, ours, edits, alone, rounds, log),
+        titles=results.titles | {load.name: load.title for load in wanted},
     )
 
 

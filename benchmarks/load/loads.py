@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.edits import Edit
+from benchmarks.edits import DRAFT, Edit
 from benchmarks.load.traces import Trace, at_once, one_caller, poisson
 
 SATURATION = "saturation"
 MIXED = "mixed"
 PHOTOS = "photos"
+PRESETS = "presets"
 _SHARES = (50, 80, 120)
 _MIXED_SHARE = 90
 _FEWEST = 8
@@ -58,6 +59,26 @@ def loads(plain: Sequence[Edit], mixed: Sequence[Edit], capacity: Capacity, seco
             title=f"Mixed traffic at {_MIXED_SHARE} % of what ours can serve",
             kinds=only_mixed,
             trace=strangers(capacity.ours_mixed_per_s * _MIXED_SHARE / 100, uneven, 2 * seconds),
+        ),
+    ]
+
+
+def preset_loads(edits: Sequence[Edit], burst: int) -> list[Load]:
+    """Return the loads of edits of which the second half have a preset; `edits`: as `with_presets` returns them."""
+    even = [edit.weight for edit in edits]
+    half = len(edits) // 2
+    return [
+        Load(
+            name=PRESETS,
+            title=f"Presets: {burst} at once, of which half are full and half by `{DRAFT}`",
+            kinds=(0, len(edits)),
+            trace=lambda seed: at_once(even, burst, seed),
+        ),
+        Load(
+            name=f"{PRESETS}-only",
+            title=f"Presets: {burst} at once, all by `{DRAFT}`",
+            kinds=(half, len(edits)),
+            trace=lambda _: at_once(even[half:], burst),
         ),
     ]
 

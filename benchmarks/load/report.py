@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from benchmarks.edits import DRAFT, PRESETS
 from benchmarks.load.aims import STOCK, aims
 from benchmarks.load.bench import Results
 from benchmarks.load.contender import Contender
@@ -71,6 +72,8 @@ second, which the loads refer to; ours serves {results.capacity.ours_mixed_per_s
 strangers have the aspect ratios of phones, cameras and screenshots, at the native area of {conditions.photo_side} ×
 {conditions.photo_side} pixels; all else is as in plain edits. Stock behind a lock serves {results.photos_per_s:.2f} of
 them a second.
+
+The preset `{DRAFT}` has {PRESETS[DRAFT].steps} steps without guidance; only ours has presets.
 
 Latency counts from the moment at which a request was due. Slowdown is latency over the latency of the same edit alone
 on the same server. Difference is the worst of any value of any picture to the same edit alone on the same server, of

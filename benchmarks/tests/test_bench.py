@@ -15,13 +15,13 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from benchmarks.edits import Effort, mixed, photos, plain, png, scene
+from benchmarks.edits import Effort, mixed, photos, plain, png, scene, with_presets
 from benchmarks.load import generator
 from benchmarks.load.aims import aims
 from benchmarks.load.baseline import BASELINE
-from benchmarks.load.bench import Results, add_photos, bench
+from benchmarks.load.bench import Results, add_photos, add_presets, bench
 from benchmarks.load.contender import CONTENDERS, DIRECT, Contender
-from benchmarks.load.loads import MIXED
+from benchmarks.load.loads import MIXED, PRESETS, preset_loads
 from benchmarks.load.measures import Counts
 from benchmarks.load.report import PLOT, Conditions, page, plot
 from benchmarks.load.traces import Arrival, Trace
@@ -91,6 +91,7 @@ def measure(contenders: Sequence[Contender], base_url: str) -> Results:
     servers = [FakeServer(contender, base_url) for contender in contenders]
     options: dict[str, Any] = {"seconds": 0.02, "burst": 4, "rounds": 2, "log": lambda text: None}
     results = bench(servers, plain(EFFORT), mixed(EFFORT), **options)
+    results = add_presets(results, servers, with_presets(EFFORT), burst=4, rounds=2, log=options["log"])
     for_photos = [server for server in servers if server.contender.speaks_http and server.contender.loads is None]
     return add_photos(results, for_photos, photos(EFFORT), **options)
 
@@ -101,6 +102,8 @@ def test_every_contender_is_measured_under_its_loads_and_the_page_says_so(base_u
     results = measure(contenders, base_url)
     for name, figures in results.figures.items():
         expected = {one.name for one in contenders[:-1] if one.loads is None or name in one.loads}
+        if name.startswith(PRESETS):
+            expected = {"step"}
         assert set(figures) == expected
         assert all(some.difference == 0 and some.failures == 0 for some in figures.values())
     conditions = Conditions(
@@ -118,6 +121,8 @@ def test_every_contender_is_measured_under_its_loads_and_the_page_says_so(base_u
     text = page(results, contenders, conditions)
     for contender in contenders:
         assert contender.title in text
+    for load in preset_loads(with_presets(EFFORT), 4):
+        assert f"\n## {load.title}\n" in text
     assert len(aims(results)) == 14
     plot(results, contenders, tmp_path / PLOT)
     with PIL.Image.open(tmp_path / PLOT) as picture:

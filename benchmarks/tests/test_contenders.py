@@ -1,10 +1,12 @@
 """The real contenders: all of them make the same pictures of the same edits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
-from benchmarks.edits import Edit, Effort, photos
+from benchmarks.edits import DRAFT, PRESETS, Edit, Effort, photos
 from benchmarks.load import generator
 from benchmarks.load.contender import CONTENDERS, Contender
 from benchmarks.load.contenders.direct import saturate
@@ -42,10 +44,17 @@ def test_all_programs_start_answer_alike_count_and_stop(tmp_path):
             with server.resumed():
                 answers = generator.run(server.base_url, at_once([1, 1], 2), EDITS)
                 counts = server.counts()
+                if server.contender.name == "step":
+                    [draft] = generator.run(server.base_url, at_once([1], 1), [replace(EDITS[1], preset=DRAFT)])
+                    drafted = server.counts().since(counts).sample_steps
             pictures[server.contender.name] = [answer.pictures or () for answer in answers]
             assert counts.sample_steps >= 6
             assert counts.forwards >= 2
             assert server.peak_bytes() > 100 * 2**20
+    # Without guidance.
+    assert draft.pictures is not None
+    assert (drafted, len(draft.pictures)) == (PRESETS[DRAFT].steps, 1)
+    assert worst_difference(draft.pictures, pictures["step"][1]) >= DIFFERENT
     [one, other], [longer] = pictures["lock"]
     assert min(worst_difference([one], [picture]) for picture in (other, longer)) >= DIFFERENT
     for name, found in pictures.items():

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from benchmarks.edits import PRESETS
 from serve_app.settings import AppSettings, EngineSettings, LimitSettings, ModelSettings
 
 HOST = "127.0.0.1"
@@ -27,7 +28,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def settings(arguments: argparse.Namespace, **engine: Any) -> AppSettings:
     """Return the defaults of the product, with the benchmark's model, native size and number of threads."""
     return AppSettings(
-        model=ModelSettings(source=arguments.model, native_area=arguments.side**2, cpu_threads=arguments.threads),
+        model=ModelSettings(
+            source=arguments.model, native_area=arguments.side**2, cpu_threads=arguments.threads, presets=PRESETS
+        ),
         engine=EngineSettings(**engine),
         limits=LimitSettings(request_timeout_s=_TIMEOUT_S),
     )
