@@ -27,6 +27,7 @@ from serve_app.request import EditRequest
 
 _DTYPE = torch.bfloat16
 _STEPS = 8
+_MEMORY = "memory, GB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +174,11 @@ def report(size: ModelSize) -> Iterator[str]:
         f"torch {torch.__version__}, diffusers {diffusers.__version__}, transformers {transformers.__version__}, bf16"
     )
     yield ""
-    columns = ["one step at one megapixel", "rows", "operations", "with new rows", "TFLOP", "÷ formula"]
+    columns = ["one step at one megapixel", "rows", "operations", "with new rows", "TFLOP", "÷ formula", _MEMORY]
     yield from table(columns, _step_rows(cuda, pipeline, size))
     yield ""
     columns = ["stage of one guided edit", "operations", "TFLOP", "waits", "copies to the GPU", "of them behind work"]
+    columns.append(_MEMORY)
     yield from table(columns, (_stage_row(*each) for each in count_stages(cuda, pipeline, size).items()))
 
 
@@ -190,6 +192,7 @@ def _step_rows(cuda: FakeCuda, pipeline: StepwiseQwenImageEditPipeline, size: Mo
         "",
         f"{stock.flop / 1e12:.0f}",
         "",
+        _gigabytes(stock),
     ]
     for name, edits in MIXES.items():
         first, states = count_step(cuda, pipeline, edits)
@@ -197,12 +200,18 @@ def _step_rows(cuda: FakeCuda, pipeline: StepwiseQwenImageEditPipeline, size: Mo
         rows = sum(1 + (edit.negative_tokens is not None) for edit in edits)
         ratio = second.flop / computed_flop(size, states)
         tflop = f"{second.flop / 1e12:.0f}"
-        yield [name, str(rows), str(second.launches), str(first.launches), tflop, f"{ratio:.4f}"]
+        launches = [str(second.launches), str(first.launches)]
+        yield [name, str(rows), *launches, tflop, f"{ratio:.4f}", _gigabytes(second)]
 
 
 def _stage_row(name: str, counts: Counts) -> Row:
     copies, late = str(counts.uploads.total()), str(counts.late_uploads.total())
-    return [name, str(counts.launches), f"{counts.flop / 1e12:.1f}", _places(counts.waits), copies, late]
+    tflop, waits = f"{counts.flop / 1e12:.1f}", _places(counts.waits)
+    return [name, str(counts.launches), tflop, waits, copies, late, _gigabytes(counts)]
+
+
+def _gigabytes(counts: Counts) -> str:
+    return f"{counts.peak_bytes / 1e9:.2f}"
 
 
 def _places(places: Counter[str]) -> str:
