@@ -101,7 +101,8 @@ def _ratios(results: Results, contenders: Sequence[Contender]) -> list[str]:
     rows = []
     for name, figures in results.figures.items():
         cells = [_ratio(figures.get(ours.name), figures.get(other.name)) for other in others]
-        rows.append([results.titles[name], *cells])
+        if any(cells):
+            rows.append([results.titles[name], *cells])
     return [*lines, *table(["load", *(other.title for other in others)], rows), ""]
 
 
