@@ -62,8 +62,9 @@ $(QUANTIZATION)/.installed: pyproject.toml constraints.txt | .venv/.installed
 		--compile-bytecode torchao bitsandbytes gguf
 	@touch $@
 
-test-gpu: install  ## run the tests that need a GPU
+test-gpu: install quantization  ## run the tests that need a GPU
 	$(BIN)/python -m pytest -m gpu
+	PYTHONPATH=$(QUANTIZATION) $(BIN)/python -m pytest -m gpu tests/quantized
 
 soak: install  ## ten minutes of edits, hostile requests, clients that disconnect and replicas that die
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m tests.slow.soak

@@ -106,6 +106,8 @@ def test_rows_with_an_adapter_share_a_forward_with_others(models, kind):
         step(model, some)
     same = [torch.equal(one.state.latents, other.state.latents) for one, other in zip(samples, bare, strict=True)]
     assert same == [False, True, False]
+    adapted = model.transformer.transformer_blocks[0].attn.to_q
+    assert [type(each["all"].weight) for each in (adapted.down, adapted.up)] == [nn.Parameter, nn.Parameter]
     if kind in OF_WEIGHTS:
         together = edit(model, [request(**fields) for fields in mix])
         for fields, merged in zip(mix, together, strict=True):
