@@ -33,7 +33,8 @@ def quantize(part: str, model: nn.Module, kind: str, device: torch.device) -> No
     linears = {path: module for path, module in blocks.named_modules() if isinstance(module, nn.Linear)}
     unchanged = [path for path, linear in linears.items() if type(linear.weight) is nn.Parameter]
     if unchanged or not linears:
-        raise ValueError(f"{kind} has left {unchanged[:1] or 'the blocks'} of the {part} as they were")
+        what = unchanged[0] if unchanged else "every layer"
+        raise ValueError(f"{kind} has left {what} of the {part} as it was; use another kind, or none")
 
 
 def _quantize_by_torchao(blocks: nn.Module, kind: str, device: torch.device) -> None:
@@ -76,8 +77,9 @@ def _quantize_to_nf4(blocks: nn.Module, device: torch.device) -> None:
     # bitsandbytes is an extra.
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    linears = [(path, module) for path, module in blocks.named_modules() if isinstance(module, nn.Linear)]
-    for path, linear in linears:
+    # Names alone, so that each layer is freed when its successor is there.
+    for path in [path for path, module in blocks.named_modules() if isinstance(module, nn.Linear)]:
+        linear: Any = blocks.get_submodule(path)
         quantized = Linear4bit(
             linear.in_features, linear.out_features, bias=False, compute_dtype=linear.weight.dtype, device="meta"
         )

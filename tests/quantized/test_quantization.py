@@ -157,7 +157,7 @@ def test_a_weight_takes_as_many_bytes_as_is_said(kind):
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_weights_in_which_nothing_can_be_quantised_are_refused(kind):
     blocks = nn.ModuleDict({"transformer_blocks": nn.ModuleDict({"0": nn.LayerNorm(64)})})
-    with pytest.raises(ValueError, match=f"{kind} has left the blocks of the transformer as they were"):
+    with pytest.raises(ValueError, match=f"{kind} has left every layer of the transformer as it was"):
         quantize("transformer", blocks, kind, CPU)
 
 
