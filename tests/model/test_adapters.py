@@ -116,6 +116,16 @@ def test_a_server_answers_a_long_edit_a_preset_and_two_adapters_in_shared_forwar
         assert difference(result.pixels[0][0], edit(model, [fields])[0]) <= BOUND
 
 
+# The compiler takes a minute.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support:UserWarning")
+def test_a_compiled_transformer_has_the_same_adapters(checkpoint, files, model):
+    compiled = load(checkpoint, files, compile=True)
+    requests = [request(**fields) for fields in MIX]
+    for one, other in zip(edit(compiled, requests), edit(model, requests), strict=True):
+        assert difference(one, other) <= BOUND
+
+
 class TestRefusals:
     def refuse(self, checkpoint, match, **adapter):
         with pytest.raises((ValueError, OSError), match=match):
