@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: run test test-unit test-slow browser litellm quantization test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
 
 run: install  ## install what is missing and serve on 127.0.0.1:8000 (MODEL=Qwen/Qwen-Image-Edit make run; HOST, PORT)
-	@exec $(BIN)/python -m serve_app --model $(MODEL) --host $(HOST) --port $(PORT)
+	@exec $(BIN)/python -m serve_app --model $(MODEL) $(if $(LICENSE),--accept-license $(LICENSE)) --host $(HOST) --port $(PORT)
 
 .PHONY: help
 help:  ## list the targets

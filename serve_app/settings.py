@@ -44,6 +44,12 @@ _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|https?://\[[0-
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
+License = Literal["qwen-research"]
+"""A licence that a model is published under and that does not allow commerce."""
+
+Sharing = Literal["caller", "all", "none"]
+"""Whose edits may take over what was computed for the pictures of an earlier edit."""
+
 MAX_STEPS = 150
 MAX_GUIDANCE = 20
 MAX_SCALE = 4.0
@@ -158,6 +164,11 @@ class ModelSettings(Settings):
         description="`builtin:tiny`, `builtin:tiny-plus` (a second picture), a directory, or a Hugging Face hub id",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    accept_license: License | None = Field(
+        None,
+        description="the licence of a model that is not free for commerce, once you have read it: `qwen-research` for "
+        "Qwen-Image-2.1, which is refused without",
+    )
     name: str | None = Field(None, description="id of the model in `/v1/models`; unset: the last part of `source`")
     aliases: tuple[str, ...] = Field(
         OPENAI_MODELS,
@@ -307,6 +318,16 @@ class EngineSettings(Settings):
     )
     max_paused: int = Field(
         8, ge=0, le=256, description="samples that may stay encoded beyond `max_samples` while shorter work goes first"
+    )
+    share_prefixes: Sharing = Field(
+        "caller",
+        description="Qwen-Image-2.1: edits of the same images take over what was computed of the images before: those "
+        "of one `caller` (a server without keys has one); of `all`, whose answers then come faster where another "
+        "caller has sent the same image; or `none`",
+    )
+    prefix_cache_gb: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        2.5,
+        description="Qwen-Image-2.1: memory of the model's device for that, in GB; one image of 1024 × 1024 takes 2.2",
     )
     max_waiting: int = Field(256, ge=1, description="samples that may wait; requests beyond that get 503")
     max_caller_samples: Annotated[int, Field(ge=1)] | None = Field(

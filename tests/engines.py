@@ -1,5 +1,6 @@
 """Engines for tests: started and stopped, with requests that join at a known step."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ def engine(
     calibration: Calibration = CALIBRATION,
     clock: Callable[[], float] = time.monotonic,
     adapters: Mapping[str, float] | None = None,
+    kept_bytes: float = math.inf,
     **settings: Any,
 ) -> Iterator[EditEngine]:
     """Yield an engine. With `start=False` it takes requests, which `start` then begins in one step."""
@@ -42,6 +44,7 @@ def engine(
             calibration,
             max_samples=max_samples,
             sampling=SamplingDefaults(4, 4.0, adapters or {}),
+            kept_bytes=kept_bytes,
         ),
         EngineSettings(**{"batch_tokens": 10**9, **settings}),
         timeout_s=timeout_s,

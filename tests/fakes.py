@@ -66,7 +66,11 @@ class ArithmeticPipeline:
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry(native_area=64 * 64, multiple=16)
+        return Geometry(native_area=64 * 64, token_side=16)
+
+    @property
+    def makes_alpha(self) -> bool:
+        return False
 
     @property
     def step_cost(self) -> StepCost:
@@ -142,6 +146,7 @@ class ArithmeticModel:
     """Substitute for LoadedModel, which would import torch for seconds in every process."""
 
     pipeline: ArithmeticPipeline
+    prefix_stats: None = None
 
     def memory(self) -> dict[str, int]:
         return {}

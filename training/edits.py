@@ -85,7 +85,7 @@ class Edits:
 
     def _size(self, rng: np.random.Generator) -> tuple[int, int]:
         """Return a height and width of about `side`² pixels, in multiples to which the pipeline rounds."""
-        ratio, grid = ASPECT_RATIOS[rng.integers(len(ASPECT_RATIOS))], 2 * self.geometry.multiple
+        ratio, grid = ASPECT_RATIOS[rng.integers(len(ASPECT_RATIOS))], 2 * self.geometry.token_side
         width, height = (round(self.side * ratio**power / grid) * grid for power in (0.5, -0.5))
         return max(grid, height), max(grid, width)
 

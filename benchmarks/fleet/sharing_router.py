@@ -26,13 +26,13 @@ class ReplicaFacts:
     """The facts by which a router expands requests as the replica does, sent by `record_replica_metadata`."""
 
     native_area: int
-    multiple: int
+    token_side: int
     default_steps: int
     default_guidance: float
     knee_tokens: int
 
     def work(self, request: EditRequest, *, alone: bool) -> Work:
-        geometry = Geometry(self.native_area, self.multiple)
+        geometry = Geometry(self.native_area, self.token_side)
         steps, guidance = self.default_steps, self.default_guidance
         return Work.of(expand(request, geometry, defaults=SamplingDefaults(steps, guidance), alone=alone))
 

@@ -28,6 +28,7 @@ class _Model:
     """Stands in for models.loading.LoadedModel, which imports torch."""
 
     pipeline: WaitingPipeline
+    prefix_stats: None = None
 
     def memory(self) -> dict[str, int]:
         return {}
@@ -72,7 +73,7 @@ class WaitingEditor(ImageEditor.func_or_class):  # type: ignore[name-defined,mis
         """Return the facts by which `SharingRouter` expands requests; Serve calls this."""
         geometry = self._geometry
         facts = ReplicaFacts(
-            geometry.native_area, geometry.multiple, DEFAULT_STEPS, DEFAULT_GUIDANCE, self._knee_tokens
+            geometry.native_area, geometry.token_side, DEFAULT_STEPS, DEFAULT_GUIDANCE, self._knee_tokens
         )
         return asdict(facts)
 

@@ -12,7 +12,7 @@ from serve_app.engine.scheduler import ONE_PER_TOKEN, Condition, Sample, StepCos
 from serve_app.images.geometry import Geometry
 from serve_app.request import EditRequest, Pixels
 
-GEOMETRY = Geometry(native_area=64 * 64, multiple=16)
+GEOMETRY = Geometry(native_area=64 * 64, token_side=16)
 DEFAULT_STEPS, DEFAULT_GUIDANCE, MAX_SAMPLES = 4, 4.0, 10
 TOKENS = 2 * 2 * 64 * 64 // 16**2
 """Of one step of one sample at the native size: two rows of 2 × 64² pixels, 16² a token."""
@@ -39,6 +39,10 @@ class WaitingPipeline:
     seconds_per_token: float
     geometry: Geometry = GEOMETRY
     waits: Waits = field(default_factory=Waits)
+
+    @property
+    def makes_alpha(self) -> bool:
+        return False
 
     @property
     def step_cost(self) -> StepCost:

@@ -90,7 +90,7 @@ def _encoding(pipeline: StepwiseQwenImageEditPipeline, edit: Edit) -> Encoding:
         for tokens in (edit.text_tokens, edit.negative_tokens)
         if tokens is not None
     ]
-    tokens = edit.size.pixels // pipeline.geometry.multiple**2
+    tokens = edit.size.pixels // pipeline.geometry.token_side**2
     return Encoding(texts[0], texts[1] if len(texts) == 2 else None, empty(tokens, transformer.in_channels))
 
 

@@ -144,7 +144,7 @@ class Bench:
 
     def floor_s(self, case: Case, states: Sequence[SampleState]) -> float:
         """Return the least seconds of one step of all states, for their texts without padding."""
-        image_tokens = (case.output_side**2 + case.native_side**2) // self.pipeline.geometry.multiple**2
+        image_tokens = (case.output_side**2 + case.native_side**2) // self.pipeline.geometry.token_side**2
         return floor_s(self.cost.batch_flop(image_tokens, chain(*text_tokens(states))), self.peak_tflops)
 
 

@@ -47,7 +47,7 @@ def test_the_best_replica_comes_first(title, views, new, order):
 
 
 class TestWork:
-    FACTS = ReplicaFacts(native_area=64 * 64, multiple=16, default_steps=7, default_guidance=4.0, knee_tokens=KNEE)
+    FACTS = ReplicaFacts(native_area=64 * 64, token_side=16, default_steps=7, default_guidance=4.0, knee_tokens=KNEE)
 
     def of(self, *, alone: bool = False, **fields: Any) -> Work:
         return self.FACTS.work(edit_request(**fields), alone=alone)

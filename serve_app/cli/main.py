@@ -17,7 +17,7 @@ from serve_app.forms.fields import MAX_COMPRESSION
 from serve_app.images.encoding import OutputFormat
 from serve_app.images.geometry import Fit
 from serve_app.request import MAX_SEED, MAX_VARIANTS, Background
-from serve_app.settings import BUILTIN_TINY, MAX_GUIDANCE, MAX_STEPS, AppSettings, ModelSettings, read_settings
+from serve_app.settings import BUILTIN_TINY, MAX_GUIDANCE, MAX_STEPS, AppSettings, License, ModelSettings, read_settings
 
 INTERRUPTED = 130
 _CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -125,7 +125,7 @@ def edit(
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Add `--model` and `--settings`, of which one may be given.
+    """Add `--model`, `--accept-license` and `--settings`, which has both.
 
     `command` is called with `read`, which returns the settings or raises ValueError.
     """
@@ -134,24 +134,30 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
         "--model", help="builtin:tiny, builtin:tiny-plus, a directory, or a hub id.", show_default=BUILTIN_TINY
     )
     @click.option(
+        "--accept-license",
+        type=click.Choice(get_args(License)),
+        help="Accept the licence of a model that is not free for commerce.",
+    )
+    @click.option(
         "--settings",
         type=_PATH,
         metavar="FILE",
         help="YAML file with all settings: what serve_config.yaml has under `args:`.",
     )
     @wraps(command)
-    def wrapped(model: str | None, settings: Path | None, **others: Any) -> None:
-        if model is not None and settings is not None:
-            raise click.UsageError("--model and --settings cannot be used together.")
-        command(read=partial(_read, model, settings), **others)
+    def wrapped(model: str | None, accept_license: License | None, settings: Path | None, **others: Any) -> None:
+        if (model is not None or accept_license is not None) and settings is not None:
+            raise click.UsageError("--settings cannot be used together with --model or --accept-license.")
+        command(read=partial(_read, model, accept_license, settings), **others)
 
     return wrapped
 
 
-def _read(model: str | None, settings: Path | None) -> AppSettings:
+def _read(model: str | None, accept_license: License | None, settings: Path | None) -> AppSettings:
     if settings is not None:
         return read_settings(settings)
-    return AppSettings(model=ModelSettings(source=BUILTIN_TINY if model is None else model))
+    source = BUILTIN_TINY if model is None else model
+    return AppSettings(model=ModelSettings(source=source, accept_license=accept_license))
 
 
 @main.command(context_settings=_CONTEXT)

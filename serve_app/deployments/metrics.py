@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ray.serve import metrics as serve_metrics
 
 from serve_app.engine.scheduler import Sample
-from serve_app.engine.stats import EngineStats
+from serve_app.engine.stats import EngineStats, PrefixStats
 from serve_app.errors import EditError
 from serve_app.images.geometry import Size
 from serve_app.request import EditResult
@@ -59,6 +59,10 @@ EDITOR_METRICS = (
     Metric(
         "gpu_memory_bytes", "gauge", "`allocated` by tensors, `reserved` by PyTorch, `total`; only on CUDA", ("kind",)
     ),
+    Metric("prefix_bytes", "gauge", "memory of prefixes kept for later edits of the same images; Qwen-Image-2.1"),
+    Metric("prefix_hits", "counter", "edits that took over the prefix of their images; Qwen-Image-2.1"),
+    Metric("prefix_misses", "counter", "edits whose images had no prefix yet; Qwen-Image-2.1"),
+    Metric("prefix_saved_seconds", "counter", "seconds of prefill that were saved; Qwen-Image-2.1"),
     Metric("requests", "counter", "requests that have ended, by how they ended: see below", ("code", "error")),
     Metric("outputs", "counter", "output pictures returned"),
     Metric("forwards", "counter", "forwards of the transformer", _SHAPE),
@@ -119,6 +123,7 @@ class EditorMetrics:
     def __init__(self, model: str, native_area: int) -> None:
         self._recorder = _Recorder(EDITOR_METRICS + STAGE_METRICS, model)
         self._native_area = native_area
+        self._prefixes = PrefixStats()
 
     def record_forward(self, samples: Sequence[Sample], seconds: float) -> None:
         """Record a forward. Called on the engine's thread."""
@@ -164,6 +169,17 @@ class EditorMetrics:
         self._recorder.set("knee_tokens", knee_tokens)
         for kind, size in memory.items():
             self._recorder.set("gpu_memory_bytes", size, kind=kind)
+
+    def record_prefixes(self, stats: PrefixStats) -> None:
+        """Record what has changed since the last call."""
+        self._recorder.set("prefix_bytes", stats.bytes)
+        for name, now, before in (
+            ("prefix_hits", stats.hits, self._prefixes.hits),
+            ("prefix_misses", stats.misses, self._prefixes.misses),
+            ("prefix_saved_seconds", stats.saved_s, self._prefixes.saved_s),
+        ):
+            self._recorder.add(name, now - before)
+        self._prefixes = stats
 
 
 class IngressMetrics:

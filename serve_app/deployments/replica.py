@@ -5,6 +5,7 @@ import logging
 import math
 import os
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ray import serve
@@ -111,6 +112,9 @@ class ImageEditor:
     async def _monitor(self) -> None:
         while True:
             self._metrics.set_gauges(self._engine.stats(), self._engine.knee_tokens, self._model.memory())
+            if (prefixes := self._model.prefix_stats) is not None:
+                # A copy, since the engine counts on.
+                self._metrics.record_prefixes(replace(prefixes))
             await asyncio.sleep(SAMPLE_PERIOD_S)
             try:
                 self._engine.check_health()

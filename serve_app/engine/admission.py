@@ -19,6 +19,7 @@ from serve_app.errors import (
     DeadlineExceeded,
     EditError,
     GenerationError,
+    InvalidInput,
     Overloaded,
     ReplicaStopping,
     TakesTooLong,
@@ -68,6 +69,7 @@ class Admission:
             aging=settings.aging,
             seconds_per_flop=calibration.seconds_per_token / calibration.flops_per_token,
             join_s=calibration.join_s,
+            kept_bytes=model.kept_bytes,
         )
         # Seconds per operation that no step has undercut. What cannot be done at this rate cannot be done in time.
         self._fastest_s = self.policy.seconds_per_flop * (1.0 if calibration.merged else _UNMERGED)
@@ -111,11 +113,33 @@ class Admission:
                 cost=self._model.backend.step_cost,
                 alone=options.alone,
             )
+            self._check_background(request)
+            self._check_memory(queued)
             for condition in queued.conditions:
                 self._model.backend.check(condition)
         except Exception as error:
             return as_edit_error(error)
         return queued
+
+    def _check_background(self, request: EditRequest) -> None:
+        if request.background == "transparent" and not self._model.backend.makes_alpha:
+            message = (
+                "background: this model makes no transparency; leave background out, and results are as transparent as "
+                "their picture"
+            )
+            raise InvalidInput(message, param="background")
+
+    def _check_memory(self, queued: QueuedRequest) -> None:
+        """Raise InvalidInput for references that would not fit even alone."""
+        most = self.policy.kept_bytes
+        for sample in queued.samples:
+            if sample.kept_bytes > most:
+                message = (
+                    f"references: those of image {sample.image_index} need {sample.kept_bytes / 1e9:.1f} GB of this "
+                    f"server's memory, more than the {most / 1e9:.1f} GB that it has for them; send fewer, or ask for "
+                    "a smaller size"
+                )
+                raise InvalidInput(message, param="references")
 
     def _admit(self, active: ActiveRequest) -> EditFuture | EditError:
         queued = active.queued
@@ -238,11 +262,11 @@ class Admission:
 
     def _count_tokens(self, condition: Condition, sample: Sample) -> TokenCounts:
         backend, shape = self._model.backend, sample.shape
-        multiple = backend.geometry.multiple
+        side = backend.geometry.token_side
         return TokenCounts(
             text=backend.count_tokens(condition.prompt),
-            reference=shape.reference_tokens(multiple),
-            output=shape.output_tokens(multiple),
+            reference=shape.reference_tokens(side),
+            output=shape.output_tokens(side),
         )
 
     # ---- waiting for work ----

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from serve_app.engine.scheduler import Condition, Sample, StepCost
 from serve_app.images.geometry import Geometry
-from serve_app.request import Pixels
+from serve_app.request import Picture
 
 
 class Backend(Protocol):
@@ -21,6 +21,10 @@ class Backend(Protocol):
 
     @property
     def step_cost(self) -> StepCost: ...
+
+    @property
+    def makes_alpha(self) -> bool:
+        """Whether decoded pictures are RGBA, with transparency that the model made."""
 
     def check(self, condition: Condition, /) -> None:
         """Raise InvalidInput for inputs that this model cannot process. Called on callers' threads."""
@@ -40,7 +44,7 @@ class Backend(Protocol):
 
     def step(self, states: Sequence[Any], /) -> None: ...
 
-    def preview(self, states: Sequence[Any], /) -> Sequence[Pixels]:
+    def preview(self, states: Sequence[Any], /) -> Sequence[Picture]:
         """Return a preview of each sample. Leaves the states unchanged."""
 
-    def decode(self, states: Sequence[Any], /) -> Sequence[Pixels]: ...
+    def decode(self, states: Sequence[Any], /) -> Sequence[Picture]: ...

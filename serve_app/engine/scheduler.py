@@ -36,31 +36,41 @@ class Shape:
     output: Size
     references: tuple[Size, ...]
 
-    def tokens(self, multiple: int) -> int:
-        """Return the image tokens of one transformer row; `multiple` is the side of a token in pixels."""
-        return self.output_tokens(multiple) + self.reference_tokens(multiple)
+    def output_tokens(self, token_side: int) -> int:
+        """Return the tokens of the output; `token_side`: in pixels."""
+        return self.output.pixels // token_side**2
 
-    def output_tokens(self, multiple: int) -> int:
-        return self.output.pixels // multiple**2
-
-    def reference_tokens(self, multiple: int) -> int:
-        return sum(size.pixels // multiple**2 for size in self.references)
+    def reference_tokens(self, token_side: int) -> int:
+        return sum(size.pixels // token_side**2 for size in self.references)
 
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """The floating-point operations of a packed forward: `per_token` of every row, and `per_pair` of tokens in a row.
+    """The floating-point operations of a packed forward: `per_token` that runs, and `per_pair` of tokens in attention.
 
-    The text's tokens are left out, since they are known only once it is tokenized: for an edit of one megapixel that is
-    a sixth of the tokens, most of which stand for the picture, so that all edits of one size are alike in it.
+    `kept_per_token`: bytes of keys and values for each token of a reference, which are kept until the samples are done.
+    `has_prefix`: whether the references' keys and values are kept, so that only the output's tokens run. The text's
+    tokens are left out, since they are known only once it is tokenized: for an edit of one megapixel that is a sixth of
+    the tokens, most of which stand for the picture, so that all edits of one size are alike in it.
     """
 
     per_token: float
     per_pair: float
+    has_prefix: bool = False
+    kept_per_token: int = 0
 
-    def of_rows(self, rows: int, tokens: int) -> float:
-        """Return the operations of so many rows of so many tokens each."""
-        return rows * (self.per_token * tokens + self.per_pair * tokens**2)
+    def running_tokens(self, shape: Shape, token_side: int) -> int:
+        """Return the image tokens of one row that run in every step."""
+        output = shape.output_tokens(token_side)
+        return output if self.has_prefix else output + shape.reference_tokens(token_side)
+
+    def of_row(self, shape: Shape, token_side: int) -> float:
+        """Return the operations of one row in a step."""
+        running, tokens = (
+            self.running_tokens(shape, token_side),
+            shape.output_tokens(token_side) + shape.reference_tokens(token_side),
+        )
+        return self.per_token * running + self.per_pair * running * tokens
 
 
 ONE_PER_TOKEN = StepCost(1.0, 0.0)
@@ -92,14 +102,17 @@ class Condition:
     output: Size
     mask: Mask | None = None
     """The part of the picture that may change. None: all of it."""
+    caller: str | None = None
+    """As in EditRequest."""
 
 
 @dataclass(slots=True, eq=False)
 class Sample:
     """One output picture in the making.
 
-    `tokens`, `flops`: the image tokens and the floating-point operations of one step, of both rows if guidance is on.
-    `result`: the size that the caller gets.
+    `tokens`, `flops`: the image tokens that run in one step and its operations, of both rows if guidance is on.
+    `kept_bytes`: what is kept for the references of its picture, by all its variants together. `result`: the size that
+    the caller gets.
     """
 
     request_ref: "weakref.ref[QueuedRequest]"
@@ -112,6 +125,7 @@ class Sample:
     result: Size
     seed: int
     sampling: Sampling
+    kept_bytes: int = 0
     preview_steps: tuple[int, ...] = ()
     """The numbers of steps after which a preview is sent."""
     steps_done: int = 0
@@ -174,7 +188,7 @@ class Policy:
     """The rules of `plan`: the settings of the same names, and two measurements.
 
     `join_s`: the fixed cost of a join in seconds, however few samples join: they are encoded, and later decoded, apart
-    from the others.
+    from the others. `kept_bytes`: memory for what is kept for the references of encoded samples.
     """
 
     max_samples: int
@@ -185,6 +199,7 @@ class Policy:
     aging: float
     seconds_per_flop: float
     join_s: float = 0.0
+    kept_bytes: float = math.inf
 
 
 # --- a request's samples ------------------------------------------------------------------------------------------
@@ -216,15 +231,16 @@ def expand(
     queued = QueuedRequest(sequence, arrived_s, deadline_s, conditions, alone=alone)
     for index, (framing, condition) in enumerate(zip(framings, conditions, strict=True)):
         shape = Shape(framing.output, tuple(reference.view.size for reference in condition.references))
-        rows, tokens = 1 if negative is None else 2, shape.tokens(geometry.multiple)
+        rows, side = 1 if negative is None else 2, geometry.token_side
         queued.samples += [
             Sample(
                 request_ref=weakref.ref(queued),
                 image_index=index,
                 variant_index=variant,
                 shape=shape,
-                tokens=rows * tokens,
-                flops=cost.of_rows(rows, tokens),
+                tokens=rows * cost.running_tokens(shape, side),
+                flops=rows * cost.of_row(shape, side),
+                kept_bytes=cost.kept_per_token * shape.reference_tokens(side),
                 result=framing.result,
                 seed=request.output_seed(index, variant),
                 sampling=sampling,
@@ -257,7 +273,7 @@ def _conditions(
     ]
     _check_masks(request, framings)
     return tuple(
-        Condition((refer(picture, framing.view), *others), prompt, negative, framing.output, mask)
+        Condition((refer(picture, framing.view), *others), prompt, negative, framing.output, mask, request.caller)
         for picture, prompt, framing, others, mask in zip(
             request.images, request.prompts, framings, beside, request.masks, strict=True
         )
@@ -334,7 +350,8 @@ def plan(
     """Return the samples that take the next step, in the policy's order. Samples that are not encoded join with it.
 
     A batch has at most `max_samples` samples and at most `batch_tokens` tokens, or `memory_tokens` if memory ran out
-    with more; but always room for one sample. At most `max_samples` + `max_paused` samples are encoded at any time.
+    with more; but always room for one sample. At most `max_samples` + `max_paused` samples are encoded at any time, and
+    what is kept for them fits into `kept_bytes`, unless it is for one picture only.
     """
     samples = [sample for queued in _exclusive(in_order(requests, policy, now_s)) for sample in queued.samples]
     encoded = sum(sample.encoded for sample in samples)
@@ -390,11 +407,40 @@ def _exclusive(ordered: list[QueuedRequest]) -> list[QueuedRequest]:
     return together or ordered[turn : turn + 1]
 
 
+class _KeptMemory:
+    """The memory of what is kept for the pictures of encoded samples, and whether that of another one fits."""
+
+    def __init__(self, samples: Iterable[Sample], most_bytes: float) -> None:
+        self._kept = {_picture_of(sample): sample.kept_bytes for sample in samples if sample.encoded}
+        self._free_bytes = most_bytes - sum(self._kept.values())
+        self._is_full = False
+
+    def admits(self, sample: Sample) -> bool:
+        """Return whether a sample that is not encoded may join. Once one may not, none that needs memory may.
+
+        So a large one gets the memory that those before it leave, however many small ones are behind it.
+        """
+        if _picture_of(sample) in self._kept or not sample.kept_bytes:
+            return True
+        self._is_full = self._is_full or (bool(self._kept) and sample.kept_bytes > self._free_bytes)
+        return not self._is_full
+
+    def add(self, sample: Sample) -> None:
+        if _picture_of(sample) not in self._kept:
+            self._kept[_picture_of(sample)] = sample.kept_bytes
+            self._free_bytes -= sample.kept_bytes
+
+
+def _picture_of(sample: Sample) -> tuple[int, int]:
+    return sample.request.sequence, sample.image_index
+
+
 def _fill(samples: Sequence[Sample], room: int, policy: Policy, most_tokens: float) -> list[Sample]:
     batch: list[Sample] = []
     tokens = 0
+    kept = _KeptMemory(samples, policy.kept_bytes)
     for sample in samples:
-        if not sample.encoded and room <= 0:
+        if not sample.encoded and (room <= 0 or not kept.admits(sample)):
             continue
         if len(batch) >= policy.max_samples:
             break
@@ -402,7 +448,9 @@ def _fill(samples: Sequence[Sample], room: int, policy: Policy, most_tokens: flo
             continue
         batch.append(sample)
         tokens += sample.tokens
-        room -= not sample.encoded
+        if not sample.encoded:
+            room -= 1
+            kept.add(sample)
     return batch
 
 

@@ -83,27 +83,35 @@ class Framing:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """The sizes that a model can make: `native_area` in pixels, and the `multiple` that both sides must have.
+    """The sizes that a model can make: `native_area` in pixels, and the side of a square token in pixels.
 
-    `text_area`: pixels of a picture for the text encoder; None: those that the transformer reads.
+    `text_area`: pixels of a picture for the text encoder; None: those that the transformer reads. `has_slots`: whether
+    the text encoder has one token for every 2 × 2 of the transformer's, so that sides have an even number of tokens,
+    and both read a picture at one size, however large.
     """
 
     native_area: int
-    multiple: int
+    token_side: int
     text_area: int | None = None
+    has_slots: bool = False
+
+    @property
+    def multiple(self) -> int:
+        """The number of pixels of which both sides of a picture are a multiple."""
+        return 2 * self.token_side if self.has_slots else self.token_side
 
     def auto(self, picture: Size) -> Size:
         """Return the size at the native area that has the picture's aspect ratio.
 
-        The same as `calculate_dimensions` of diffusers' QwenImageEditPipeline, which rounds to 32 for a `multiple` of
-        16, except that a side never rounds to zero.
+        The same as `calculate_dimensions` of diffusers' QwenImageEditPipeline, which rounds to 32 for tokens of 16
+        pixels, except that a side never rounds to zero.
         """
         return self._sized(picture, self.native_area)
 
     def _sized(self, picture: Size, area: int) -> Size:
         width = math.sqrt(area * picture.width / picture.height)
         height = width * picture.height / picture.width
-        grid = 2 * self.multiple
+        grid = 2 * self.token_side
         return Size(max(grid, round(width / grid) * grid), max(grid, round(height / grid) * grid))
 
     def view(self, picture: Size) -> View:
@@ -129,9 +137,14 @@ class Geometry:
         output = self.cover(size)
         if fit == "free":
             return Framing(whole, output, size)
-        # The tokens of a larger picture for the text encoder could exceed the transformer's positions for texts.
-        text_size = min(output, self._sized(size, self.text_area or self.native_area), key=lambda each: each.pixels)
-        return Framing(View(center_crop(picture, size), output, text_size), output, size)
+        return Framing(View(center_crop(picture, size), output, self._text_size(output, size)), output, size)
+
+    def _text_size(self, output: Size, size: Size) -> Size:
+        """Return the size at which the text encoder reads a picture that the transformer reads at the size `output`."""
+        if self.has_slots:
+            return output
+        # The tokens of a larger picture could exceed the transformer's positions for texts.
+        return min(output, self._sized(size, self.text_area or self.native_area), key=lambda each: each.pixels)
 
 
 def center_crop(picture: Size, aspect: Size) -> Box:

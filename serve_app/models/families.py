@@ -5,14 +5,15 @@ from typing import Any, ClassVar
 from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE
 
-from serve_app.models.pipeline import StepwisePipeline
+from serve_app.models.edit import EditPipeline
+from serve_app.models.qwen_image_21 import StepwiseQwenImage21Pipeline
 from serve_app.models.source import Family
 
 _PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 """The place of one picture in a template, whose middle token stands for all of the picture's tokens."""
 
 
-class StepwiseQwenImageEditPipeline(StepwisePipeline, QwenImageEditPipeline):  # type: ignore[misc]
+class StepwiseQwenImageEditPipeline(EditPipeline, QwenImageEditPipeline):  # type: ignore[misc]
     """Qwen-Image-Edit of August 2025: one picture for each edit."""
 
     @property
@@ -23,12 +24,15 @@ class StepwiseQwenImageEditPipeline(StepwisePipeline, QwenImageEditPipeline):  #
         return str(self.prompt_template_encode)
 
 
-class StepwiseQwenImageEditPlusPipeline(StepwisePipeline, QwenImageEditPlusPipeline):  # type: ignore[misc]
+class StepwiseQwenImageEditPlusPipeline(EditPipeline, QwenImageEditPlusPipeline):  # type: ignore[misc]
     """Qwen-Image-Edit-2509, 2511, and models made from them: up to five pictures for each edit, of any sizes."""
 
     max_references: ClassVar[int] = 5
-    default_steps: ClassVar[int] = 40
     default_text_area: ClassVar[int | None] = CONDITION_IMAGE_SIZE
+
+    @property
+    def default_steps(self) -> int:
+        return 40
 
     @property
     def _instructions(self) -> str:
@@ -42,4 +46,5 @@ class StepwiseQwenImageEditPlusPipeline(StepwisePipeline, QwenImageEditPlusPipel
 PIPELINES: dict[Family, Any] = {
     "edit": StepwiseQwenImageEditPipeline,
     "edit-plus": StepwiseQwenImageEditPlusPipeline,
+    "2.1": StepwiseQwenImage21Pipeline,
 }

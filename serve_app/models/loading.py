@@ -11,20 +11,20 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download
-from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
+from serve_app.engine.stats import PrefixStats
 from serve_app.models.adapters import load_adapters
 from serve_app.models.device import grow_segments
 from serve_app.models.families import PIPELINES
-from serve_app.models.packed import VarlenAttention, pack
 from serve_app.models.pipeline import StepwisePipeline
 from serve_app.models.quantization import check_device, check_quantization, chosen
 from serve_app.models.quantizers import quantize, read_gguf
-from serve_app.models.source import check_source
+from serve_app.models.qwen_image_21 import StepwiseQwenImage21Pipeline
+from serve_app.models.source import check_source, license_of
 from serve_app.models.vision import attend_at_once, merge_windows
 from serve_app.settings import BUILTINS, GGUF, ModelSettings
 
@@ -37,13 +37,6 @@ CPU_MAX_SAMPLES = 8
 GPU_MAX_SAMPLES = ((25, 10), (12, 5), (0, 2))
 
 _HOST = torch.device("cpu")
-
-# The parts of a QwenImageEditPipeline that have weights.
-_WEIGHTS: dict[str, Any] = {
-    "text_encoder": Qwen2_5_VLForConditionalGeneration,
-    "transformer": QwenImageTransformer2DModel,
-    "vae": AutoencoderKLQwenImage,
-}
 
 
 @dataclass(frozen=True)
@@ -69,6 +62,24 @@ class LoadedModel:
             "total": torch.cuda.get_device_properties(self.device).total_memory,
         }
 
+    @property
+    def prefix_stats(self) -> PrefixStats | None:
+        """The prefixes that edits took over; None for families that have none. Any thread may read it."""
+        pipeline = self.pipeline
+        return pipeline.prefixes.stats if isinstance(pipeline, StepwiseQwenImage21Pipeline) else None
+
+    def total_bytes(self) -> int:
+        """Return the memory of the model's device: the GPU's, or this machine's."""
+        if self.device.type == "cpu":
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return int(torch.cuda.get_device_properties(self.device).total_memory)
+
+    def memory_left(self) -> int | None:
+        """Return the bytes of the GPU that have not been in use since the start. None: on a CPU."""
+        if self.device.type == "cpu":
+            return None
+        return self.total_bytes() - int(torch.cuda.max_memory_allocated(self.device))
+
 
 def load(settings: ModelSettings) -> LoadedModel:
     """Load the model and its adapters, tune it, and move it to its device.
@@ -88,6 +99,7 @@ def load(settings: ModelSettings) -> LoadedModel:
     # With offload, diffusers' hooks move the weights.
     pipeline = _read(settings, dtype, device if settings.offload == "none" else _HOST)
     _check_scheduler(pipeline)
+    _check_adapters(pipeline, settings)
     for lora in settings.loras:
         pipeline.load_lora_weights(lora.source, weight_name=lora.weight_name, use_safetensors=True)
         pipeline.fuse_lora(lora_scale=lora.scale)
@@ -129,14 +141,16 @@ def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
 def _read(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> StepwisePipeline:
     """Read the pipeline, with its weights on `device`."""
     source = check_source(settings)
+    if (license := license_of(settings, source.family)) is not None:
+        logger.warning("%s may be used for research and not for commerce: its licence is %s", settings.source, license)
     for progress in (diffusers_logging, transformers_logging):
         progress.disable_progress_bar()
     folder, kind = source.location, PIPELINES[source.family]
     if not Path(folder).is_dir():
         with _reporting(f"downloading {folder}, if it is not here"):
             folder = _download(kind, folder, settings)
-    weights = read_weights(folder, dtype, device, chosen(settings))
-    pipeline: StepwisePipeline = kind.from_pretrained(folder, **weights, dtype=dtype)
+    parts = read_weights(folder, kind.weights, dtype, device, chosen(settings))
+    pipeline: StepwisePipeline = kind.from_pretrained(folder, **parts, dtype=dtype)
     if settings.native_area is not None:
         pipeline.register_to_config(native_area=settings.native_area)
     return pipeline
@@ -152,7 +166,11 @@ def _download(kind: Any, source: str, settings: ModelSettings) -> str:
 
 
 def read_weights(
-    folder: str, dtype: torch.dtype, device: torch.device, quantized: Mapping[str, str] = MappingProxyType({})
+    folder: str,
+    kinds: Mapping[str, Any],
+    dtype: torch.dtype,
+    device: torch.device,
+    quantized: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Read the parts with weights, file by file and straight to `device`: host memory holds no copy of a part.
 
@@ -160,10 +178,10 @@ def read_weights(
     Logs a line before and after each, since the published transformer alone has 41 GB.
     """
     parts = {}
-    for number, (name, kind) in enumerate(_WEIGHTS.items(), 1):
+    for number, (name, kind) in enumerate(kinds.items(), 1):
         quantization = quantized.get(name)
         place = device if quantization is None or quantization.startswith(GGUF) else _HOST
-        with _reporting(f"reading {name} to {place}, part {number} of {len(_WEIGHTS)}"):
+        with _reporting(f"reading {name} to {place}, part {number} of {len(kinds)}"):
             if quantization is not None and quantization.startswith(GGUF):
                 parts[name] = read_gguf(quantization, folder, dtype, place)
             else:
@@ -208,9 +226,17 @@ def _check_scheduler(pipeline: StepwisePipeline) -> None:
             raise ValueError(f"model.source: the model's scheduler sets {option}, which this server does not support")
 
 
+def _check_adapters(pipeline: StepwisePipeline, settings: ModelSettings) -> None:
+    """Raise ValueError for adapters whose rows would need prefixes of their own, which this server does not make."""
+    if settings.adapters and isinstance(pipeline, StepwiseQwenImage21Pipeline):
+        raise ValueError(
+            "model.adapters: Qwen-Image-2.1 cannot have adapters that requests choose; fuse one for all by model.loras"
+        )
+
+
 def _tune(pipeline: StepwisePipeline, settings: ModelSettings, device: torch.device) -> None:
     if device.type == "cuda" and pipeline.transformer.dtype in (torch.bfloat16, torch.float16):
-        pack(pipeline.transformer, VarlenAttention())
+        pipeline.attend_at_once()
         merge_windows(pipeline.text_encoder, attend_at_once)
     if settings.attention_backend:
         pipeline.transformer.set_attention_backend(settings.attention_backend)

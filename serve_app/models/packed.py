@@ -75,6 +75,12 @@ class Stream:
         shift, scale = shift_scale[:, None].chunk(2, -1)
         return (self._by_row(tokens) * (1 + scale) + shift).view_as(tokens)
 
+    def scale(self, tokens: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return tokens × (1 + scale), with the scale of each token's row (rows × width)."""
+        if self._each is None:
+            return tokens * (1 + self.per_token(scale))
+        return (self._by_row(tokens) * (1 + scale[:, None])).view_as(tokens)
+
     def add_gated(self, residual: torch.Tensor, gate: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Return residual + gate × tokens, with the gate of each token's row."""
         if self._each is None:

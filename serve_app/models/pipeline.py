@@ -1,12 +1,12 @@
 """The stepwise pipeline: diffusers' pipelines for edits, split into encode, start, step, preview and decode.
 
-Each stage takes any number of samples of any sizes. A row of the packed forward is one sample, or its unguided twin.
-This module expands samples into rows itself, since diffusers 0.42 pairs variants with the wrong picture.
+Each stage takes any number of samples of any sizes. What the families of models have in common is here; how they encode
+an edit, and how the transformer steps its rows, is in serve_app.models.edit and serve_app.models.qwen_image_21.
 """
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,22 +24,29 @@ from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images.geometry import Geometry, Size
 from serve_app.images.masks import resize_mask
 from serve_app.images.pixels import lay_on_white, resize
-from serve_app.models.adapters import Adapters, share_out
+from serve_app.models.adapters import Adapters
 from serve_app.models.device import is_out_of_memory, translated_errors
-from serve_app.models.packed import Grid, Layout, RowShape, Stream, pack, step_cost
-from serve_app.models.patches import skip_absent_frames
-from serve_app.models.text_encoder import SeenPicture, read_texts
-from serve_app.models.vision import merge_windows
-from serve_app.request import Mask, Pixels
+from serve_app.models.packed import Grid
+from serve_app.models.plan import Plan
+from serve_app.models.text_encoder import SeenPicture
+from serve_app.request import Mask, Picture
 
 _FIXED_SHIFT = {"use_dynamic_shifting": True, "time_shift_type": "exponential", "shift_terminal": None}
 
 NATIVE_AREA = 1024 * 1024
-"""Pixels of a picture at Qwen-Image-Edit's native size."""
+"""Pixels of a picture at the native size of the published models."""
 
 
-PreparedReference = tuple[SeenPicture, torch.Tensor]
-"""A reference for the text encoder, and for the VAE (1 × 3 × height × width)."""
+@dataclass(frozen=True, slots=True)
+class PreparedReference:
+    """A reference for the text encoder, and for the VAE (1 × channels × height × width).
+
+    `digest`: of what both read, for families that take over prefixes; else empty.
+    """
+
+    seen: SeenPicture
+    pixels: torch.Tensor
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +54,28 @@ class Prepared:
     """A condition as tensors on the CPU: the input of `encode`.
 
     `texts`: token ids of the prompt and, with guidance, of the negative prompt. `seen`: the references for the text
-    encoder. `pixels` (each 1 × 3 × height × width): the references for the VAE. `mask`: as in Encoding.
+    encoder. `pixels` (each 1 × channels × height × width): the references for the VAE. `mask`: as in Encoding. `key`:
+    equal for conditions that may take over each other's prefix of their references; None: none may.
     """
 
     texts: tuple[torch.Tensor, ...]
     seen: tuple[SeenPicture, ...]
     pixels: tuple[torch.Tensor, ...]
     mask: torch.Tensor | None = None
+    key: Hashable | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """The encoded condition that all variants of a picture share.
 
-    `positive`, `negative`: texts (tokens × width). `references`: latents of the references end to end (tokens × 64).
+    `positive`, `negative`: what the rows of a sample and of its unguided twin look at, as the family has it; None: no
+    guidance. `references`: latents of the references end to end (tokens × 64).
     `mask`: which latents of the output may change (bool, tokens × 64); None: all.
     """
 
-    positive: torch.Tensor
-    negative: torch.Tensor | None
+    positive: Any
+    negative: Any
     references: torch.Tensor
     mask: torch.Tensor | None = None
 
@@ -92,46 +102,27 @@ class SampleState:
 
 
 class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
-    """The stages of a pipeline for edits, for a class that inherits them and then a pipeline of diffusers.
+    """The stages of a pipeline for edits, for a family's class and then a pipeline of diffusers to be inherited with.
 
-    from_pretrained, save_pretrained, LoRA and offload work as in diffusers. model_index.json stores `native_area`,
-    `grid_positions` and `text_area` beside the components. `grid_positions`: whether the text encoder places a
-    picture's tokens on a grid. The published text encoder was trained so, that of `builtin:tiny` not. `text_area`:
-    pixels of a picture for the text encoder; None: those that the transformer reads.
+    from_pretrained, save_pretrained, LoRA and offload work as in diffusers.
     """
 
+    weights: ClassVar[dict[str, Any]]
+    """The classes of the parts that have weights."""
     max_references: ClassVar[int] = 1
     """The most pictures that one edit looks at, its own among them."""
-    default_steps: ClassVar[int] = 50
     default_guidance: ClassVar[float] = 4.0
-    default_text_area: ClassVar[int | None] = None
+    _cutting: ClassVar[dict[str, Any]] = {}
+    """Options of the processor that cuts pictures into patches."""
 
     # With offload, the autoencoder stays on the GPU: it is small, and previews call it between steps.
     model_cpu_offload_seq = "text_encoder->transformer"
     _exclude_from_cpu_offload: ClassVar = ["vae"]
 
-    def __init__(
-        self,
-        scheduler: Any,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        processor: Any,
-        transformer: Any,
-        native_area: int = NATIVE_AREA,
-        grid_positions: bool = True,
-        text_area: int | None = None,
-    ) -> None:
-        super().__init__(scheduler, vae, text_encoder, tokenizer, processor, transformer)
-        text_area = text_area or self.default_text_area
-        self.register_to_config(native_area=native_area, grid_positions=grid_positions, text_area=text_area)
-        merge_windows(text_encoder)
-        skip_absent_frames(vae)
-        pack(transformer)
+    def _set_up(self) -> None:
+        """Prepare what the stages need. For the end of a family's constructor."""
         self.adapters = Adapters()
-        self._last_plan: _Plan | None = None
-        # Diffusers has a constant 64, which is right for the published tokenizer only.
-        self.prompt_template_encode_start_idx = len(tokenizer(self._instructions)["input_ids"])
+        self._last_plan: Plan | None = None
         # A fast tokenizer raises "Already borrowed" in a second thread (tokenizers 0.23).
         self._tokenizer_lock = threading.Lock()
 
@@ -144,22 +135,91 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         text_encoder, transformer = self._all_hooks
         text_encoder.hook.prev_module_hook = transformer
 
+    # ---- what a family has of its own ----
+
+    def attend_at_once(self) -> None:
+        """Attend to the rows of a forward in one call, however many differ. For CUDA and 16-bit types."""
+        raise NotImplementedError
+
+    @property
+    def default_steps(self) -> int:
+        raise NotImplementedError
+
     @property
     def geometry(self) -> Geometry:
-        return Geometry(self.config.native_area, 2 * self.vae_scale_factor, self.config.text_area)
+        raise NotImplementedError
 
     @property
     def step_cost(self) -> StepCost:
-        return step_cost(self.transformer)
+        raise NotImplementedError
 
     @property
-    def _instructions(self) -> str:
-        """The template's text before the pictures and the caller's text, which the transformer does not see."""
+    def makes_alpha(self) -> bool:
+        """Whether decoded pictures are RGBA, with transparency that the model made."""
+        return False
+
+    @property
+    def _channels(self) -> int:
+        """The channels of a latent."""
+        raise NotImplementedError
+
+    @property
+    def _text_tokenizer(self) -> Any:
         raise NotImplementedError
 
     def _template(self, pictures: int) -> str:
         """Return the template for so many pictures, with a picture token for each and `{}` for the caller's text."""
         raise NotImplementedError
+
+    def _text_positions(self, condition: Condition) -> int:
+        """Return how many tokens a text may have beside the pictures, its template among them."""
+        raise NotImplementedError
+
+    def _for_vae(self, picture: Picture) -> Picture:
+        """Return a picture (RGB or RGBA) with the channels that the VAE reads."""
+        raise NotImplementedError
+
+    @property
+    def _instruction_tokens(self) -> int:
+        """The tokens of the template's beginning, which the transformer does not see."""
+        raise NotImplementedError
+
+    def _read_texts(
+        self, texts: Sequence[torch.Tensor], pictures: Sequence[SeenPicture], seen: Sequence[Sequence[int]]
+    ) -> list[torch.Tensor]:
+        """Return the text encoder's states of each text (tokens × width). The arguments are those of `read_texts`."""
+        raise NotImplementedError
+
+    def _digest(self, picture: PIL.Image.Image) -> bytes:
+        """Return a digest of a picture as it is read."""
+        return b""
+
+    def _key(self, condition: Condition, digests: Sequence[bytes]) -> Hashable | None:
+        """Return `key` of Prepared; `digests`: those of the references."""
+        return None
+
+    def _conditions(
+        self,
+        prepared: Sequence[Prepared],
+        texts: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
+        references: Sequence[torch.Tensor],
+    ) -> Sequence[tuple[Any, Any]]:
+        """Return `positive` and `negative` of each Encoding."""
+        raise NotImplementedError
+
+    def _plan_of(self, states: Sequence[SampleState]) -> Plan:
+        """Return the plan of these samples, whose rows are those of `looks_at`."""
+        raise NotImplementedError
+
+    def _forward(self, states: Sequence[SampleState], plan: Plan, times: torch.Tensor) -> torch.Tensor:
+        """Return the predicted velocities of the plan's rows (tokens × 64). `times`: rows, from 0 to 1."""
+        raise NotImplementedError
+
+    def _guide(self, positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return the guided velocities of tokens, by the scale of each (tokens × 1)."""
+        raise NotImplementedError
+
+    # ---- what all have ----
 
     def check(self, condition: Condition) -> None:
         """Raise InvalidInput for more references than the model takes, and for a text with more tokens than positions.
@@ -169,16 +229,7 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         references = len(condition.references)
         if references > self.max_references:
             raise InvalidInput(self._too_many(references), param="references")
-        views = [reference.view for reference in condition.references]
-        merge = self._patcher.merge_size
-        patches = sum(
-            self._patcher.get_number_of_image_patches(view.text_size.height, view.text_size.width, {}) for view in views
-        )
-        sizes = [condition.output, *(view.size for view in views)]
-        sides = [side for size in sizes for side in (size.width, size.height)]
-        # A picture lies around position 0, and the text behind the longest half of a side.
-        half = max(sides) // self.geometry.multiple // 2
-        positions = self.transformer.pos_embed.pos_freqs.shape[0] - half - patches // merge**2
+        positions = self._text_positions(condition)
         for param in ("prompt", "negative_prompt"):
             tokens = len(self._tokenize(getattr(condition, param) or "", [1] * references))
             if tokens > positions:
@@ -211,7 +262,7 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
             if reference not in shared:
                 shared[reference] = self._prepare_reference(reference)
         prepared = [shared[reference] for reference in condition.references]
-        seen = tuple(each for each, _ in prepared)
+        seen = tuple(each.seen for each in prepared)
         patches = [int(grid.prod()) // self._patcher.merge_size**2 for _, grid in seen]
         texts = (
             [condition.prompt] if condition.negative_prompt is None else [condition.prompt, condition.negative_prompt]
@@ -219,22 +270,20 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         return Prepared(
             texts=tuple(torch.tensor(self._tokenize(text, patches)) for text in texts),
             seen=seen,
-            pixels=tuple(pixels for _, pixels in prepared),
+            pixels=tuple(each.pixels for each in prepared),
             mask=None if condition.mask is None else self._prepare_mask(condition, condition.mask),
+            key=self._key(condition, [each.digest for each in prepared]),
         )
 
     def _prepare_reference(self, reference: Reference) -> PreparedReference:
         """Return a reference for the text encoder and for the VAE."""
         view = reference.view
-        picture = lay_on_white(resize(reference.picture, view.size, view.crop))
-        seen = (
-            picture
-            if view.text_size == view.size
-            else lay_on_white(resize(reference.picture, view.text_size, view.crop))
-        )
-        cut = self._patcher(images=[PIL.Image.fromarray(seen)], return_tensors="pt")
-        pixels = self.image_processor.preprocess([PIL.Image.fromarray(picture)], view.size.height, view.size.width)
-        return (cut["pixel_values"], cut["image_grid_thw"]), pixels
+        picture = resize(reference.picture, view.size, view.crop)
+        seen = picture if view.text_size == view.size else resize(reference.picture, view.text_size, view.crop)
+        cut = self._patcher(images=[PIL.Image.fromarray(lay_on_white(seen))], return_tensors="pt", **self._cutting)
+        read = PIL.Image.fromarray(self._for_vae(picture))
+        pixels = self.image_processor.preprocess([read], view.size.height, view.size.width)
+        return PreparedReference((cut["pixel_values"], cut["image_grid_thw"]), pixels, self._digest(read))
 
     def _prepare_mask(self, condition: Condition, mask: Mask) -> torch.Tensor:
         """Return which latents may change: those that show any pixel that may."""
@@ -249,13 +298,13 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         pad = self.processor.image_token
         parts = self._template(len(patches)).format(text).split(pad, len(patches))
         with self._tokenizer_lock:
-            ids: list[int] = self.tokenizer(_interleave(parts, [pad * count for count in patches]))["input_ids"]
+            ids: list[int] = self._text_tokenizer(_interleave(parts, [pad * count for count in patches]))["input_ids"]
         return ids
 
     def count_tokens(self, text: str) -> int:
         """Return the tokens of `text` alone: in the template, special tokens around it keep it apart."""
         with self._tokenizer_lock:
-            return len(self.tokenizer(text)["input_ids"])
+            return len(self._text_tokenizer(text)["input_ids"])
 
     @torch.no_grad()
     def encode(self, prepared: Sequence[Prepared]) -> list[Encoding]:
@@ -267,8 +316,10 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
             texts = self._encode_texts(prepared)
             references = self._encode_references(prepared)
             masks = [None if each.mask is None else each.mask.to(self._execution_device) for each in prepared]
+            conditions = self._conditions(prepared, texts, references)
             return [
-                Encoding(*each, reference, mask) for each, reference, mask in zip(texts, references, masks, strict=True)
+                Encoding(*each, reference, mask)
+                for each, reference, mask in zip(conditions, references, masks, strict=True)
             ]
 
     def _encode_texts(self, prepared: Sequence[Prepared]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
@@ -277,17 +328,13 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         pictures = {id(picture): picture for each in prepared for picture in each.seen}
         places = {key: place for place, key in enumerate(pictures)}
         seen = [[places[id(picture)] for picture in each.seen] for each in prepared]
-        rows = read_texts(
-            self.text_encoder,
+        rows = self._read_texts(
             [*(each.texts[0] for each in prepared), *(prepared[index].texts[1] for index in guided)],
             list(pictures.values()),
             [*seen, *(seen[index] for index in guided)],
-            device=self._execution_device,
-            pad=self.tokenizer.pad_token_id,
-            grid_positions=self.config.grid_positions,
         )
-        # Without the template's prefix. Copies, since a view would keep the texts of the whole batch.
-        rows = [row[self.prompt_template_encode_start_idx :].clone() for row in rows]
+        # Copies, since a view would keep the texts of the whole batch.
+        rows = [row[self._instruction_tokens :].clone() for row in rows]
         negatives = dict(zip(guided, rows[len(prepared) :], strict=True))
         return [(row, negatives.get(index)) for index, row in enumerate(rows[: len(prepared)])]
 
@@ -304,10 +351,6 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
             packed.update(zip(some, rows.to(self.transformer.dtype), strict=True))
         # New tensors, since a view would keep the latents of the whole batch.
         return [torch.cat([packed[id(each)] for each in of_one.pixels]) for of_one in prepared]
-
-    @property
-    def _channels(self) -> int:
-        return int(self.transformer.config.in_channels) // 4
 
     @torch.no_grad()
     def start(self, encoding: Encoding, sample: Sample) -> SampleState:
@@ -327,10 +370,8 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
             latents = self._pack_latents(drawn, 1, self._channels, height, width)[0]
             sampling = sample.sampling
             sigmas, timesteps = self._schedule(sampling, tokens=latents.shape[0])
-            multiple, shape = self.geometry.multiple, sample.shape
-            grids = tuple(
-                (size.height // multiple, size.width // multiple) for size in (shape.output, *shape.references)
-            )
+            side, shape = self.geometry.token_side, sample.shape
+            grids = tuple((size.height // side, size.width // side) for size in (shape.output, *shape.references))
             noise = None if encoding.mask is None else latents
             return SampleState(
                 encoding, shape, grids, sampling.guidance, sampling.adapters, sigmas, timesteps, latents, noise
@@ -355,15 +396,20 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
             # The scheduler that distilled adapters are published with.
             mu = math.log(own.shift)
             scheduler = type(scheduler).from_config(config, **_FIXED_SHIFT)
-        levels = np.linspace(1.0, 1 / steps, steps) if own.sigmas is None else np.array(own.sigmas)
-        timesteps, _ = retrieve_timesteps(scheduler, sigmas=levels, mu=mu)
+        levels = self._levels(steps) if own.sigmas is None else own.sigmas
+        timesteps, _ = retrieve_timesteps(scheduler, sigmas=np.array(levels), mu=mu)
         return scheduler.sigmas.tolist(), timesteps.tolist()
+
+    def _levels(self, steps: int) -> Sequence[float]:
+        """Return the noise levels of so many steps before the shift."""
+        levels: list[float] = np.linspace(1.0, 1 / steps, steps).tolist()
+        return levels
 
     @torch.no_grad()
     def step(self, states: Sequence[SampleState]) -> None:
         """Take one denoising step of every sample, in one forward. A step that raises leaves all states unchanged."""
         with translated_errors():
-            plan = self._plan(states)
+            plan = self._last_plan = self._plan_of(states)
             # Before the forward, since a copy to the GPU waits for all that is queued there.
             times, scales, moves = plan.numbers(states)
             latents = torch.cat([state.latents for state in states])
@@ -380,34 +426,21 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         for state, row, prediction in zip(states, rows, predictions, strict=True):
             state.latents, state.velocity, state.step = row, prediction, state.step + 1
 
-    def _plan(self, states: Sequence[SampleState]) -> "_Plan":
-        """Return the plan of these samples, which is that of the last step unless a sample has joined or left."""
-        shapes = tuple(_row_shapes(state) for state in states)
-        adapters = tuple(state.adapters for state in states)
-        if self._last_plan is None or (self._last_plan.shapes, self._last_plan.adapters) != (shapes, adapters):
-            self._last_plan = _Plan(shapes, adapters, self.transformer, self._execution_device)
-        return self._last_plan
-
     def _predict(
-        self, states: Sequence[SampleState], plan: "_Plan", times: torch.Tensor, scales: torch.Tensor
+        self, states: Sequence[SampleState], plan: Plan, times: torch.Tensor, scales: torch.Tensor
     ) -> torch.Tensor:
         """Return the velocities of the samples end to end (tokens × 64), guided where there is a negative text."""
-        image = torch.cat(
-            [part for index, _ in plan.rows for part in (states[index].latents, states[index].encoding.references)]
-        )
-        text = torch.cat([_texts(states[index])[place] for index, place in plan.rows])
-        with self.adapters.applied(plan.shares):
-            predicted = self.transformer(image, text, times.flatten().to(image.dtype) / 1000, plan.layout)
+        predicted = self._forward(states, plan, times.flatten().to(states[0].latents.dtype) / 1000)
         velocities = dict(zip(plan.rows, plan.layout.output.split(predicted), strict=True))
         if plan.guided:
             positive, negative = (torch.cat([velocities[index, place] for index in plan.guided]) for place in (0, 1))
-            combined = _guide(positive, negative, plan.pairs.per_token(scales.to(positive.dtype)))
+            combined = self._guide(positive, negative, plan.pairs.per_token(scales.to(positive.dtype)))
             for index, velocity in zip(plan.guided, plan.pairs.split(combined), strict=True):
                 velocities[index, 0] = velocity
         return torch.cat([velocities[index, 0] for index in range(len(states))])
 
     @torch.no_grad()
-    def preview(self, states: Sequence[SampleState]) -> list[Pixels]:
+    def preview(self, states: Sequence[SampleState]) -> list[Picture]:
         """Decode the clean latents that each sample's last prediction implies. Raises the errors of `decode`."""
         with translated_errors():
             clean = [
@@ -417,13 +450,13 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
             return self._decode_latents(clean, [state.shape.output for state in states])
 
     @torch.no_grad()
-    def decode(self, states: Sequence[SampleState]) -> list[Pixels]:
+    def decode(self, states: Sequence[SampleState]) -> list[Picture]:
         """Decode finished samples. Raises NotFinite if latents hold NaN or infinity."""
         with translated_errors():
             sizes = [state.shape.output for state in states]
             return self._decode_latents([state.latents for state in states], sizes)
 
-    def _decode_latents(self, latents: Sequence[torch.Tensor], sizes: Sequence[Size]) -> list[Pixels]:
+    def _decode_latents(self, latents: Sequence[torch.Tensor], sizes: Sequence[Size]) -> list[Picture]:
         """Decode latents (tokens × 64) to pictures. If memory runs out, offloaded parts leave the GPU to the VAE."""
         hooks = getattr(self, "_all_hooks", [])
         try:
@@ -437,15 +470,15 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         torch.cuda.empty_cache()
         return self._decode_by_size(latents, sizes)
 
-    def _decode_by_size(self, latents: Sequence[torch.Tensor], sizes: Sequence[Size]) -> list[Pixels]:
+    def _decode_by_size(self, latents: Sequence[torch.Tensor], sizes: Sequence[Size]) -> list[Picture]:
         """Decode latents with one call of the VAE for each size."""
-        pictures: dict[int, Pixels] = {}
+        pictures: dict[int, Picture] = {}
         for size in dict.fromkeys(sizes):
             indices = [index for index, other in enumerate(sizes) if other == size]
             pictures.update(zip(indices, self._decode_one_size([latents[i] for i in indices], size), strict=True))
         return [pictures[index] for index in range(len(sizes))]
 
-    def _decode_one_size(self, latents: Sequence[torch.Tensor], size: Size) -> list[Pixels]:
+    def _decode_one_size(self, latents: Sequence[torch.Tensor], size: Size) -> list[Picture]:
         config, packed = self.vae.config, torch.stack(list(latents))
         if not packed.isfinite().all():
             raise NotFinite("the model produced values that are not numbers")
@@ -461,58 +494,15 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         return list(pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-class _Plan:
-    """How a set of samples is stepped: what stays the same until one of them leaves, or another joins.
-
-    `shapes`: for each sample, that of its row and, if it is guided, of its unguided twin. `rows`: those of the forward
-    in their order, by sample and place among its texts. `guided`: the samples with a twin. `samples`, `pairs`: the
-    outputs' tokens of all samples, and of the guided ones. `shares`: those of the samples' adapters.
-    """
-
-    def __init__(
-        self,
-        shapes: Sequence[tuple[RowShape, ...]],
-        adapters: Sequence[AdapterScales],
-        transformer: Any,
-        device: torch.device,
-    ) -> None:
-        self.shapes, self.adapters = tuple(shapes), tuple(adapters)
-        rows = [(index, place) for index, of_sample in enumerate(shapes) for place in range(len(of_sample))]
-        # Neighbours with equally many tokens share an attention call.
-        self.rows = sorted(rows, key=lambda row: shapes[row[0]][row[1]].tokens)
-        self.guided = [index for index, of_sample in enumerate(shapes) if len(of_sample) == 2]
-        self.layout = Layout([shapes[index][place] for index, place in self.rows], transformer, device)
-        self.shares = share_out([adapters[index] for index, _ in self.rows], self.layout, transformer.zero_cond_t)
-        lengths = [of_sample[0].output_tokens for of_sample in shapes]
-        self.samples = Stream([(length, index) for index, length in enumerate(lengths)], device)
-        self.pairs = Stream([(lengths[index], place) for place, index in enumerate(self.guided)], device)
-        self._device = device
-
-    def numbers(self, states: Sequence[SampleState]) -> tuple[torch.Tensor, ...]:
-        """Return the timestep of each row, the guidance of each guided sample, and each sample's change of sigma.
-
-        Columns of float32 on the device, in one copy to it.
-        """
-        times = [states[index].timesteps[states[index].step] for index, _ in self.rows]
-        scales = [states[index].guidance for index in self.guided]
-        moves = [state.sigmas[state.step + 1] - state.sigmas[state.step] for state in states]
-        column = torch.tensor([*times, *scales, *moves], dtype=torch.float32, device=self._device).view(-1, 1)
-        return torch.split(column, [len(times), len(scales), len(moves)])
+def looks_at(state: SampleState) -> list[Any]:
+    """Return what the row of a sample looks at and, if it is guided, that of its twin."""
+    encoding = state.encoding
+    return [encoding.positive] if encoding.negative is None else [encoding.positive, encoding.negative]
 
 
 def _interleave(texts: Sequence[str], between: Sequence[str]) -> str:
     """Return the texts with the others between them."""
     return "".join(part for pair in zip(texts, (*between, ""), strict=True) for part in pair)
-
-
-def _texts(state: SampleState) -> list[torch.Tensor]:
-    """Return the text of a sample's row and, if it is guided, of its twin (tokens × width)."""
-    encoding = state.encoding
-    return [encoding.positive] if encoding.negative is None else [encoding.positive, encoding.negative]
-
-
-def _row_shapes(state: SampleState) -> tuple[RowShape, ...]:
-    return tuple(RowShape(state.grids[0], state.grids[1:], len(text)) for text in _texts(state))
 
 
 def _keep(state: SampleState, moved: torch.Tensor) -> torch.Tensor:
@@ -523,14 +513,6 @@ def _keep(state: SampleState, moved: torch.Tensor) -> torch.Tensor:
     picture = state.encoding.references[: len(moved)].float()
     kept = torch.lerp(picture, noise.float(), state.sigmas[state.step + 1])
     return torch.where(mask, moved, kept.to(moved.dtype))
-
-
-def _guide(positive: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Apply classifier-free guidance and rescale to the positive prediction's norm, as QwenImageEditPipeline does."""
-    combined = negative + scale * (positive - negative)
-    wanted, got = (torch.linalg.vector_norm(tensor, dim=-1, keepdim=True) for tensor in (positive, combined))
-    rescaled: torch.Tensor = combined * (wanted / got)
-    return rescaled
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Start a warm model with its engine in this process, for a replica or for a batch job without a server."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -11,7 +12,12 @@ from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Sample
 from serve_app.models import loading
 from serve_app.models.loading import LoadedModel
-from serve_app.settings import AppSettings
+from serve_app.models.prefix_cache import PrefixCache
+from serve_app.models.qwen_image_21 import StepwiseQwenImage21Pipeline
+from serve_app.settings import AppSettings, EngineSettings
+
+# Of the memory that calibration left: forwards of other sizes than those that it measured need some.
+_KEPT_SHARE = 0.8
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,6 +41,7 @@ def start(
     `on_forward`: as in EditEngine.
     """
     model = loading.load(settings.model)
+    _keep_prefixes(model, settings.engine)
     limit = model.max_samples if settings.engine.max_samples == "auto" else settings.engine.max_samples
     calibration = calibrate(
         model.pipeline,
@@ -49,6 +56,7 @@ def start(
             calibration,
             max_samples=limit,
             sampling=SamplingDefaults.of(settings.model, model.default_steps, model.default_guidance),
+            kept_bytes=_kept_bytes(model, settings.engine),
         ),
         settings.engine,
         timeout_s=settings.limits.request_timeout_s,
@@ -56,3 +64,22 @@ def start(
     )
     engine.start()
     return LocalEditor(model, engine)
+
+
+def _keep_prefixes(model: LoadedModel, settings: EngineSettings) -> None:
+    """Set up what a family keeps of pictures. Raises ValueError for a cache that is larger than the device."""
+    pipeline = model.pipeline
+    if isinstance(pipeline, StepwiseQwenImage21Pipeline):
+        size, total = round(settings.prefix_cache_gb * 1e9), model.total_bytes()
+        if size > total:
+            raise ValueError(
+                f"engine.prefix_cache_gb: {settings.prefix_cache_gb:g} GB are more than the {total / 1e9:.1f} GB that "
+                f"the model's device ({model.device.type}) has"
+            )
+        pipeline.share_prefixes, pipeline.prefixes = settings.share_prefixes, PrefixCache(size)
+
+
+def _kept_bytes(model: LoadedModel, settings: EngineSettings) -> float:
+    """Return the memory for prefixes of samples: on a GPU what calibration left, without the cache; else no limit."""
+    free = model.memory_left()
+    return math.inf if free is None else max(0.0, _KEPT_SHARE * free - settings.prefix_cache_gb * 1e9)

@@ -15,9 +15,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from serve_app.settings import BUILTINS, ModelSettings
+from serve_app.settings import BUILTINS, License, ModelSettings
 
-Family = Literal["edit", "edit-plus"]
+Family = Literal["edit", "edit-plus", "2.1"]
 """Checkpoints that one pipeline class of serve_app.models.families runs."""
 
 SERVED_CLASSES: dict[str, Family] = {
@@ -25,10 +25,17 @@ SERVED_CLASSES: dict[str, Family] = {
     # The same weights, for edits with a mask.
     "QwenImageEditInpaintPipeline": "edit",
     "QwenImageEditPlusPipeline": "edit-plus",
+    "QwenImage21Pipeline": "2.1",
     "StepwiseQwenImageEditPipeline": "edit",
     "StepwiseQwenImageEditPlusPipeline": "edit-plus",
+    "StepwiseQwenImage21Pipeline": "2.1",
 }
 """The pipeline classes that an index may name. Those that begin with Stepwise are ours."""
+
+RESTRICTED: dict[Family, License] = {"2.1": "qwen-research"}
+"""Licences that do not allow commerce, of the published checkpoints of a family."""
+
+_LICENSE_TITLES: dict[License, str] = {"qwen-research": "the Qwen Research License Agreement"}
 
 _INDEX = "model_index.json"
 # Files of these suffixes are pickles, which run code when they are read.
@@ -59,7 +66,23 @@ def check_source(settings: ModelSettings) -> Source:
         raise ValueError(
             f"model.source: {source} is a {served}; this server runs {classes}, such as Qwen/Qwen-Image-Edit-2511"
         )
+    _check_license(settings, family)
     return Source(source, family)
+
+
+def license_of(settings: ModelSettings, family: Family) -> License | None:
+    """Return the licence that restricts the use of a model, or None."""
+    return None if settings.source in BUILTINS else RESTRICTED.get(family)
+
+
+def _check_license(settings: ModelSettings, family: Family) -> None:
+    needed = license_of(settings, family)
+    if needed not in (None, settings.accept_license):
+        raise ValueError(
+            f"model.source: {settings.source} is published under {_LICENSE_TITLES[needed]}, for research and "
+            "evaluation and not for commerce; read it beside the model, and if it allows your use set "
+            f"model.accept_license: {needed}"
+        )
 
 
 def _source(settings: ModelSettings) -> str:

@@ -1,4 +1,4 @@
-"""Attention in the text encoder's vision tower, within the windows of pictures or within whole pictures, in few calls.
+"""Attention in a text encoder's vision tower, within the windows of pictures or within whole pictures, in few calls.
 
 Transformers 5.23 calls the attention once for each window, and without flash-attn waits for the GPU in every block.
 """
@@ -11,6 +11,7 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention, apply_rotary_pos_emb_vision
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionAttention
 
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int | None], torch.Tensor]
 """Attention within each segment, from queries, keys and values (tokens × heads × width of a head).
@@ -49,10 +50,13 @@ def attend_at_once(
     return attended
 
 
-class SegmentAttention(Qwen2_5_VLVisionAttention):  # type: ignore[misc]
-    """The attention of a block of the vision tower. `merge_windows` turns transformers' own into it."""
+class _SegmentAttention:
+    """The attention of a block of a vision tower, within segments. `merge_windows` turns transformers' own into it."""
 
     attend: Attention
+    qkv: Any
+    proj: Any
+    num_heads: int
 
     def forward(
         self,
@@ -69,8 +73,17 @@ class SegmentAttention(Qwen2_5_VLVisionAttention):  # type: ignore[misc]
         return attended
 
 
+class WindowAttention(_SegmentAttention, Qwen2_5_VLVisionAttention):  # type: ignore[misc]
+    """Attention within windows or pictures, of Qwen2.5-VL."""
+
+
+class PictureAttention(_SegmentAttention, Qwen3VLVisionAttention):  # type: ignore[misc]
+    """Attention within pictures, of Qwen3-VL."""
+
+
 def merge_windows(text_encoder: Any, attend: Attention = attend_by_runs) -> None:
-    """Make the vision tower of a Qwen2.5-VL attend within many windows in one call (transformers 5.23), in place."""
+    """Make a vision tower attend within many windows or pictures in one call (transformers 5.23), in place."""
     for block in text_encoder.model.visual.blocks:
-        block.attn.__class__ = SegmentAttention
+        is_qwen3 = isinstance(block.attn, Qwen3VLVisionAttention)
+        block.attn.__class__ = PictureAttention if is_qwen3 else WindowAttention
         block.attn.attend = attend

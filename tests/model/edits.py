@@ -8,6 +8,7 @@ from diffusers import QwenImageTransformer2DModel
 from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Condition, QueuedRequest, Sample, expand
 from serve_app.models.families import StepwiseQwenImageEditPipeline
+from serve_app.models.pipeline import StepwisePipeline
 from serve_app.request import EditRequest, Pixels
 from serve_app.settings import PresetSettings
 from tests.random_model import build_random_model
@@ -38,7 +39,7 @@ def request(**fields) -> EditRequest:
     )
 
 
-def queue_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[QueuedRequest]:
+def queue_of(random_model: StepwisePipeline, requests: Sequence[EditRequest]) -> list[QueuedRequest]:
     return [
         expand(
             r,
@@ -52,12 +53,12 @@ def queue_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[Edi
     ]
 
 
-def condition_of(random_model: StepwiseQwenImageEditPipeline, request: EditRequest) -> Condition:
+def condition_of(random_model: StepwisePipeline, request: EditRequest) -> Condition:
     """Return the condition of the first picture."""
     return queue_of(random_model, [request])[0].conditions[0]
 
 
-def samples_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Sample]:
+def samples_of(random_model: StepwisePipeline, requests: Sequence[EditRequest]) -> list[Sample]:
     """Return the started samples of all requests, encoded in one call."""
     queue = queue_of(random_model, requests)
     conditions = [condition for request in queue for condition in request.conditions]
@@ -70,13 +71,13 @@ def samples_of(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[E
     return samples
 
 
-def step(random_model: StepwiseQwenImageEditPipeline, samples: Sequence[Sample]) -> None:
+def step(random_model: StepwisePipeline, samples: Sequence[Sample]) -> None:
     random_model.step([sample.state for sample in samples])
     for sample in samples:
         sample.steps_done += 1
 
 
-def edit(random_model: StepwiseQwenImageEditPipeline, requests: Sequence[EditRequest]) -> list[Pixels]:
+def edit(random_model: StepwisePipeline, requests: Sequence[EditRequest]) -> list[Pixels]:
     """Return the pictures of all requests, merged: each step takes every sample that has steps left."""
     samples = samples_of(random_model, requests)
     while unfinished := [sample for sample in samples if sample.steps_left]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from serve_app.models.text_encoder import SeenPicture, read_texts
+from serve_app.models.text_encoder import SeenPicture, embed_for_qwen2_5, read_texts
 from tests.random_model import _tokenizer
 from training.parts import build_text_encoder
 
@@ -43,6 +43,13 @@ def read(
     grid_positions: bool = True,
 ) -> list[torch.Tensor]:
     states: list[torch.Tensor] = read_texts(
-        text_encoder, texts, pictures, seen, device=torch.device("cpu"), pad=PAD, grid_positions=grid_positions
+        text_encoder,
+        texts,
+        pictures,
+        seen,
+        embed=embed_for_qwen2_5,
+        device=torch.device("cpu"),
+        pad=PAD,
+        grid_positions=grid_positions,
     )
     return states

@@ -14,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
 from serve_app.models import loading
+from serve_app.models.edit import EditPipeline
 from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.settings import LoraSettings, ModelSettings
 from tests.model.edits import edit, request
@@ -154,7 +155,7 @@ class TestPickles:
         with (folder / part / name).open("wb") as file:
             pickle.dump(Trap(sprung), file)
         with pytest.raises(OSError, match="safetensors"):
-            loading.read_weights(str(folder), torch.float32, torch.device("cpu"))
+            loading.read_weights(str(folder), EditPipeline.weights, torch.float32, torch.device("cpu"))
         assert not sprung.exists()
 
     def test_no_lora_is_read_from_one(self, random_model_folder, tmp_path):
@@ -167,7 +168,7 @@ class TestPickles:
 
 
 def test_weights_are_read_to_the_device_without_a_copy_on_the_host(random_model_folder):
-    parts = loading.read_weights(str(random_model_folder), torch.bfloat16, torch.device("meta"))
+    parts = loading.read_weights(str(random_model_folder), EditPipeline.weights, torch.bfloat16, torch.device("meta"))
     assert list(parts) == ["text_encoder", "transformer", "vae"]
     for part in parts.values():
         assert {tensor.device.type for tensor in (*part.parameters(), *part.buffers())} == {"meta"}

@@ -7,9 +7,10 @@ import pytest
 
 from serve_app.engine.scheduler import Sample
 from serve_app.images.geometry import Size
-from serve_app.models.families import StepwiseQwenImageEditPipeline
-from serve_app.request import EditRequest
+from serve_app.models.pipeline import StepwisePipeline
+from serve_app.request import EditRequest, Pixels
 from tests.model.edits import BOUND, edit, request, samples_of, step
+from tests.random_model import build_random_21_model, build_random_model
 from tests.scenes import difference, scene
 
 MIXES = 20
@@ -17,11 +18,9 @@ NATIVE_AREA = 128 * 128
 WORDS = ["make", "the", "sky", "blue", "and", "remove", "people", "变成黑白", "enhance", "every", "colour"]
 
 
-@pytest.fixture(scope="module")
-def model() -> StepwiseQwenImageEditPipeline:
-    from tests.random_model import build_random_model
-
-    model = build_random_model()
+@pytest.fixture(scope="module", params=[build_random_model, build_random_21_model], ids=["edit", "2.1"])
+def model(request: pytest.FixtureRequest) -> StepwisePipeline:
+    model: StepwisePipeline = request.param()
     model.register_to_config(native_area=NATIVE_AREA)
     return model
 
@@ -33,11 +32,17 @@ def random_size(draw: random.Random) -> Size:
     return Size(width, max(16, min(500, round(area / width))))
 
 
-def random_request(draw: random.Random) -> EditRequest:
-    picture = random_size(draw)
+def random_scene(draw: random.Random) -> Pixels:
+    size = random_size(draw)
+    return scene(draw.randrange(20), size.width, size.height)
+
+
+def random_request(draw: random.Random, max_references: int) -> EditRequest:
+    """Return an edit of one picture that looks at up to three more, if the model can."""
     prompt = " ".join(draw.choices(WORDS, k=draw.choice([1, 3, 10, 40])))[: draw.choice([1, 20, 400])].strip() or "x"
     return request(
-        images=[scene(draw.randrange(20), picture.width, picture.height)],
+        images=[random_scene(draw)],
+        references=[random_scene(draw) for _ in range(draw.randrange(min(max_references, 4)))],
         prompt=prompt,
         seed=draw.randrange(1000),
         n=draw.choice([1, 1, 2]),
@@ -47,7 +52,7 @@ def random_request(draw: random.Random) -> EditRequest:
     )
 
 
-def run_at_random(model: StepwiseQwenImageEditPipeline, samples: Sequence[Sample], draw: random.Random) -> set[int]:
+def run_at_random(model: StepwisePipeline, samples: Sequence[Sample], draw: random.Random) -> set[int]:
     """Step random samples together until all are done. Return the numbers of sizes that the forwards had."""
     sizes: set[int] = set()
     while unfinished := [sample for sample in samples if sample.steps_left]:
@@ -60,7 +65,7 @@ def run_at_random(model: StepwiseQwenImageEditPipeline, samples: Sequence[Sample
 @pytest.mark.parametrize("seed", range(MIXES))
 def test_each_of_a_mix_ends_as_it_does_alone(model, seed):
     draw = random.Random(seed)
-    requests = [random_request(draw) for _ in range(draw.randint(3, 4))]
+    requests = [random_request(draw, model.max_references) for _ in range(draw.randint(3, 4))]
     samples = samples_of(model, requests)
     sizes = run_at_random(model, samples, draw)
     assert max(sizes) > 1

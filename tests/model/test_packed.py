@@ -92,7 +92,7 @@ def test_the_operations_of_a_forward_are_known_in_advance():
     counts = counter.get_flop_counts()["Global"]
     # Beside the blocks: what is per row or at either end.
     cost, tokens = pipeline.step_cost, [row.image_tokens + row.text_tokens for row in rows]
-    expected = sum(cost.of_rows(1, each) for each in tokens)
+    expected = sum(cost.per_token * each + cost.per_pair * each**2 for each in tokens)
     assert sum(counts.values()) == pytest.approx(expected, rel=0.05)
     attention = sum(count for name, count in counts.items() if "scaled_dot" in str(name) or "bmm" in str(name))
     assert attention == sum(cost.per_pair * each**2 for each in tokens)

@@ -7,7 +7,6 @@ import torch
 from diffusers import QwenImageEditPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 
-from serve_app.engine.scheduler import Shape
 from serve_app.errors import InvalidInput, NotFinite, OutOfMemory
 from serve_app.images.geometry import Geometry, Size
 from serve_app.models.families import StepwiseQwenImageEditPipeline
@@ -267,10 +266,6 @@ def test_the_tokens_that_a_caller_is_told_are_those_that_the_model_reads(random_
         with_text, without = (random_model._tokenize(each, [1]) for each in (text, ""))
         assert random_model.count_tokens(text) == len(with_text) - len(without)
     [sample] = samples_of(random_model, [request(size="90x60")])
-    state, multiple = sample.state, random_model.geometry.multiple
-    assert state.encoding.references.shape[0] == sample.shape.reference_tokens(multiple)
-    assert state.latents.shape[0] == sample.shape.output_tokens(multiple) == 6 * 4
-
-
-def test_shapes_count_tokens_of_result_and_reference():
-    assert Shape(Size(1024, 1024), (Size(1024, 1024),)).tokens(16) == 8192
+    state, side = sample.state, random_model.geometry.token_side
+    assert state.encoding.references.shape[0] == sample.shape.reference_tokens(side)
+    assert state.latents.shape[0] == sample.shape.output_tokens(side) == 6 * 4

@@ -37,6 +37,10 @@ class Poisoned:
         return self._real.geometry
 
     @property
+    def makes_alpha(self) -> bool:
+        return False
+
+    @property
     def step_cost(self) -> StepCost:
         return self._real.step_cost
 

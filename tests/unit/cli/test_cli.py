@@ -433,9 +433,23 @@ def test_neither_torch_nor_ray_is_loaded_without_need() -> None:
 
 @pytest.mark.parametrize("command", ["serve", "check"])
 def test_a_model_and_a_settings_file_exclude_each_other(command: str) -> None:
-    for words in (("--model", "lab/edit", "--settings", "f.yaml"), ("--settings", "f.yaml", "--model", "builtin:tiny")):
+    for words in (
+        ("--model", "lab/edit", "--settings", "f.yaml"),
+        ("--settings", "f.yaml", "--model", "builtin:tiny"),
+        ("--settings", "f.yaml", "--accept-license", "qwen-research"),
+    ):
         out, err = run(command, *words, status=2)
-        assert (out, err.splitlines()[-1]) == ("", "Error: --model and --settings cannot be used together.")
+        message = "Error: --settings cannot be used together with --model or --accept-license."
+        assert (out, err.splitlines()[-1]) == ("", message)
+
+
+def test_a_licence_is_accepted_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "QwenImage21Pipeline", "vae": ["diffusers", "VAE"]}')
+    for words, found in (
+        ((), "set model.accept_license: qwen-research"),
+        (("--accept-license", "qwen-research"), "lacks vae: its model_index.json names it"),
+    ):
+        assert found in " ".join(run("serve", "--model", str(tmp_path), *words, status=1)[1].split())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from serve_app.engine.scheduler import (
     Policy,
     QueuedRequest,
     Sample,
+    Shape,
     StepCost,
     excess_s,
     expand,
@@ -27,7 +28,7 @@ from serve_app.engine.scheduler import (
 from serve_app.images.geometry import WHOLE, Geometry, Size
 from serve_app.request import EditRequest, arrange
 
-GEOMETRY = Geometry(native_area=256 * 256, multiple=16)
+GEOMETRY = Geometry(native_area=256 * 256, token_side=16)
 SQUARE, WIDE = np.zeros((64, 64, 3), np.uint8), np.zeros((40, 80, 3), np.uint8)
 TOKENS = 512
 """Tokens of one unguided sample of SQUARE: 256 of the output and 256 of the reference."""
@@ -130,6 +131,14 @@ class TestExpand:
         assert plain.samples[0].flops == 3 * TOKENS + 0.5 * TOKENS**2
         assert guided.samples[0].flops == 2 * plain.samples[0].flops
         assert guided.work_flops == 10 * guided.samples[0].flops
+
+    def test_references_with_kept_keys_cost_attention_only(self):
+        shape = Shape(Size(1024, 1024), (Size(1024, 1024), Size(512, 1024)))
+        assert StepCost(1.0, 0.0).running_tokens(shape, 16) == 10240
+        assert StepCost(1.0, 0.5).of_row(shape, 16) == 10240 + 0.5 * 10240**2
+        kept = StepCost(1.0, 0.5, has_prefix=True)
+        assert kept.running_tokens(shape, 16) == 4096
+        assert kept.of_row(shape, 16) == 4096 + 0.5 * 4096 * 10240
 
     def test_what_a_request_leaves_open_is_the_models_default(self):
         request = EditRequest(images=[SQUARE], prompt="x")

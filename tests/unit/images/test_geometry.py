@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from serve_app.images.geometry import WHOLE, Framing, Geometry, Size, View, WantedSize, center_crop, is_shrunk
 
-GEOMETRY = Geometry(native_area=256 * 256, multiple=16)
+GEOMETRY = Geometry(native_area=256 * 256, token_side=16)
 SIZES = st.builds(Size, st.integers(1, 9000), st.integers(1, 9000))
 
 
@@ -30,7 +30,7 @@ def test_a_size_has_at_least_one_pixel() -> None:
 
 
 def test_auto_keeps_the_aspect_ratio_at_the_native_area() -> None:
-    geometry = Geometry(native_area=1024 * 1024, multiple=16)
+    geometry = Geometry(native_area=1024 * 1024, token_side=16)
     assert geometry.auto(Size(500, 500)) == Size(1024, 1024)
     wide = geometry.auto(Size(1600, 900))
     assert wide.width % 32 == wide.height % 32 == 0

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve_app.models.source import SERVED_CLASSES, check_source
+from serve_app.models.source import RESTRICTED, SERVED_CLASSES, Family, check_source, license_of
 from serve_app.settings import ModelSettings
 from tests.http_server import listening
 
@@ -36,9 +36,17 @@ class TestDirectory:
         assert check_source(ModelSettings(source=source)).location == source
 
     @pytest.mark.parametrize(("name", "family"), SERVED_CLASSES.items())
-    def test_its_class_tells_its_family(self, tmp_path: Path, name: str, family: str) -> None:
+    def test_its_class_tells_its_family(self, tmp_path: Path, name: str, family: Family) -> None:
         source = write(tmp_path / "model", {"_class_name": name})
-        assert check_source(ModelSettings(source=source)).family == family
+        settings = ModelSettings(source=source, accept_license=RESTRICTED.get(family))
+        assert check_source(settings).family == family
+        assert license_of(settings, family) == RESTRICTED.get(family)
+
+    def test_one_whose_licence_does_not_allow_commerce_is_refused_until_it_is_accepted(self, tmp_path: Path) -> None:
+        source = write(tmp_path / "model", {"_class_name": "QwenImage21Pipeline"})
+        with pytest.raises(ValueError, match="for research and evaluation and not for commerce") as caught:
+            check_source(ModelSettings(source=source))
+        assert str(caught.value).endswith("set model.accept_license: qwen-research")
 
     @pytest.mark.parametrize(
         ("index", "message"),

@@ -1,0 +1,97 @@
+"""Memory of what is kept for the references of edits in flight: it bounds what joins, in order."""
+
+import math
+
+from serve_app.engine.sampling import SamplingDefaults
+from serve_app.engine.scheduler import Policy, QueuedRequest, Sample, StepCost, expand, plan
+from serve_app.errors import InvalidInput
+from serve_app.images.geometry import Geometry
+from serve_app.request import EditRequest
+from tests.engines import engine
+from tests.fakes import ArithmeticPipeline, edit_request, picture
+
+GEOMETRY = Geometry(64 * 64, 16)
+COST = StepCost(1.0, 0.0, has_prefix=True, kept_per_token=10)
+# Of one picture of 64 × 64 pixels.
+KEPT = 160
+
+
+def policy(kept_bytes: float) -> Policy:
+    return Policy(
+        max_samples=8,
+        batch_tokens=10**9,
+        max_paused=0,
+        join="step",
+        order="fifo",
+        aging=0.1,
+        seconds_per_flop=1e-3,
+        kept_bytes=kept_bytes,
+    )
+
+
+def queued(sequence: int, references: int = 0, n: int = 1, images: int = 1) -> QueuedRequest:
+    request = EditRequest(
+        images=[picture(1)] * images, references=[picture(2)] * references, prompt="x", n=n, num_inference_steps=4
+    )
+    return expand(request, GEOMETRY, SamplingDefaults(4, 1.0), cost=COST, sequence=sequence)
+
+
+def join(samples: list[Sample]) -> list[int]:
+    """Encode the samples, and return the numbers of their requests."""
+    for sample in samples:
+        sample.encoded = True
+    return [sample.request.sequence for sample in samples]
+
+
+def test_a_sample_keeps_as_much_as_its_references_have_tokens():
+    assert queued(0).samples[0].kept_bytes == KEPT
+    assert queued(0, references=2).samples[0].kept_bytes == 3 * KEPT
+
+
+def test_as_many_join_as_there_is_memory_for():
+    requests = [queued(sequence) for sequence in range(4)]
+    assert join(plan(requests, policy(2 * KEPT), 0)) == [0, 1]
+    assert join(plan(requests, policy(2 * KEPT), 0)) == [0, 1]
+    requests[0].samples.clear()
+    assert join(plan(requests, policy(2 * KEPT), 0)) == [1, 2]
+
+
+def test_variants_share_it_and_images_do_not():
+    assert join(plan([queued(0, n=3), queued(1)], policy(2 * KEPT), 0)) == [0, 0, 0, 1]
+    assert join(plan([queued(0, images=3), queued(1)], policy(2 * KEPT), 0)) == [0, 0]
+
+
+def test_one_picture_always_fits():
+    assert join(plan([queued(0, references=3)], policy(KEPT), 0)) == [0]
+
+
+def test_a_large_one_is_not_passed_by_small_ones_behind_it():
+    requests = [queued(0), queued(1, references=2), queued(2)]
+    assert join(plan(requests, policy(3 * KEPT), 0)) == [0]
+    requests[0].samples.clear()
+    assert join(plan(requests, policy(3 * KEPT), 0)) == [1]
+
+
+def test_what_keeps_nothing_is_not_held_up():
+    free = expand(edit_request(1, num_inference_steps=4), GEOMETRY, SamplingDefaults(4, 1.0), sequence=3)
+    assert free.samples[0].kept_bytes == 0
+    assert join(plan([queued(0), queued(1), free], policy(KEPT), 0)) == [0, 3]
+    assert join(plan([queued(0), queued(1)], policy(math.inf), 0)) == [0, 1]
+
+
+class KeepingPipeline(ArithmeticPipeline):
+    @property
+    def step_cost(self) -> StepCost:
+        return COST
+
+
+def test_references_that_would_not_fit_even_alone_are_refused_before_they_cost_anything():
+    pipeline = KeepingPipeline()
+    with engine(pipeline, kept_bytes=2 * KEPT) as running:
+        fits, large = running.submit([edit_request(1), edit_request(2, references=[picture(3)] * 2)])
+        assert not isinstance(fits, Exception)
+        assert isinstance(large, InvalidInput)
+        assert large.param == "references"
+        assert "send fewer, or ask for a smaller size" in large.message
+        fits.result(20)
+    assert len(pipeline.encoded) == 1
