@@ -86,7 +86,7 @@ def _new_seed() -> int:
     return secrets.randbelow(2**32)
 
 
-Background = Literal["auto", "opaque"]
+Background = Literal["auto", "opaque", "transparent"]
 Guidance = Annotated[float | None, Field(ge=1, le=MAX_GUIDANCE, allow_inf_nan=False)]
 
 
@@ -146,8 +146,8 @@ class EditParams(BaseModel):
     )
     background: Background = Field(
         "auto",
-        description="of pictures with transparent parts: `auto` gives the results the picture's own transparency, "
-        "`opaque` lays the picture on white",
+        description="`auto`: results are as transparent as their picture, or as the model makes them if it makes "
+        "transparency; `opaque`: on white; `transparent`: only from models that make transparency",
     )
     partial_images: int = Field(
         0, ge=0, le=MAX_PREVIEWS, description="previews of each output; only with `stream`, or in a job"

@@ -19,7 +19,7 @@ from serve_app.engine.stages import Stages
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import DeviceLost, EditError
 from serve_app.images.pixels import PICTURE_THREADS
-from serve_app.request import EditRequest, EditResult, Pixels
+from serve_app.request import EditRequest, EditResult, Picture
 from serve_app.settings import EngineSettings
 
 logger = logging.getLogger("ray.serve")
@@ -214,7 +214,7 @@ class EditEngine:
         """Decode finished samples together, and deliver each picture to its request on a picture thread."""
         start_s = self._clock()
         requests = self._admission.requests_of(done)
-        finished: list[tuple[ActiveRequest, Sample, Pixels]] = []
+        finished: list[tuple[ActiveRequest, Sample, Picture]] = []
         for samples, pictures in self._stages.decode(done):
             for sample, picture in zip(samples, pictures, strict=True):
                 finished.append((self._admission.request_of(sample), sample, picture))
@@ -228,7 +228,7 @@ class EditEngine:
         for request, sample, picture in finished:
             request.deliver(self._pool, sample, self._deliver, request, sample, picture)
 
-    def _deliver(self, request: ActiveRequest, sample: Sample, picture: Pixels) -> None:
+    def _deliver(self, request: ActiveRequest, sample: Sample, picture: Picture) -> None:
         """Deliver a picture to its request. Runs on a picture thread."""
         outcome: EditResult | EditError | None
         try:
@@ -238,7 +238,7 @@ class EditEngine:
         self._admission.settle(request, outcome)
 
 
-def _send_preview(request: ActiveRequest, sample: Sample, preview_index: int, picture: Pixels) -> None:
+def _send_preview(request: ActiveRequest, sample: Sample, preview_index: int, picture: Picture) -> None:
     """Send a preview to its request's listener. A failure ends no request. Runs on a picture thread."""
     try:
         request.send_preview(sample, preview_index, picture)

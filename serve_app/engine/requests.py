@@ -11,8 +11,10 @@ from serve_app.engine.scheduler import QueuedRequest, Sample
 from serve_app.errors import EditError
 from serve_app.events import Completed, Event, Listener, Preview, Progress
 from serve_app.images.masks import finish, resize_mask
-from serve_app.images.pixels import resize
-from serve_app.request import BatchStats, EditRequest, EditResult, Picture, Pixels, Timings, TokenCounts, arrange
+from serve_app.images.pixels import finish_alpha, lay_on_white, resize
+from serve_app.request import BatchStats, EditRequest, EditResult, Picture, Timings, TokenCounts, arrange
+
+_RGBA = 4
 
 EditFuture = Future[EditResult]
 """Future of a request. The engine never marks a future as running, so that its caller can cancel it at any time.
@@ -93,7 +95,7 @@ class ActiveRequest:
         place = (sample.image_index, sample.variant_index)
         self.deliveries[place] = executor.submit(_run_after, self.deliveries.get(place), call, *args)
 
-    def send_preview(self, sample: Sample, preview_index: int, picture: Pixels) -> None:
+    def send_preview(self, sample: Sample, preview_index: int, picture: Picture) -> None:
         """Send the listener a preview at the size of the result."""
         pixels = self._result_of(sample, picture)
         self.notify(Preview(sample.image_index, sample.variant_index, preview_index, pixels))
@@ -110,7 +112,7 @@ class ActiveRequest:
         if all(other.image_index != sample.image_index for other in self.queued.samples):
             del self.encodings[sample.image_index]
 
-    def keep(self, sample: Sample, picture: Pixels) -> EditResult | None:
+    def keep(self, sample: Sample, picture: Picture) -> EditResult | None:
         """Store a finished sample's picture and notify the listener. Return the result, once all pictures are stored.
 
         Several threads may call this at once, and more than one may get the result.
@@ -120,10 +122,13 @@ class ActiveRequest:
         self.pixels[place] = pixels
         return self._result() if len(self.pixels) == self.request.outputs else None
 
-    def _result_of(self, sample: Sample, made: Pixels) -> Picture:
+    def _result_of(self, sample: Sample, made: Picture) -> Picture:
         """Return what the caller gets of a picture that the model made: at its size, with what a mask keeps."""
         resized, condition = resize(made, sample.result), self.queued.conditions[sample.image_index]
         edited, mask = condition.references[0], condition.mask
+        if mask is None and made.shape[2] == _RGBA:
+            return finish_alpha(resized, self.request.background)
+        resized = lay_on_white(resized)
         is_opaque = edited.picture.shape[2] == 3
         # A picture that is recomposed has its transparent parts elsewhere.
         if mask is None and (is_opaque or self.request.fit == "free"):

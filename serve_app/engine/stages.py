@@ -11,7 +11,7 @@ from serve_app.engine.backend import Backend
 from serve_app.engine.isolation import isolate
 from serve_app.engine.scheduler import Sample
 from serve_app.errors import DeviceLost, OutOfMemory
-from serve_app.request import Pixels
+from serve_app.request import Picture
 
 logger = logging.getLogger("ray.serve")
 
@@ -101,7 +101,7 @@ class Stages:
             lambda some: self._backend.step([sample.state for sample in some]), samples, self._stepping
         )
 
-    def preview(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Pixels]]]:
+    def preview(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Picture]]]:
         """Decode a preview of each sample.
 
         A failed preview is skipped and ends no request: a preview only reads the state, so the edit is not affected.
@@ -113,7 +113,7 @@ class Stages:
             fail=_log_preview,
         )
 
-    def decode(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Pixels]]]:
+    def decode(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Picture]]]:
         """Decode samples that have taken their last step."""
         return self._isolated(
             lambda some: self._backend.decode([sample.state for sample in some]), samples, self._decoding

@@ -87,6 +87,9 @@ class EditFields(EditParams):
         name = "output_compression"
         if self.output_format == "png" and self.output_compression != MAX_COMPRESSION:
             raise InvalidInput(f"{name} is the quality of jpeg and webp; png is lossless, leave it out", param=name)
+        if self.background == "transparent" and self.output_format == "jpeg":
+            message = "background: JPEG has no transparency; send output_format=png or webp"
+            raise InvalidInput(message, param="background")
         if len({self.guidance_scale, self.true_cfg_scale} - {None}) > 1:
             message = "guidance_scale and true_cfg_scale are one setting: send only one"
             raise InvalidInput(message, param="true_cfg_scale")

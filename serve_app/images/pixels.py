@@ -26,6 +26,8 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)
 
 _OPAQUE = 255
+# A tenth of transparency.
+_NEARLY_OPAQUE = 230
 
 PICTURE_THREADS = 4
 """Threads of one process that prepare, decode or encode pictures.
@@ -101,6 +103,18 @@ def lay_on_white(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     image = PIL.Image.fromarray(picture)
     white = PIL.Image.new("RGBA", image.size, "white")
     return np.array(PIL.Image.alpha_composite(white, image).convert("RGB"))
+
+
+def finish_alpha(picture: NDArray[np.uint8], background: str) -> NDArray[np.uint8]:
+    """Return a picture that a model made with an alpha channel, as a caller asked for its `background`.
+
+    `auto`: a picture that is nowhere clearly transparent is opaque, since models rarely make exactly 255.
+    """
+    if background == "opaque":
+        return lay_on_white(picture)
+    if background == "auto" and picture[:, :, 3].min() >= _NEARLY_OPAQUE:
+        return np.ascontiguousarray(picture[:, :, :3])
+    return picture
 
 
 def is_sideways(image: PIL.Image.Image) -> bool:

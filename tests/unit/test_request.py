@@ -243,8 +243,9 @@ class TestAlpha:
         assert reference.shape == (4, 6, 3)
         assert reference.min() > 100
 
-    def test_no_result_can_be_made_transparent(self) -> None:
-        assert refusal(background="transparent").param == "background"
+    def test_a_background_is_one_of_three(self) -> None:
+        assert EditRequest(images=[CLEAR], prompt="x", background="transparent").images[0].shape[2] == 4
+        assert refusal(background="white").param == "background"
 
 
 class TestMasks:

@@ -121,7 +121,7 @@ def test_a_mask_is_sent_as_in_openais_api() -> None:
         with pytest.raises(openai.BadRequestError, match="is 4x4, and the image 8x6") as caught:
             client.images.edit(image=png(1), mask=mask_png(np.ones((4, 4))), prompt="x")
         assert caught.value.param == "mask"
-        with pytest.raises(openai.BadRequestError, match="auto or opaque") as transparent:
-            client.images.edit(image=png(1), prompt="x", background="transparent")
+        with pytest.raises(openai.BadRequestError, match="JPEG has no transparency") as transparent:
+            client.images.edit(image=png(1), prompt="x", background="transparent", output_format="jpeg")
         assert transparent.value.param == "background"
     assert [request.mask[0].tolist() for request in editor.requests] == [changes.tolist()] * 2

@@ -79,8 +79,7 @@ def test_a_hint_may_have_any_value_that_openais_client_knows(name: str) -> None:
     (choices,) = [
         kind for kind in get_args(get_type_hints(ImageEditParamsNonStreaming)[name]) if kind is not type(None)
     ]
-    # Results have no alpha channel, so a transparent background would be wrong and not only without effect.
-    for value in set(get_args(choices)) - {"transparent"}:
+    for value in get_args(choices):
         assert getattr(validated(**{name: value}), name) == value
 
 
@@ -90,8 +89,16 @@ def test_a_hint_is_named_as_ignored_unless_it_leaves_the_choice_to_the_server_or
     assert asked.ignored == ("input_fidelity", "moderation", "quality")
 
 
+def test_a_transparent_jpeg_is_refused() -> None:
+    for output_format in ("png", "webp"):
+        assert validated(background="transparent", output_format=output_format).background == "transparent"
+    with pytest.raises(InvalidInput, match="JPEG has no transparency; send output_format=png or webp") as caught:
+        validated(background="transparent", output_format="jpeg")
+    assert caught.value.param == "background"
+
+
 def test_a_choice_is_an_enum_also_where_it_has_one_value() -> None:
     choices = {name: schema["enum"] for name, schema in properties().items() if "enum" in schema}
     assert choices["response_format"] == ["b64_json"]
-    assert choices["background"] == ["auto", "opaque"]
+    assert choices["background"] == ["auto", "opaque", "transparent"]
     assert not [name for name, schema in properties().items() if "const" in schema or "title" in schema]

@@ -256,7 +256,7 @@ def test_two_different_guidances_are_refused() -> None:
         ("partial_images", "2", "send stream=true"),
         ("user", "x" * 257, "256 characters"),
         ("quality", "best", "num_inference_steps"),
-        ("background", "transparent", "opaque"),
+        ("background", "white", "opaque"),
         ("moderation", "none", "auto or low"),
         ("input_fidelity", "medium", "low or high"),
         ("steps", "20", "Unknown field"),
