@@ -99,12 +99,10 @@ class FakeCuda:
         self, query: Any, key: Any, value: Any, starts_q: Any, starts_k: Any, longest_q: int, longest_k: int
     ) -> torch.Tensor:
         """Stand in for PyTorch's `varlen_attn`, which asks the driver which kernel to take: one operation."""
-        starts = _values(starts_q)
-        assert starts is not None
-        lengths = starts.diff().tolist()
         _, heads, width = query.shape
+        pairs = sum(query * key for query, key in zip(_lengths(starts_q), _lengths(starts_k), strict=True))
         self._counts.operations["varlen_attn"] += 1
-        self._counts.flop += 4 * heads * width * sum(length**2 for length in lengths)
+        self._counts.flop += 4 * heads * width * pairs
         return torch.empty_like(query)
 
     def count(self, work: Callable[[], object]) -> Counts:
@@ -112,6 +110,13 @@ class FakeCuda:
         with self.counting() as counts:
             work()
         return counts
+
+
+def _lengths(starts: torch.Tensor) -> list[int]:
+    known = _values(starts)
+    assert known is not None
+    lengths: list[int] = known.diff().tolist()
+    return lengths
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -93,7 +93,7 @@ def test_a_stage_waits_for_the_device_only_where_it_must(stages, stage, waits):
 def test_a_step_waits_once_and_copies_its_numbers_before_the_forward(stages):
     new, same = stages["step, new rows"], stages["step, same rows"]
     assert new.waits.total() == same.waits.total() == 1
-    assert same.uploads == {"pipeline.numbers": 1}
+    assert same.uploads == {"plan.numbers": 1}
     assert not new.late_uploads | same.late_uploads
 
 
