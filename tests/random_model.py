@@ -11,7 +11,6 @@ import torch
 from diffusers import (
     AutoencoderKLQwenImage,
     AutoencoderKLQwenImage21,
-    FlowMatchEulerDiscreteScheduler,
     QwenImage21Transformer2DModel,
     QwenImageTransformer2DModel,
 )
@@ -22,15 +21,12 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
 )
 
 from serve_app.models.families import StepwiseQwenImageEditPipeline, StepwiseQwenImageEditPlusPipeline
 from serve_app.models.qwen_image_21 import StepwiseQwenImage21Pipeline
 from training.parts import SPECIAL_TOKENS, build_scheduler, build_text_encoder
+from training.qwen_image_21 import build_miniature
 
 NATIVE_AREA = 256 * 256
 TEXT_AREA = 112 * 112
@@ -119,90 +115,21 @@ def _strengthen(vae: AutoencoderKLQwenImage, transformer: QwenImageTransformer2D
 
 # --- Qwen-Image-2.1 -----------------------------------------------------------------------------------------------
 
-_CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content[0].text }}<|im_end|>\n{% endfor %}"
-
 
 def build_random_21_model(sample_sigmas: list[float] | None = None) -> StepwiseQwenImage21Pipeline:
     """As `build_random_model`, of the classes of Qwen-Image-2.1."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_WEIGHTS_SEED)
-        tokenizer = _tokenizer()
-        vae, transformer = _vae_21(), _transformer_21()
-        _strengthen_21(vae, transformer)
-        processor = Qwen3VLProcessor(
-            Qwen2VLImageProcessor(patch_size=16, merge_size=2), tokenizer, Qwen3VLVideoProcessor(), chat_template=_CHAT
-        )
-        return StepwiseQwenImage21Pipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-            vae=vae,
-            text_encoder=_text_encoder_21(tokenizer),
-            processor=processor,
-            transformer=transformer,
-            sample_sigmas=sample_sigmas,
+        pipeline = build_miniature(
+            _tokenizer(),
+            layers=4,
+            heads=4,
+            text_width=_HIDDEN_SIZE,
             native_area=NATIVE_AREA,
+            sample_sigmas=sample_sigmas,
         )
-
-
-def _vae_21() -> AutoencoderKLQwenImage21:
-    return AutoencoderKLQwenImage21(
-        base_dim=8,
-        decoder_base_dim=8,
-        z_dim=64,
-        dim_mult=[1, 2, 2, 4, 4],
-        num_res_blocks=1,
-        latents_mean=[0.0] * 64,
-        latents_std=[0.1] * 64,
-    ).eval()
-
-
-def _transformer_21() -> QwenImage21Transformer2DModel:
-    return QwenImage21Transformer2DModel(
-        num_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=4,
-        context_in_dim=_HIDDEN_SIZE,
-        axes_dims_rope=(8, 12, 12),
-    ).eval()
-
-
-def _text_encoder_21(tokenizer: Qwen2Tokenizer) -> Qwen3VLForConditionalGeneration:
-    config = Qwen3VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": _HIDDEN_SIZE,
-            "intermediate_size": 2 * _HIDDEN_SIZE,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "max_position_embeddings": 8192,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-            "bos_token_id": tokenizer.eos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-        vision_config={
-            "depth": 3,
-            "hidden_size": _HIDDEN_SIZE,
-            "intermediate_size": 2 * _HIDDEN_SIZE,
-            "num_heads": 4,
-            "out_hidden_size": _HIDDEN_SIZE,
-            "patch_size": 16,
-            "deepstack_visual_indexes": [0, 1],
-            "num_position_embeddings": 64,
-        },
-        **{
-            f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-            for name, token in (
-                ("image", "image_pad"),
-                ("video", "video_pad"),
-                ("vision_start", "vision_start"),
-                ("vision_end", "vision_end"),
-            )
-        },
-    )
-    model = Qwen3VLForConditionalGeneration(config).eval()
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
+        _strengthen_21(pipeline.vae, pipeline.transformer)
+    return pipeline
 
 
 @torch.no_grad()

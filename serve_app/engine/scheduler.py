@@ -9,6 +9,7 @@ import math
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 from serve_app.engine.sampling import Sampling, SamplingDefaults
@@ -72,6 +73,15 @@ class StepCost:
         )
         return self.per_token * running + self.per_pair * running * tokens
 
+    def of_prefill(self, shape: Shape, token_side: int) -> float:
+        """Return the operations of the prefix of a picture, once for all variants; 0 without prefixes.
+
+        Each reference attends to itself and to those before it.
+        """
+        lengths = [size.pixels // token_side**2 for size in shape.references] if self.has_prefix else []
+        pairs = sum(length * seen for length, seen in zip(lengths, accumulate(lengths), strict=True))
+        return self.per_token * sum(lengths) + self.per_pair * pairs
+
 
 ONE_PER_TOKEN = StepCost(1.0, 0.0)
 """Work counted in tokens, for simulations, whose time is that of their tokens."""
@@ -111,8 +121,8 @@ class Sample:
     """One output picture in the making.
 
     `tokens`, `flops`: the image tokens that run in one step and its operations, of both rows if guidance is on.
-    `kept_bytes`: what is kept for the references of its picture, by all its variants together. `result`: the size that
-    the caller gets.
+    `kept_bytes`, `prefill_flops`: the memory and the operations of the prefix of its picture, which all its variants
+    share. `result`: the size that the caller gets.
     """
 
     request_ref: "weakref.ref[QueuedRequest]"
@@ -126,6 +136,7 @@ class Sample:
     seed: int
     sampling: Sampling
     kept_bytes: int = 0
+    prefill_flops: float = 0.0
     preview_steps: tuple[int, ...] = ()
     """The numbers of steps after which a preview is sent."""
     steps_done: int = 0
@@ -241,6 +252,7 @@ def expand(
                 tokens=rows * cost.running_tokens(shape, side),
                 flops=rows * cost.of_row(shape, side),
                 kept_bytes=cost.kept_per_token * shape.reference_tokens(side),
+                prefill_flops=cost.of_prefill(shape, side),
                 result=framing.result,
                 seed=request.output_seed(index, variant),
                 sampling=sampling,
@@ -407,28 +419,41 @@ def _exclusive(ordered: list[QueuedRequest]) -> list[QueuedRequest]:
     return together or ordered[turn : turn + 1]
 
 
-class _KeptMemory:
-    """The memory of what is kept for the pictures of encoded samples, and whether that of another one fits."""
+class _Prefixes:
+    """The prefixes of the pictures of encoded samples, and whether there is memory and time for that of another one.
 
-    def __init__(self, samples: Iterable[Sample], most_bytes: float) -> None:
-        self._kept = {_picture_of(sample): sample.kept_bytes for sample in samples if sample.encoded}
-        self._free_bytes = most_bytes - sum(self._kept.values())
+    Those that join before one step may take as long as the step itself, since it waits for them; but one always may.
+    """
+
+    def __init__(self, samples: Collection[Sample], policy: Policy) -> None:
+        encoded = [sample for sample in samples if sample.encoded]
+        self._kept = {_picture_of(sample): sample.kept_bytes for sample in encoded}
+        self._free_bytes = policy.kept_bytes - sum(self._kept.values())
+        # Nobody waits for the prefill of an idle engine.
+        stepping = encoded[: policy.max_samples]
+        self._free_flops = sum(sample.flops for sample in stepping) if stepping else math.inf
+        self._has_joined = False
         self._is_full = False
 
-    def admits(self, sample: Sample) -> bool:
-        """Return whether a sample that is not encoded may join. Once one may not, none that needs memory may.
+    def admit(self, sample: Sample) -> bool:
+        """Return whether a sample that is not encoded may join now. Once one may not, none with a new prefix may.
 
         So a large one gets the memory that those before it leave, however many small ones are behind it.
         """
         if _picture_of(sample) in self._kept or not sample.kept_bytes:
             return True
-        self._is_full = self._is_full or (bool(self._kept) and sample.kept_bytes > self._free_bytes)
+        has_memory = not self._kept or sample.kept_bytes <= self._free_bytes
+        has_time = not self._has_joined or sample.prefill_flops <= self._free_flops
+        self._is_full = self._is_full or not (has_memory and has_time)
         return not self._is_full
 
     def add(self, sample: Sample) -> None:
-        if _picture_of(sample) not in self._kept:
+        """Count the prefix of a sample that joins."""
+        if sample.kept_bytes and _picture_of(sample) not in self._kept:
+            self._has_joined = True
             self._kept[_picture_of(sample)] = sample.kept_bytes
             self._free_bytes -= sample.kept_bytes
+            self._free_flops -= sample.prefill_flops
 
 
 def _picture_of(sample: Sample) -> tuple[int, int]:
@@ -438,9 +463,9 @@ def _picture_of(sample: Sample) -> tuple[int, int]:
 def _fill(samples: Sequence[Sample], room: int, policy: Policy, most_tokens: float) -> list[Sample]:
     batch: list[Sample] = []
     tokens = 0
-    kept = _KeptMemory(samples, policy.kept_bytes)
+    prefixes = _Prefixes(samples, policy)
     for sample in samples:
-        if not sample.encoded and (room <= 0 or not kept.admits(sample)):
+        if not sample.encoded and (room <= 0 or not prefixes.admit(sample)):
             continue
         if len(batch) >= policy.max_samples:
             break
@@ -450,7 +475,7 @@ def _fill(samples: Sequence[Sample], room: int, policy: Policy, most_tokens: flo
         tokens += sample.tokens
         if not sample.encoded:
             room -= 1
-            kept.add(sample)
+            prefixes.add(sample)
     return batch
 
 

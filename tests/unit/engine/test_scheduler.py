@@ -139,6 +139,9 @@ class TestExpand:
         kept = StepCost(1.0, 0.5, has_prefix=True)
         assert kept.running_tokens(shape, 16) == 4096
         assert kept.of_row(shape, 16) == 4096 + 0.5 * 4096 * 10240
+        # Each sees itself and those before it.
+        assert kept.of_prefill(shape, 16) == 6144 + 0.5 * (4096**2 + 2048 * 6144)
+        assert StepCost(1.0, 0.5).of_prefill(shape, 16) == 0
 
     def test_what_a_request_leaves_open_is_the_models_default(self):
         request = EditRequest(images=[SQUARE], prompt="x")

@@ -1,4 +1,4 @@
-"""Memory of what is kept for the references of edits in flight: it bounds what joins, in order."""
+"""Prefixes of edits in flight: their memory, and the time of those that join, bound what joins, in order."""
 
 import math
 
@@ -77,6 +77,19 @@ def test_what_keeps_nothing_is_not_held_up():
     assert free.samples[0].kept_bytes == 0
     assert join(plan([queued(0), queued(1), free], policy(KEPT), 0)) == [0, 3]
     assert join(plan([queued(0), queued(1)], policy(math.inf), 0)) == [0, 1]
+
+
+def test_a_step_waits_for_prefixes_no_longer_than_it_takes_itself_or_for_one():
+    # A reference runs through the transformer as an output does, so three steps are as long as three prefixes.
+    running, waiting = queued(0, n=3), [queued(sequence) for sequence in range(1, 6)]
+    assert join(plan([running], policy(math.inf), 0)) == [0, 0, 0]
+    assert join(plan([running, *waiting], policy(math.inf), 0)) == [0, 0, 0, 1, 2, 3]
+    large = [queued(7, references=9), queued(8)]
+    assert join(plan([running, *large], policy(math.inf), 0)) == [0, 0, 0, 7]
+
+
+def test_nothing_waits_for_the_prefixes_of_an_idle_engine():
+    assert join(plan([queued(sequence) for sequence in range(8)], policy(math.inf), 0)) == list(range(8))
 
 
 class KeepingPipeline(ArithmeticPipeline):
