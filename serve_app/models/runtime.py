@@ -41,7 +41,7 @@ def start(
     `on_forward`: as in EditEngine.
     """
     model = loading.load(settings.model)
-    _keep_prefixes(model, settings.engine)
+    cache = _prefix_cache(model, settings.engine)
     limit = model.max_samples if settings.engine.max_samples == "auto" else settings.engine.max_samples
     calibration = calibrate(
         model.pipeline,
@@ -49,6 +49,9 @@ def start(
         default_guidance=model.default_guidance,
         find_knee=settings.engine.batch_tokens == "auto",
     )
+    # Not before: calibration encodes one picture again and again.
+    if isinstance(model.pipeline, StepwiseQwenImage21Pipeline):
+        model.pipeline.share_prefixes, model.pipeline.prefixes = settings.engine.share_prefixes, cache
     logger.info("Loaded %s; measured %s", settings.model.source, asdict(calibration))
     engine = EditEngine(
         ServedModel(
@@ -66,17 +69,15 @@ def start(
     return LocalEditor(model, engine)
 
 
-def _keep_prefixes(model: LoadedModel, settings: EngineSettings) -> None:
-    """Set up what a family keeps of pictures. Raises ValueError for a cache that is larger than the device."""
-    pipeline = model.pipeline
-    if isinstance(pipeline, StepwiseQwenImage21Pipeline):
-        size, total = round(settings.prefix_cache_gb * 1e9), model.total_bytes()
-        if size > total:
-            raise ValueError(
-                f"engine.prefix_cache_gb: {settings.prefix_cache_gb:g} GB are more than the {total / 1e9:.1f} GB that "
-                f"the model's device ({model.device.type}) has"
-            )
-        pipeline.share_prefixes, pipeline.prefixes = settings.share_prefixes, PrefixCache(size)
+def _prefix_cache(model: LoadedModel, settings: EngineSettings) -> PrefixCache:
+    """Return an empty cache. Raises ValueError for one that is larger than the model's device."""
+    size, total = round(settings.prefix_cache_gb * 1e9), model.total_bytes()
+    if size > total:
+        raise ValueError(
+            f"engine.prefix_cache_gb: {settings.prefix_cache_gb:g} GB are more than the {total / 1e9:.1f} GB that the "
+            f"model's device ({model.device.type}) has"
+        )
+    return PrefixCache(size)
 
 
 def _kept_bytes(model: LoadedModel, settings: EngineSettings) -> float:
