@@ -6,6 +6,7 @@ from typing import Protocol
 
 from serve_app.events import Event
 from serve_app.request import EditRequest, EditResult
+from serve_app.settings import License
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +14,14 @@ class Capabilities:
     """What the model of an editor can do.
 
     `max_references`: how many references an edit may have beside its picture; `native_area`: pixels of a picture at the
-    model's native size.
+    model's native size; `transparency`: whether it makes transparency; `license`: its licence, if that allows no
+    commerce.
     """
 
     max_references: int
     native_area: int
+    transparency: bool = False
+    license: License | None = None
 
 
 class Editor(Protocol):

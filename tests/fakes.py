@@ -147,6 +147,7 @@ class ArithmeticModel:
 
     pipeline: ArithmeticPipeline
     prefix_stats: None = None
+    license: None = None
 
     def memory(self) -> dict[str, int]:
         return {}

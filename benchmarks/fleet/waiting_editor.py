@@ -29,6 +29,7 @@ class _Model:
 
     pipeline: WaitingPipeline
     prefix_stats: None = None
+    license: None = None
 
     def memory(self) -> dict[str, int]:
         return {}

@@ -224,7 +224,9 @@ class _Api:
                 "max_references": known.max_references if known else None,
                 "native_area": known.native_area if known else None,
                 "demonstration": self._settings.model.is_demonstration,
+                "license": known.license if known else None,
                 "masks": True,
+                "transparency": known.transparency if known else None,
                 "adapters": list(self._settings.model.adapters),
                 "presets": list(self._settings.model.presets),
             }

@@ -24,9 +24,9 @@ from serve_app.models.pipeline import StepwisePipeline
 from serve_app.models.quantization import check_device, check_quantization, chosen
 from serve_app.models.quantizers import quantize, read_gguf
 from serve_app.models.qwen_image_21 import StepwiseQwenImage21Pipeline
-from serve_app.models.source import check_source, license_of
+from serve_app.models.source import Source, check_source, license_of
 from serve_app.models.vision import attend_at_once, merge_windows
-from serve_app.settings import BUILTINS, GGUF, ModelSettings
+from serve_app.settings import BUILTINS, GGUF, License, ModelSettings
 
 logger = logging.getLogger("ray.serve")
 
@@ -48,6 +48,7 @@ class LoadedModel:
     default_guidance: float
     max_samples: int
     device: torch.device
+    license: License | None = None
 
     def memory(self) -> dict[str, int]:
         """Return the GPU's bytes: `allocated` by tensors, `reserved` by PyTorch, and `total`. Empty on a CPU.
@@ -97,7 +98,8 @@ def load(settings: ModelSettings) -> LoadedModel:
     else:
         grow_segments()
     # With offload, diffusers' hooks move the weights.
-    pipeline = _read(settings, dtype, device if settings.offload == "none" else _HOST)
+    source = check_source(settings)
+    pipeline = _read(settings, source, dtype, device if settings.offload == "none" else _HOST)
     _check_scheduler(pipeline)
     _check_adapters(pipeline, settings)
     for lora in settings.loras:
@@ -118,6 +120,7 @@ def load(settings: ModelSettings) -> LoadedModel:
         default_guidance=settings.default_guidance or guidance,
         max_samples=_max_samples(device),
         device=device,
+        license=license_of(settings, source.family),
     )
 
 
@@ -138,14 +141,15 @@ def _dtype(settings: ModelSettings, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[settings.dtype]
 
 
-def _read(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> StepwisePipeline:
+def _read(settings: ModelSettings, source: Source, dtype: torch.dtype, device: torch.device) -> StepwisePipeline:
     """Read the pipeline, with its weights on `device`."""
-    source = check_source(settings)
     if (license := license_of(settings, source.family)) is not None:
         logger.warning("%s may be used for research and not for commerce: its licence is %s", settings.source, license)
     for progress in (diffusers_logging, transformers_logging):
         progress.disable_progress_bar()
     folder, kind = source.location, PIPELINES[source.family]
+    if settings.quantization.startswith(GGUF) and source.family == "2.1":
+        raise ValueError("model.quantization: GGUF files of Qwen-Image-2.1 cannot be read; use int8 or another kind")
     if not Path(folder).is_dir():
         with _reporting(f"downloading {folder}, if it is not here"):
             folder = _download(kind, folder, settings)

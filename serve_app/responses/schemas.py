@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from serve_app.images.encoding import OutputFormat
+from serve_app.settings import License
 
 _closed = with_config(ConfigDict(extra="forbid"))
 
@@ -94,7 +95,15 @@ class ModelBody(TypedDict):
         ),
     ]
     demonstration: Annotated[bool, _field("the model is a miniature that knows a few instructions only")]
+    license: Annotated[
+        License | None,
+        _field("the model's licence, if it allows no commerce; null until a replica has loaded the model", None),
+    ]
     masks: Annotated[Literal[True], _field("edits may have a mask")]
+    transparency: Annotated[
+        bool | None,
+        _field("`background` may be `transparent`; null until a replica has loaded the model", False),
+    ]
     adapters: Annotated[list[str], _field("names that the field `adapters` accepts", ["cinematic"])]
     presets: Annotated[list[str], _field("names that the field `preset` accepts", ["fast"])]
 

@@ -37,9 +37,8 @@ export async function serverFacts() {
 }
 
 /**
- * Return what the server says of its model: { id, max_references, native_area, demonstration, masks, presets,
- * adapters }. If the server needs a key, an invalid one
- * raises an ApiError of status 401.
+ * Return what the server says of its model: { id, max_references, native_area, demonstration, license, masks,
+ * transparency, presets, adapters }. If the server needs a key, an invalid one raises an ApiError of status 401.
  */
 export async function servedModel(key) {
   const { data } = await (await request("v1/models", { headers: authorization(key) })).json();

@@ -3,7 +3,7 @@
 import { element, tell } from "./dom.js";
 import { check as checkPrompts } from "./prompts.js";
 import { checkSize, chosenSize, offer, offerSizes } from "./sizes.js";
-import { write } from "./texts.js";
+import { t, write } from "./texts.js";
 
 const FREE_SIZE = /^(\d+)x(\d+)$/;
 
@@ -26,8 +26,11 @@ export function prepareForm(form, limits) {
 }
 
 /** Show the fields for what the model offers. `model`, `limits`: from the server. */
-export function offerChoices({ presets, adapters, native_area }, limits) {
+export function offerChoices({ presets, adapters, native_area, transparency, license }, limits) {
   offerSizes(native_area, limits);
+  offerTransparency(transparency);
+  element("license").hidden = !license;
+  write(element("license"), () => t("page.license", { license }));
   const preset = element("preset");
   offer(preset, presets.map((name) => new Option(name)));
   // What was filled in before the server had named its presets.
@@ -38,6 +41,17 @@ export function offerChoices({ presets, adapters, native_area }, limits) {
   preset.parentElement.hidden = !presets.length;
   element("adapters").placeholder = adapters.join(", ");
   element("adapters").parentElement.hidden = !adapters.length;
+}
+
+function offerTransparency(isOffered) {
+  const background = element("background");
+  const option = new Option("", "transparent");
+  write(option, () => t("form.background.transparent"));
+  offer(background, isOffered ? [option] : []);
+  if (isOffered && background.dataset.wanted === "transparent") {
+    background.value = "transparent";
+    delete background.dataset.wanted;
+  }
 }
 
 /** Return the form's fields by their API names, without empty fields, for which the server has defaults. */
@@ -56,9 +70,10 @@ export function fillFields(form, fields) {
   const others = [...form.querySelectorAll("[name]")].filter(({ id }) => id !== "prompt");
   for (const field of others) field.value = filled[field.name] ?? "";
   element("preset").dataset.wanted = fields.preset ?? "";
+  element("background").dataset.wanted = fields.background ?? "";
   element("width").value = sides?.[1] ?? "";
   element("height").value = sides?.[2] ?? "";
-  if (others.some((field) => field.value && element("more").contains(field))) element("more").open = true;
+  if (others.some(({ name }) => filled[name] && element("more").contains(form.elements[name]))) element("more").open = true;
   form.dispatchEvent(new Event("input"));
 }
 

@@ -319,7 +319,8 @@ def test_models_are_listed_and_found_by_every_name(app: Starlette, editor: Inver
     assert models["object"] == "list"
     assert [model["id"] for model in models["data"]] == ["Qwen-Image-Edit", "lab/edit"]
     for model in models["data"]:
-        offered = {"max_references", "native_area", "demonstration", "masks", "adapters", "presets"}
+        known = {"max_references", "native_area", "license", "transparency"}
+        offered = {*known, "demonstration", "masks", "adapters", "presets"}
         assert set(model) == {"id", "object", "created", "owned_by", *offered}
         assert (model["max_references"], model["native_area"], model["masks"]) == (2, 1024 * 1024, True)
         assert (model["adapters"], model["presets"]) == ([], [])
