@@ -417,6 +417,7 @@ def _body(properties: Schema) -> Schema:
         "properties": properties,
         "allOf": [
             _if_then("output_compression", {"type": "integer", "maximum": fields.MAX_COMPRESSION - 1}, _LOSSY),
+            _if_then("background", {"const": "transparent"}, _NO_JPEG),
             _if_then("mask", _PICTURES_GIVEN, {"properties": {"fit": {"enum": ["cover", None]}}}),
         ],
         "additionalProperties": False,
@@ -432,6 +433,7 @@ def _if_then(name: str, value: Schema, then: Schema) -> Schema:
 
 
 _PICTURES_GIVEN = {"anyOf": [{"type": "array", "minItems": 1}, {"type": ["string", "object"]}]}
+_NO_JPEG = {"properties": {"output_format": {"enum": ["png", "webp", None]}}}
 _LOSSY = {"required": ["output_format"], "properties": {"output_format": {"enum": ["jpeg", "webp"]}}}
 
 

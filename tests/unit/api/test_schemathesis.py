@@ -67,7 +67,7 @@ def _keep_rules_that_no_schema_states(case: Case[Any]) -> None:
         # The same key with another body is refused, as it should be.
         case.headers["Idempotency-Key"] = uuid.uuid4().hex
     if case.media_type == "application/json":
-        body |= {name: _pictures_for(body[name]) for name in ("images", "image", "mask") if name in body}
+        body |= {name: _pictures_for(body[name]) for name in ("images", "image", "references", "mask") if name in body}
     if isinstance(body.get("mask"), list):
         body["mask"] = body["mask"][:1]
     if isinstance(body.get("prompt"), list):
