@@ -23,7 +23,7 @@ from serve_app.settings import AdapterSettings, LoraSettings, ModelSettings
 from tests.http_server import listening
 from tests.model.edits import BOUND, edit, request, samples_of, step
 from tests.model.test_offload import run_on_host
-from tests.random_model import build_random_model, write_adapter
+from tests.random_model import build_random_21_model, build_random_model, write_adapter
 from tests.scenes import difference, scene
 from training.evaluate import psnr_db
 from training.quantization import write_gguf
@@ -240,3 +240,18 @@ def hub(model: Path, file: Path) -> Starlette:
             Route("/lab/{repository}/resolve/{revision}/{name:path}", resolve),
         ]
     )
+
+
+def test_qwen_image_21_is_quantised_too_and_reads_no_gguf(tmp_path: Path):
+    plain = build_random_21_model()
+    plain.save_pretrained(tmp_path)
+    others = {"source": str(tmp_path), "accept_license": "qwen-research"}
+    model = loading.load(ModelSettings(**others, quantization="int8", text_encoder_quantization="int8")).pipeline
+    edits = [request(guidance_scale=1.0), request(images=[scene(3)], references=[scene(2)], seed=4)]
+    alone = [edit(model, [each])[0] for each in edits]
+    for merged, one in zip(edit(model, edits), alone, strict=True):
+        assert difference(merged, one) <= BOUND
+    for each, one in zip(edits, alone, strict=True):
+        assert 30 < psnr_db(one[:, :, :3], edit(plain, [each])[0][:, :, :3]) < 90
+    with pytest.raises(ValueError, match=r"GGUF files of Qwen-Image-2\.1 cannot be read"):
+        loading.load(ModelSettings(**others, quantization="gguf:lab/files/q8.gguf"))
