@@ -131,7 +131,7 @@ def test_what_is_done_stays_over_a_reload_as_it_was(page: Page, editor: Held) ->
     wait_until_said(page, "done")
     reload(page)
     runs = page.get_by_role("article")
-    assert [run.get_by_role("heading", level=2).inner_text() for run in runs.all()] == ["second", "first"]
+    expect(runs.get_by_role("heading", level=2)).to_have_text(["second", "first"])
     expect(runs.first.get_by_role("alert")).to_have_text("Image generation failed: CUDA out of memory.")
     assert middles(runs.last) == [245, 245, 55, 55]
     expect(runs.last.locator(".state")).to_contain_text("Done in")

@@ -24,7 +24,9 @@ export class Runs {
 
   /** Show what is kept, and follow what runs. */
   async restore() {
-    for (const edit of await this.#kept.edits()) this.#show(edit).follow();
+    const kept = await this.#kept.edits();
+    // An edit that was started meanwhile is among them too.
+    for (const edit of kept.filter(({ id }) => !this.#shown.has(id))) this.#show(edit).follow();
   }
 
   /** Start an edit. `call`: { fields, files } from the form. */
