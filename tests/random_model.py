@@ -129,6 +129,8 @@ def build_random_21_model(sample_sigmas: list[float] | None = None) -> StepwiseQ
             sample_sigmas=sample_sigmas,
         )
         _strengthen_21(pipeline.vae, pipeline.transformer)
+        # Of ones, it would not matter whether the transformer reads the states before or behind this norm.
+        pipeline.text_encoder.model.language_model.norm.weight.data.uniform_(0.2, 2)
     return pipeline
 
 

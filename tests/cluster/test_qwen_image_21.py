@@ -62,6 +62,12 @@ def test_strangers_get_what_they_get_alone(qwen: Served):
         # The first two edits have one picture, and then each was sent again.
         assert sum(scrape.by("ray_image_edits_prefix_hits_total", "model").values()) == 1 + 4
         assert sum(scrape.by("ray_image_edits_prefix_misses_total", "model").values()) == 3
+        assert sum(scrape.by("ray_image_edits_prefix_saved_seconds_total", "model").values()) > 0
         assert sum(scrape.by("ray_image_edits_prefix_bytes", "model").values()) > 0
 
     eventually(NAME, check)
+
+
+def test_what_the_model_offers_and_forbids_is_listed(qwen: Served):
+    [first, *_] = qwen.client.get("/v1/models").json()["data"]
+    assert (first["max_references"], first["transparency"], first["license"]) == (4, True, "qwen-research")

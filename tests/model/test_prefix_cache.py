@@ -110,9 +110,9 @@ def test_nothing_else_is_taken_over(model, other):
 
 
 def test_the_order_of_references_counts(model):
-    samples_of(model, [one(PICTURES[0], references=[PICTURES[1]], size="64x64")])
-    samples_of(model, [one(PICTURES[1], references=[PICTURES[0]], size="64x64")])
-    assert model.prefixes.stats.hits == 0
+    for references in (PICTURES, PICTURES[::-1]):
+        samples_of(model, [one(scene(3, 64, 64), references=references)])
+    assert (model.prefixes.stats.hits, model.prefixes.stats.misses) == (0, 2)
 
 
 def test_all_callers_share_it_only_if_the_settings_say_so(model):
@@ -138,7 +138,8 @@ def test_one_that_is_dropped_while_it_is_in_use_stays_with_its_samples(model):
     assert model.prefixes.stats.hits == 0
 
 
-def test_memory_that_runs_out_takes_what_no_sample_uses(model, monkeypatch):
+@pytest.mark.parametrize("stage", ["step", "encode"])
+def test_memory_that_runs_out_takes_what_no_sample_uses(model, monkeypatch, stage):
     [sample] = samples_of(model, [one()])
     assert model.prefixes.stats.bytes > 0
 
@@ -146,8 +147,9 @@ def test_memory_that_runs_out_takes_what_no_sample_uses(model, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(model.transformer, "forward", run_out)
+    work = {"step": lambda: step(model, [sample]), "encode": lambda: samples_of(model, [one(scene(9))])}
     with pytest.raises(OutOfMemory):
-        step(model, [sample])
+        work[stage]()
     monkeypatch.undo()
     assert model.prefixes.stats.bytes == 0
     step(model, [sample])
