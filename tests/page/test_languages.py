@@ -17,7 +17,7 @@ from tests.page.driving import Picture, choose, edit, wait_until_done
 
 LEFT, SHIRT = Picture("左.png", 10), Picture("衬衫.png", 60)
 # Names that are the same in both languages: of keys, of programs, of the model, of files, and what it calls references.
-NAMES = re.compile(r"Ctrl\+Enter|API|curl|Python|builtin:tiny|\.png|Picture\s\d|English")
+NAMES = re.compile(r"Ctrl\+Enter|API|curl|Python|builtin:tiny|\.png|Picture\s\d|English|PNG|JPEG|WebP")
 SEEN = """() => {
     const attributes = ["aria-label", "aria-valuetext", "title", "placeholder", "alt", "value"]
     const texts = [document.title]

@@ -14,6 +14,7 @@ export function prepareForm(form, limits) {
     for (const field of form.querySelectorAll("[aria-invalid=true]:not(#key)")) field.removeAttribute("aria-invalid");
     checkPrompts();
     checkSize(limits);
+    checkFormat();
   };
   form.addEventListener("input", check);
   // A field inside a closed <details> cannot show its validation message.
@@ -41,6 +42,13 @@ export function offerChoices({ presets, adapters, native_area, transparency, lic
   preset.parentElement.hidden = !presets.length;
   element("adapters").placeholder = adapters.join(", ");
   element("adapters").parentElement.hidden = !adapters.length;
+}
+
+/** Let a quality be chosen for the formats that have one. */
+function checkFormat() {
+  const quality = element("output_compression");
+  quality.disabled = !element("output_format").value;
+  quality.parentElement.hidden = quality.disabled;
 }
 
 function offerTransparency(isOffered) {

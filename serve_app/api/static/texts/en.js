@@ -67,6 +67,8 @@ export default {
     "form.background.auto": "As the picture has it",
     "form.background.opaque": "White",
     "form.background.transparent": "Transparent",
+    "form.format": "File format",
+    "form.quality": "Quality",
     "form.seed": "Seed",
     "form.seed.random": "random",
     "form.seed.taken": "The next edit has the seed {seed}",

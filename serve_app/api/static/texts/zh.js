@@ -66,6 +66,8 @@ export default {
     "form.background.auto": "与原图一致",
     "form.background.opaque": "白色",
     "form.background.transparent": "透明",
+    "form.format": "文件格式",
+    "form.quality": "质量",
     "form.seed": "种子",
     "form.seed.random": "随机",
     "form.seed.taken": "下一次编辑将使用种子 {seed}",
