@@ -175,7 +175,8 @@ def test_rays_own_ports_refuse_whoever_has_no_token_and_few_are_open_to_other_ma
         assert len(addresses) > 10
         public = [(number, name) for address, number, name in addresses if not ip_address(address).is_loopback]
         # The server's own, and one of each replica, by which Serve's processes call each other.
-        assert [name for number, name in public if number == port] == [PROXY]
+        # A process that is being called has the method in its title.
+        assert [name.partition(".")[0] for number, name in public if number == port] == [PROXY]
         replicas = [number for number, name in public if number != port and name.startswith("ray::ServeReplica:")]
         assert len(replicas) == len(public) - 1 >= 4
         for number in replicas:
