@@ -5,8 +5,10 @@ The miniature has random weights, on which time does not depend. All edits arriv
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from statistics import mean, median
 
 import PIL.Image
@@ -31,6 +33,11 @@ from training.qwen_image_21 import build_miniature
 _ROUNDS = 3
 _SIDE = 256
 _TIMEOUT_S = 600
+CONTENDERS: Mapping[str, Sharing | None] = {
+    "this server": "caller",
+    "this server, `share_prefixes: none`": "none",
+    "diffusers, one after another": None,
+}
 _PROMPTS = ("make it blue", "a sketch of it", "at night, with many stars above the hills", "older")
 
 
@@ -53,21 +60,26 @@ def edits(pictures: int, steps: int) -> list[EditRequest]:
 
 
 def measure(pictures: int, steps: int, rounds: int = _ROUNDS) -> dict[str, list[Outcome]]:
-    """Return the outcomes of each contender. They take turns."""
+    """Return the outcomes of each contender. They take turns, each in a process of its own, as a server has it."""
+    found: dict[str, list[Outcome]] = {name: [] for name in CONTENDERS}
+    for _ in range(rounds):
+        for name in CONTENDERS:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                found[name].append(process.submit(_run, name, pictures, steps).result())
+    return found
+
+
+def _run(name: str, pictures: int, steps: int) -> Outcome:
+    """Build the miniature, warm it up, and let a contender make all edits."""
     torch.manual_seed(0)
     pipeline = build_miniature(build_tokenizer(_PROMPTS), layers=8, heads=8, text_width=64, native_area=_SIDE * _SIDE)
+    sharing = CONTENDERS[name]
+    if sharing is None:
+        stock = _stock(pipeline)
+        _in_turn(stock, edits(1, 1))
+        return _in_turn(stock, edits(pictures, steps))
     calibration = calibrate(pipeline, max_samples=8, default_guidance=1.0)
-    stock = _stock(pipeline)
-    contenders: Mapping[str, Callable[[Sequence[EditRequest]], Outcome]] = {
-        "this server": lambda some: _serve(pipeline, calibration, "caller", some),
-        "this server, `share_prefixes: none`": lambda some: _serve(pipeline, calibration, "none", some),
-        "diffusers, one after another": lambda some: _in_turn(stock, some),
-    }
-    found: dict[str, list[Outcome]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, run in contenders.items():
-            found[name].append(run(edits(pictures, steps)))
-    return found
+    return _serve(pipeline, calibration, sharing, edits(pictures, steps))
 
 
 def _stock(pipeline: StepwiseQwenImage21Pipeline) -> QwenImage21Pipeline:
