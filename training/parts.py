@@ -119,19 +119,24 @@ def build_text_encoder(
             "out_hidden_size": width,
             "fullatt_block_indexes": [1],
         },
-        **{
-            f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-            for name, token in (
-                ("image", "image_pad"),
-                ("video", "video_pad"),
-                ("vision_start", "vision_start"),
-                ("vision_end", "vision_end"),
-            )
-        },
+        **picture_token_ids(tokenizer),
     )
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def picture_token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, int]:
+    """Return the ids of the tokens around and for pictures, as the configurations of Qwen's text encoders name them."""
+    return {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
+        for name, token in (
+            ("image", "image_pad"),
+            ("video", "video_pad"),
+            ("vision_start", "vision_start"),
+            ("vision_end", "vision_end"),
+        )
+    }
 
 
 def build_tokenizer(texts: Sequence[str]) -> Qwen2Tokenizer:

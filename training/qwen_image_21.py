@@ -11,6 +11,7 @@ from transformers import (
 )
 
 from serve_app.models.qwen_image_21 import StepwiseQwenImage21Pipeline
+from training.parts import picture_token_ids
 
 _CHANNELS = 64
 _HEAD = 32
@@ -90,15 +91,7 @@ def _text_encoder(tokenizer: Qwen2Tokenizer, width: int) -> Qwen3VLForConditiona
             "deepstack_visual_indexes": [0, 1],
             "num_position_embeddings": 64,
         },
-        **{
-            f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>")
-            for name, token in (
-                ("image", "image_pad"),
-                ("video", "video_pad"),
-                ("vision_start", "vision_start"),
-                ("vision_end", "vision_end"),
-            )
-        },
+        **picture_token_ids(tokenizer),
     )
     model = Qwen3VLForConditionalGeneration(config).eval()
     model.generation_config.pad_token_id = tokenizer.pad_token_id

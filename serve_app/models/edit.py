@@ -16,7 +16,7 @@ from serve_app.models.packed import Layout, RowShape, VarlenAttention, pack, ste
 from serve_app.models.patches import skip_absent_frames
 from serve_app.models.pipeline import NATIVE_AREA, Prepared, SampleState, StepwisePipeline, looks_at
 from serve_app.models.plan import Plan
-from serve_app.models.text_encoder import SeenPicture, embed_for_qwen2_5, read_texts
+from serve_app.models.text_encoder import Embed, embed_for_qwen2_5
 from serve_app.models.vision import merge_windows
 from serve_app.request import Picture
 
@@ -106,20 +106,13 @@ class EditPipeline(StepwisePipeline):
     def _instruction_tokens(self) -> int:
         return int(self.prompt_template_encode_start_idx)
 
-    def _read_texts(
-        self, texts: Sequence[torch.Tensor], pictures: Sequence[SeenPicture], seen: Sequence[Sequence[int]]
-    ) -> list[torch.Tensor]:
-        states: list[torch.Tensor] = read_texts(
-            self.text_encoder,
-            texts,
-            pictures,
-            seen,
-            embed=embed_for_qwen2_5,
-            device=self._execution_device,
-            pad=self.tokenizer.pad_token_id,
-            grid_positions=self.config.grid_positions,
-        )
-        return states
+    @property
+    def _embed(self) -> Embed:
+        return embed_for_qwen2_5
+
+    @property
+    def _grid_positions(self) -> bool:
+        return bool(self.config.grid_positions)
 
     def _conditions(
         self,
@@ -129,12 +122,8 @@ class EditPipeline(StepwisePipeline):
     ) -> Sequence[tuple[Any, Any]]:
         return texts
 
-    def _plan_of(self, states: Sequence[SampleState]) -> Plan:
-        shapes = [_row_shapes(state) for state in states]
-        adapters = [state.adapters for state in states]
-        if self._last_plan is not None and self._last_plan.is_of(shapes, adapters):
-            return self._last_plan
-        return Plan(shapes, adapters, self._lay_out, self._execution_device)
+    def _rows_of(self, state: SampleState) -> tuple[RowShape, ...]:
+        return tuple(RowShape(state.grids[0], state.grids[1:], len(text)) for text in looks_at(state))
 
     def _lay_out(self, rows: Sequence[RowShape], adapters: Sequence[AdapterScales]) -> "_AdaptedLayout":
         return _AdaptedLayout(rows, adapters, self.transformer, self._execution_device)
@@ -164,7 +153,3 @@ class _AdaptedLayout(Layout):
     ) -> None:
         super().__init__(rows, transformer, device)
         self.shares = share_out(adapters, self, transformer.zero_cond_t)
-
-
-def _row_shapes(state: SampleState) -> tuple[RowShape, ...]:
-    return tuple(RowShape(state.grids[0], state.grids[1:], len(text)) for text in looks_at(state))

@@ -6,11 +6,9 @@ from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import CONDITION_IMAGE_SIZE
 
 from serve_app.models.edit import EditPipeline
+from serve_app.models.pipeline import PICTURE
 from serve_app.models.qwen_image_21 import StepwiseQwenImage21Pipeline
 from serve_app.models.source import Family
-
-_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
-"""The place of one picture in a template, whose middle token stands for all of the picture's tokens."""
 
 
 class StepwiseQwenImageEditPipeline(EditPipeline, QwenImageEditPipeline):  # type: ignore[misc]
@@ -18,7 +16,7 @@ class StepwiseQwenImageEditPipeline(EditPipeline, QwenImageEditPipeline):  # typ
 
     @property
     def _instructions(self) -> str:
-        return str(self.prompt_template_encode.split(_PICTURE)[0])
+        return str(self.prompt_template_encode.split(PICTURE)[0])
 
     def _template(self, pictures: int) -> str:
         return str(self.prompt_template_encode)
@@ -39,7 +37,7 @@ class StepwiseQwenImageEditPlusPipeline(EditPipeline, QwenImageEditPlusPipeline)
         return str(self.prompt_template_encode.split("{}")[0])
 
     def _template(self, pictures: int) -> str:
-        seen = "".join(f"Picture {number}: {_PICTURE}" for number in range(1, pictures + 1))
+        seen = "".join(f"Picture {number}: {PICTURE}" for number in range(1, pictures + 1))
         return str(self.prompt_template_encode.replace("{}", f"{seen}{{}}"))
 
 

@@ -60,7 +60,7 @@ class LoadedModel:
         return {
             "allocated": torch.cuda.memory_allocated(self.device),
             "reserved": torch.cuda.memory_reserved(self.device),
-            "total": torch.cuda.get_device_properties(self.device).total_memory,
+            "total": self.total_bytes(),
         }
 
     @property

@@ -27,14 +27,18 @@ from serve_app.images.pixels import lay_on_white, resize
 from serve_app.models.adapters import Adapters
 from serve_app.models.device import is_out_of_memory, translated_errors
 from serve_app.models.packed import Grid
-from serve_app.models.plan import Plan
-from serve_app.models.text_encoder import SeenPicture
+from serve_app.models.plan import Plan, Row
+from serve_app.models.text_encoder import Embed, SeenPicture, read_texts
 from serve_app.request import Mask, Picture
 
 _FIXED_SHIFT = {"use_dynamic_shifting": True, "time_shift_type": "exponential", "shift_terminal": None}
 
 NATIVE_AREA = 1024 * 1024
 """Pixels of a picture at the native size of the published models."""
+
+
+PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+"""The place of one picture in a template, whose middle token stands for all of the picture's tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +188,15 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         """The tokens of the template's beginning, which the transformer does not see."""
         raise NotImplementedError
 
-    def _read_texts(
-        self, texts: Sequence[torch.Tensor], pictures: Sequence[SeenPicture], seen: Sequence[Sequence[int]]
-    ) -> list[torch.Tensor]:
-        """Return the text encoder's states of each text (tokens × width). The arguments are those of `read_texts`."""
+    @property
+    def _embed(self) -> Embed:
+        """What embeds pictures for the text encoder."""
         raise NotImplementedError
+
+    @property
+    def _grid_positions(self) -> bool:
+        """Whether the text encoder places a picture's tokens on its grid."""
+        return True
 
     def _digest(self, picture: PIL.Image.Image) -> bytes:
         """Return a digest of a picture as it is read."""
@@ -207,8 +215,12 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         """Return `positive` and `negative` of each Encoding."""
         raise NotImplementedError
 
-    def _plan_of(self, states: Sequence[SampleState]) -> Plan:
-        """Return the plan of these samples, whose rows are those of `looks_at`."""
+    def _rows_of(self, state: SampleState) -> tuple[Row, ...]:
+        """Return the sizes of a sample's row and, if it is guided, of its twin, in the order of `looks_at`."""
+        raise NotImplementedError
+
+    def _lay_out(self, rows: Sequence[Any], adapters: Sequence[AdapterScales]) -> Any:
+        """Return the layout of a forward with these rows of `_rows_of`, and their adapters."""
         raise NotImplementedError
 
     def _forward(self, states: Sequence[SampleState], plan: Plan, times: torch.Tensor) -> torch.Tensor:
@@ -328,10 +340,15 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         pictures = {id(picture): picture for each in prepared for picture in each.seen}
         places = {key: place for place, key in enumerate(pictures)}
         seen = [[places[id(picture)] for picture in each.seen] for each in prepared]
-        rows = self._read_texts(
+        rows = read_texts(
+            self.text_encoder,
             [*(each.texts[0] for each in prepared), *(prepared[index].texts[1] for index in guided)],
             list(pictures.values()),
             [*seen, *(seen[index] for index in guided)],
+            embed=self._embed,
+            device=self._execution_device,
+            pad=self._text_tokenizer.pad_token_id,
+            grid_positions=self._grid_positions,
         )
         # Copies, since a view would keep the texts of the whole batch.
         rows = [row[self._instruction_tokens :].clone() for row in rows]
@@ -409,7 +426,7 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
     def step(self, states: Sequence[SampleState]) -> None:
         """Take one denoising step of every sample, in one forward. A step that raises leaves all states unchanged."""
         with translated_errors():
-            plan = self._last_plan = self._plan_of(states)
+            plan = self._plan(states)
             # Before the forward, since a copy to the GPU waits for all that is queued there.
             times, scales, moves = plan.numbers(states)
             latents = torch.cat([state.latents for state in states])
@@ -425,6 +442,13 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
                 torch.cuda.synchronize(moved.device)
         for state, row, prediction in zip(states, rows, predictions, strict=True):
             state.latents, state.velocity, state.step = row, prediction, state.step + 1
+
+    def _plan(self, states: Sequence[SampleState]) -> Plan:
+        """Return the plan of these samples, which is that of the last step unless a sample has joined or left."""
+        shapes, adapters = [self._rows_of(state) for state in states], [state.adapters for state in states]
+        if self._last_plan is None or not self._last_plan.is_of(shapes, adapters):
+            self._last_plan = Plan(shapes, adapters, self._lay_out, self._execution_device)
+        return self._last_plan
 
     def _predict(
         self, states: Sequence[SampleState], plan: Plan, times: torch.Tensor, scales: torch.Tensor

@@ -16,7 +16,7 @@ from serve_app.engine.scheduler import Condition, StepCost
 from serve_app.errors import OutOfMemory
 from serve_app.images.geometry import Geometry
 from serve_app.models.packed import Grid
-from serve_app.models.pipeline import NATIVE_AREA, Encoding, Prepared, SampleState, StepwisePipeline, looks_at
+from serve_app.models.pipeline import NATIVE_AREA, PICTURE, Encoding, Prepared, SampleState, StepwisePipeline, looks_at
 from serve_app.models.plan import Plan
 from serve_app.models.prefill import (
     DecodeAtOnce,
@@ -31,12 +31,11 @@ from serve_app.models.prefill import (
     step_cost,
 )
 from serve_app.models.prefix_cache import CachedPictures, PrefixCache
-from serve_app.models.text_encoder import SeenPicture, embed_for_qwen3, read_texts
+from serve_app.models.text_encoder import Embed, embed_for_qwen3
 from serve_app.models.vision import merge_windows
 from serve_app.request import Picture
 from serve_app.settings import Sharing
 
-_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 _OPAQUE = 255
 
 
@@ -112,8 +111,8 @@ class StepwiseQwenImage21Pipeline(StepwisePipeline, QwenImage21Pipeline):  # typ
     def _template(self, pictures: int) -> str:
         if not pictures:
             return str(self.prompt_template_t2i)
-        seen = " ".join(f"<image{number}>{_PICTURE}" for number in range(1, pictures + 1))
-        return str(self.prompt_template_ti2i.replace(f"<image1>{_PICTURE}", seen))
+        seen = " ".join(f"<image{number}>{PICTURE}" for number in range(1, pictures + 1))
+        return str(self.prompt_template_ti2i.replace(f"<image1>{PICTURE}", seen))
 
     def _text_positions(self, condition: Condition) -> int:
         # Those of time; a picture takes as many as its longer side has tokens.
@@ -128,20 +127,9 @@ class StepwiseQwenImage21Pipeline(StepwisePipeline, QwenImage21Pipeline):  # typ
         opaque = np.full((*picture.shape[:2], 1), _OPAQUE, np.uint8)
         return np.concatenate([picture, opaque], axis=-1)
 
-    def _read_texts(
-        self, texts: Sequence[torch.Tensor], pictures: Sequence[SeenPicture], seen: Sequence[Sequence[int]]
-    ) -> list[torch.Tensor]:
-        states: list[torch.Tensor] = read_texts(
-            self.text_encoder,
-            texts,
-            pictures,
-            seen,
-            embed=embed_for_qwen3,
-            device=self._execution_device,
-            pad=self.processor.tokenizer.pad_token_id,
-            grid_positions=True,
-        )
-        return states
+    @property
+    def _embed(self) -> Embed:
+        return embed_for_qwen3
 
     def _digest(self, picture: PIL.Image.Image) -> bytes:
         return blake2b(picture.tobytes(), digest_size=16).digest() + repr(picture.size).encode()
@@ -223,12 +211,8 @@ class StepwiseQwenImage21Pipeline(StepwisePipeline, QwenImage21Pipeline):  # typ
         if self._execution_device.type == "cuda":
             torch.cuda.synchronize(self._execution_device)
 
-    def _plan_of(self, states: Sequence[SampleState]) -> Plan:
-        shapes = [tuple(DecodeRow(state.grids[0], prefix.all_parts) for prefix in looks_at(state)) for state in states]
-        adapters = [state.adapters for state in states]
-        if self._last_plan is not None and self._last_plan.is_of(shapes, adapters):
-            return self._last_plan
-        return Plan(shapes, adapters, self._lay_out, self._execution_device)
+    def _rows_of(self, state: SampleState) -> tuple[DecodeRow, ...]:
+        return tuple(DecodeRow(state.grids[0], prefix.all_parts) for prefix in looks_at(state))
 
     def _lay_out(self, rows: Sequence[DecodeRow], adapters: Sequence[AdapterScales]) -> DecodeLayout:
         return DecodeLayout(rows, self.transformer, self._execution_device)
