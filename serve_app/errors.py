@@ -10,17 +10,18 @@
     ├── UploadTooSlow           408  REQUEST_TIMEOUT         forms.upload, while the body is read
     ├── PayloadTooLarge         413  PAYLOAD_TOO_LARGE       forms.upload, while the body is read
     ├── UnsupportedMediaType    415  UNSUPPORTED_MEDIA_TYPE  forms.form
-    ├── IdempotencyKeyReused    422  IDEMPOTENCY_KEY_REUSED  idempotency.ledger
+    ├── IdempotencyKeyReused    422  IDEMPOTENCY_KEY_REUSED  idempotency.runner
     ├── TooManySamples          429  RATE_LIMITED            engine.admission
     ├── GenerationError         500  GENERATION_ERROR        engine.admission, deployments.retries, jobs.store
     │   ├── OutOfMemory                                      models.device: the engine retries with half the batch
     │   ├── NotFinite                                        models.pipeline: a sample holds NaN or infinity
     │   └── DeviceLost                                       models.device, engine: the replica has to be replaced
-    ├── Overloaded              503  OVERLOADED              engine.admission, jobs.store, idempotency.ledger,
+    ├── Overloaded              503  OVERLOADED              engine.admission, store.leases,
     │   │                                                    forms.memory, api.load_shedding, api.proxy_connection
     │   └── TooMuchWork                                      engine.admission: an edit with less work may find room
     ├── NotReady                503  NOT_READY               api.app, api.load_shedding: no replica has a warm model
-    │   └── ReplicaStopping                                  engine.admission, jobs.store: retry at another replica
+    │   └── ReplicaStopping                                  engine.admission: retry at another replica
+    ├── StoreUnavailable        503  STORE_UNAVAILABLE       store, deployments.store
     └── DeadlineExceeded        504  TIMEOUT                 engine.admission, forms.form, deployments.retries
         └── TakesTooLong                                     engine.admission: not even on an idle server
 
@@ -167,6 +168,16 @@ class NotReady(EditError):
 
 class ReplicaStopping(NotReady):
     """The replica is stopping or has lost its device, and has not begun this edit: another replica may run it."""
+
+
+class StoreUnavailable(EditError):
+    """The store of jobs and idempotency keys does not answer; `retry_after_s` is always set."""
+
+    status, code = 503, "STORE_UNAVAILABLE"
+    when = (
+        "the store of jobs, or that of their results, does not answer; edits without `async` and without "
+        "`Idempotency-Key` go on; with `Retry-After`"
+    )
 
 
 class DeadlineExceeded(EditError):

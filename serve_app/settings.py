@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -49,6 +50,9 @@ License = Literal["qwen-research"]
 
 Sharing = Literal["caller", "all", "none"]
 """Whose edits may take over what was computed for the pictures of an earlier edit."""
+
+MEMORY = "memory:"
+"""The store of a server on its own, for which nothing has to be installed."""
 
 MAX_STEPS = 150
 MAX_GUIDANCE = 20
@@ -410,6 +414,46 @@ class JobSettings(Settings):
     )
 
 
+class StoreSettings(Settings):
+    """Where jobs and idempotency keys are, so that other processes and other clusters go on with them."""
+
+    url: str = Field(
+        MEMORY,
+        pattern="^(memory:|rediss?://.*|unix://.*)$",
+        description="`memory:`, a process on the head node; or Redis or Valkey: `redis://HOST:6379/0`, "
+        "`rediss://` with TLS, or `unix://PATH`. With it, set `results.store` too",
+    )
+    password_env: str = Field(
+        "IMAGE_EDITS_STORE_PASSWORD", description="environment variable with the password of Redis, if it has one"
+    )
+    namespace: str = Field(
+        "image-edits",
+        pattern="^[a-z0-9][a-z0-9_-]{0,63}$",
+        description="begins the names of all keys in Redis; applications with the same one share their jobs",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _refuse_password(cls, url: str) -> str:
+        if urlsplit(url).password:
+            raise ValueError(
+                "store.url: the settings can be read in Ray's dashboard, so no password may be in them; put it into "
+                "the environment variable that store.password_env names"
+            )
+        return url
+
+
+class ResultSettings(Settings):
+    """Where the bytes of jobs and of answers to idempotency keys are: forms and pictures."""
+
+    store: str = Field(
+        MEMORY,
+        pattern="^(memory:|(file|s3|s3a|gs|az|abfss?|https)://.+)$",
+        description="`memory:`, a process on the head node; or a directory that all nodes share, `file:///PATH`; or an "
+        "object store, `s3://BUCKET/PREFIX`, `gs://`, `az://`, with credentials from the environment",
+    )
+
+
 class AuthSettings(Settings):
     """The sources of API keys. Without a source, no key is needed; a source without a key stops the start."""
 
@@ -485,6 +529,8 @@ class AppSettings(Settings):
     cors: CorsSettings = CorsSettings()
     http: HttpSettings = HttpSettings()
     jobs: JobSettings = JobSettings()
+    store: StoreSettings = StoreSettings()
+    results: ResultSettings = ResultSettings()
     page: PageSettings = PageSettings()
     log: LogSettings = LogSettings()
 
@@ -499,6 +545,11 @@ class AppSettings(Settings):
             raise ValueError(
                 f"model.offload: {self.model.offload} moves the transformer off the GPU each time a sample joins; "
                 "set engine.join: batch with it"
+            )
+        if (self.store.url == MEMORY) != (self.results.store == MEMORY):
+            raise ValueError(
+                f"store.url ({self.store.url}) and results.store ({self.results.store}) must both be memory:, or "
+                "neither: the one would outlive what the other holds of the same jobs"
             )
         if self.engine.max_waiting < self.limits.max_outputs:
             raise ValueError(

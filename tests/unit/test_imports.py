@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "forms": {"starlette"},
     "images": set(),
     "responses": {"starlette"},
+    "store": set(),
     "jobs": {"starlette"},
     "idempotency": {"starlette"},
     "api": {"starlette"},
