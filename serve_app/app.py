@@ -4,19 +4,15 @@ import ray
 from ray.serve import Application, Deployment
 from ray.serve.schema import LoggingConfig
 
-from serve_app.deployments.idempotency import IdempotencyKeeper
 from serve_app.deployments.ingress import EditIngress
-from serve_app.deployments.jobs import JobKeeper
 from serve_app.deployments.replica import ImageEditor
 from serve_app.settings import AppSettings
+from serve_app.store.opening import check_store
 
 APP_NAME = "image-edits"
 
 # A stage of the engine is not interrupted once it runs: time for it, and to send the answer, after the last deadline.
 _SHUTDOWN_MARGIN_S = 30.0
-# Calls that only wait for a running edit cost next to nothing. A call that Serve holds back is a lost retry.
-_WAITING_CALLS = 10_000
-
 # One each for the editor and the ingresses, and one for Serve's proxy and Ray.
 _CPUS_OF_TWO_INGRESSES = 4
 
@@ -33,7 +29,11 @@ def build(args: AppSettings) -> Application:
 
 
 def compose(replica: Deployment, args: AppSettings) -> Application:
-    """Return the application around the deployment of its editor: ImageEditor, or a stand-in without a model."""
+    """Return the application around the deployment of its editor: ImageEditor, or a stand-in without a model.
+
+    Raises ValueError if the store that the settings name cannot be used.
+    """
+    check_store(args)
     # The engine counts samples and refuses exactly; Serve must not hold requests back before the engine sees them.
     ongoing = args.engine.max_waiting + 512
     editor = replica.options(
@@ -45,18 +45,6 @@ def compose(replica: Deployment, args: AppSettings) -> Application:
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if _wants_gpu(args) else 0},
         logging_config=_LOG,
     ).bind(args)
-    # A running job keeps no call to JobKeeper open: this option bounds the calls, `jobs.max_jobs` bounds the jobs.
-    jobs = JobKeeper.options(  # type: ignore[attr-defined]
-        num_replicas=1, max_ongoing_requests=ongoing, ray_actor_options={"num_cpus": 0}, logging_config=_LOG
-    ).bind(editor, args)
-    # A call to IdempotencyKeeper need not finish at shutdown: its caller retries at the next replica.
-    keeper = IdempotencyKeeper.options(  # type: ignore[attr-defined]
-        num_replicas=1,
-        max_ongoing_requests=_WAITING_CALLS,
-        graceful_shutdown_timeout_s=2.0,
-        ray_actor_options={"num_cpus": 0},
-        logging_config=_LOG,
-    ).bind(args.limits)
     ingress = EditIngress.options(  # type: ignore[attr-defined]
         num_replicas=_ingress_replicas(),
         max_ongoing_requests=ongoing,
@@ -64,7 +52,7 @@ def compose(replica: Deployment, args: AppSettings) -> Application:
         ray_actor_options={"num_cpus": 1},
         logging_config=_LOG,
     )
-    return ingress.bind(editor, jobs, keeper, args)
+    return ingress.bind(editor, args)
 
 
 def _wants_gpu(settings: AppSettings) -> bool:

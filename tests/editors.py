@@ -93,20 +93,20 @@ class Sleeper(Inverter):
 class Gated(Inverter):
     """An editor whose streams wait after their first step until `gate` is set.
 
-    `closed`: the seeds of the streams that were closed before their end.
+    `begun`: the requests whose streams have begun. `closed`: the seeds of those that were closed before their end.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.gate = asyncio.Event()
-        self.begun = 0
+        self.begun: list[EditRequest] = []
         self.closed: list[int] = []
         self.middle_error: Exception | None = None
 
     async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
         if self.error is not None:
             raise self.error
-        self.begun += 1
+        self.begun.append(request)
         try:
             yield Progress(0, 4, place=2)
             yield Progress(1, 4, place=0)

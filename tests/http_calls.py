@@ -13,11 +13,12 @@ from starlette.applications import Starlette
 from starlette.types import Message, Receive
 
 from serve_app.api.app import create_app
+from serve_app.editor import Editor
 from serve_app.jobs.store import JobStore
-from serve_app.jobs.vault import MemoryVault
 from serve_app.settings import AppSettings, AuthSettings, JobSettings, ModelSettings
 from tests.editors import Gated
 from tests.pictures import png
+from tests.stores import Line, SharedStore
 
 MODEL = ModelSettings(source="Qwen/Qwen-Image-Edit", aliases=("lab/edit",))
 MULTIPART = (b"content-type", b"multipart/form-data; boundary=b")
@@ -94,16 +95,42 @@ def log_lines(caplog: pytest.LogCaptureFixture, message: str = "edit") -> list[d
     return [vars(record) for record in caplog.records if record.getMessage() == message]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds, without letting the event loop wait."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0.01)
+
+
 class JobCaller:
     """A client of one application, on one event loop, where its jobs run."""
 
     def __init__(
-        self, editor: Gated, vault: MemoryVault | None = None, keys_file: Path | None = None, **jobs: Any
+        self,
+        editor: Editor,
+        shared: SharedStore | None = None,
+        keys_file: Path | None = None,
+        line: Line | None = None,
+        **jobs: Any,
     ) -> None:
         settings = AppSettings(jobs=JobSettings(**jobs), auth=AuthSettings(keys_file=keys_file))
-        self.store = JobStore(editor, settings.jobs, settings.log, vault)
-        app = create_app(editor, settings, jobs=self.store)
+        self.shared = shared or SharedStore()
+        store = self.shared if line is None else self.shared.seen_by(line)
+        app = create_app(editor, settings, store=store)
+        self.jobs: JobStore = app.state.jobs
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
+
+    async def after(self, *former: "JobCaller") -> "JobCaller":
+        """Let the processes before this one die, and this one find what they have left."""
+        for each in former:
+            each.jobs.stop()
+        # Their tasks end.
+        await asyncio.sleep(0.01)
+        self.shared.let_leases_run_out()
+        self.jobs.start()
+        return self
 
     def use_key(self, key: str) -> None:
         self.http.headers["authorization"] = f"Bearer {key}"

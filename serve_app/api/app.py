@@ -3,8 +3,10 @@
 import contextvars
 import re
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import orjson
@@ -28,33 +30,33 @@ from serve_app.editor import Editor
 from serve_app.errors import RETRY_AFTER_S, InvalidInput, ModelNotFound, NotReady
 from serve_app.forms.form import EditForm, parse
 from serve_app.forms.memory import MemoryLimiter, MemoryLimitMiddleware
-from serve_app.idempotency.ledger import Key, Ledger, MemoryLedger
-from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KeyedEdits, read_idempotency_key
+from serve_app.idempotency.runner import IDEMPOTENCY_KEY, Key, KeyedEdits, read_idempotency_key
 from serve_app.images.pixels import PICTURE_THREADS
 from serve_app.jobs import stream as job_stream
-from serve_app.jobs.store import Jobs, JobStore
+from serve_app.jobs.store import JobStore
 from serve_app.responses import edits, stream
 from serve_app.responses.errors import ErrorMiddleware, handle_routing_error
 from serve_app.responses.log import EditLogMiddleware, LogEntry
 from serve_app.responses.schemas import HealthBody, ModelBody, ModelListBody
 from serve_app.settings import AppSettings
+from serve_app.store.store import OpenStore, Store
 
 
 def create_app(
     editor: Editor,
     settings: AppSettings,
     on_serialized: Callable[[float], None] = lambda seconds: None,
-    jobs: Jobs | None = None,
+    store: Store | None = None,
     shedder: LoadShedder | None = None,
-    ledger: Ledger | None = None,
 ) -> Starlette:
     """Create the application. Raises ValueError if the API keys that the settings name cannot be loaded.
 
-    `on_serialized`: called with the seconds spent on building the response to an edit. `jobs`, `ledger`: in the memory
-    of this process by default.
+    `on_serialized`: called with the seconds spent on building the response to an edit. `store`: in the memory of this
+    process by default. From its startup on, the application looks after the jobs in the store (`state.jobs`).
     """
-    jobs = jobs or JobStore(editor, settings.jobs, settings.log)
-    api = _Api(editor, settings, on_serialized, jobs, shedder or LoadShedder(), ledger or MemoryLedger(settings.limits))
+    store = store or OpenStore()
+    jobs, keyed = JobStore(editor, store, settings), KeyedEdits(store, settings.limits)
+    api = _Api(editor, settings, on_serialized, jobs, shedder or LoadShedder(), keyed)
     keys = KeyRing(settings.auth)
     middleware = [
         *cors_middleware(settings.cors),
@@ -67,10 +69,20 @@ def create_app(
         routes=_routes(api, settings, needs_key=bool(keys)),
         middleware=middleware,
         exception_handlers={HTTPException: handle_routing_error},
+        lifespan=partial(_look_after, jobs, keyed),
     )
+    app.state.jobs = jobs
     # A redirect would make the client upload its images twice.
     app.router.redirect_slashes = False
     return app
+
+
+@asynccontextmanager
+async def _look_after(jobs: JobStore, keyed: KeyedEdits, app: Starlette) -> AsyncIterator[None]:
+    jobs.start()
+    keyed.start()
+    yield
+    await jobs.hand_over()
 
 
 def _model_route(api: "_Api") -> Route:
@@ -112,14 +124,14 @@ class _Api:
         editor: Editor,
         settings: AppSettings,
         on_serialized: Callable[[float], None],
-        jobs: Jobs,
+        jobs: JobStore,
         shedder: LoadShedder,
-        ledger: Ledger,
+        keyed: KeyedEdits,
     ) -> None:
         self._editor = editor
         self._jobs = jobs
         self._shedder = shedder
-        self._keyed = KeyedEdits(ledger)
+        self._keyed = keyed
         self._settings = settings
         self._on_serialized = on_serialized
         self._started = int(time.time())
@@ -166,9 +178,7 @@ class _Api:
             return await (self._start_job(request, form) if entry.is_job else self._respond_watched(form, entry))
 
         fingerprint = f"{form.fingerprint} async={entry.is_job}"
-        # A job outlives its request anyway. In the request's context, its log line has the request's id.
-        context = contextvars.copy_context() if entry.is_job else contextvars.Context()
-        return await self._keyed.respond(key, fingerprint, edit, entry.request_id, context)
+        return await self._keyed.respond(key, fingerprint, edit, entry.request_id, contextvars.Context())
 
     async def _respond_watched(self, form: EditForm, entry: LogEntry) -> Response:
         with self._shedder.watch(form.request.outputs):
@@ -188,7 +198,7 @@ class _Api:
     async def _start_job(self, request: Request, form: EditForm) -> Response:
         if form.stream:
             raise InvalidInput("stream: an edit is either streamed or, with async=true, run as a job", param="stream")
-        job = await self._jobs.create(form)
+        job = await self._jobs.create(form, request.scope["request_id"])
         headers = {"Location": f"{request.scope.get('root_path', '')}/v1/jobs/{job.id}"}
         return Response(job.body, 202, headers, media_type="application/json")
 
@@ -234,12 +244,15 @@ class _Api:
         ]
 
     async def live(self, request: Request) -> Response:
-        return _json(HealthBody(status="live"))
+        return _json({"status": "live"})
 
     async def ready(self, request: Request) -> Response:
         if self._shedder.is_draining or not await self._editor.ready():
             raise NotReady("No replica with a warm model takes edits", retry_after_s=RETRY_AFTER_S)
-        return _json(HealthBody(status="ready"))
+        ready: HealthBody = {"status": "ready"}
+        if not self._jobs.is_reachable:
+            ready["store"] = "unreachable"
+        return _json(ready)
 
 
 def _is_true(request: Request, name: str) -> bool:

@@ -26,6 +26,7 @@ from serve_app.errors import (
     NotReady,
     Overloaded,
     PayloadTooLarge,
+    StoreUnavailable,
     TooManySamples,
     Unauthorized,
     UnsupportedMediaType,
@@ -131,7 +132,7 @@ def _edit(settings: AppSettings) -> Schema:
             name: {"operationId": name, "parameters": {"id": "$response.body#/id"}} for name in ("getJob", "deleteJob")
         },
     }
-    too_much = (UploadTooSlow, PayloadTooLarge, TooManySamples, Overloaded)
+    too_much = (UploadTooSlow, PayloadTooLarge, TooManySamples, Overloaded, StoreUnavailable)
     refusals = (InvalidInput, ModelNotFound, UnsupportedMediaType, IdempotencyKeyReused, *too_much)
     return {
         "operationId": "editImages",
@@ -160,7 +161,7 @@ def _operation(id: str, summary: str, body: Any, *errors: type[EditError]) -> Sc
 
 def _get_job() -> Schema:
     summary = "Progress and result of a job, or the stream of its events"
-    errors = (InvalidInput, NotFound, *_ANYWHERE_IN_THE_CLUSTER)
+    errors = (InvalidInput, NotFound, StoreUnavailable, *_ANYWHERE_IN_THE_CLUSTER)
     operation = _operation("getJob", summary, schemas.JobBody, *errors)
     operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
     return {**operation, "parameters": [_JOB_STREAM]}
@@ -168,7 +169,7 @@ def _get_job() -> Schema:
 
 def _delete_job() -> Schema:
     summary = "Cancel a job if it runs, and delete it"
-    return _operation("deleteJob", summary, schemas.DeletedJobBody, NotFound, *_ANYWHERE_IN_THE_CLUSTER)
+    return _operation("deleteJob", summary, schemas.DeletedJobBody, NotFound, StoreUnavailable, *_ANYWHERE_IN_THE_CLUSTER)
 
 
 def _get_model() -> Schema:
@@ -271,7 +272,7 @@ def _error_headers(cls: type[EditError]) -> Schema:
             "whether the same request may succeed later; OpenAI's clients read it", enum=["true", "false"]
         )
     }
-    if issubclass(cls, (TooManySamples, Overloaded, NotReady)):
+    if issubclass(cls, (TooManySamples, Overloaded, NotReady, StoreUnavailable)):
         headers["Retry-After"] = _header("seconds", type="integer", minimum=0)
     if issubclass(cls, Unauthorized):
         headers["WWW-Authenticate"] = _header("Bearer and Basic")

@@ -171,6 +171,7 @@ def serve(read: Callable[[], AppSettings], host: str, port: int) -> None:
     """
     from serve_app.models.quantization import check_quantization
     from serve_app.models.source import check_source
+    from serve_app.store.opening import check_store
 
     try:
         settings = read()
@@ -178,6 +179,7 @@ def serve(read: Callable[[], AppSettings], host: str, port: int) -> None:
         keys = load_keys(settings.auth)
         check_source(settings.model)
         check_quantization(settings.model)
+        check_store(settings)
         check_token_mode()
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None

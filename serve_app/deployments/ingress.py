@@ -9,34 +9,27 @@ from serve_app.api.load_shedding import LoadShedder
 from serve_app.decoding import pool
 from serve_app.deployments.disconnects import DisconnectMiddleware
 from serve_app.deployments.editor_handle import EditorHandle
-from serve_app.deployments.idempotency import LedgerHandle
-from serve_app.deployments.jobs import JobsHandle
 from serve_app.deployments.metrics import IngressMetrics
+from serve_app.deployments.store import open_store
 from serve_app.settings import AppSettings
 
 
 @serve.deployment(name="EditIngress")
 @serve.ingress()
 class EditIngress:
-    """The HTTP ingress: parses untrusted uploads and builds responses. It needs no GPU, so more replicas are cheap."""
+    """The HTTP ingress: parses untrusted uploads, builds responses, and runs jobs. More replicas are cheap: no GPU."""
 
-    def __init__(
-        self, editor: DeploymentHandle, jobs: DeploymentHandle, ledger: DeploymentHandle, settings: AppSettings
-    ) -> None:
-        timeout_s = settings.limits.request_timeout_s
+    def __init__(self, editor: DeploymentHandle, settings: AppSettings) -> None:
         self._metrics = IngressMetrics(settings.model.served_name)
-        self._editor = EditorHandle(editor, timeout_s, self._metrics.count_retry)
-        self._jobs = JobsHandle(jobs, timeout_s)
-        self._ledger = LedgerHandle(ledger, timeout_s)
+        self._editor = EditorHandle(editor, settings.limits.request_timeout_s, self._metrics.count_retry)
+        self._store = open_store(settings, serve.get_replica_context().app_name)
         self._settings = settings
         self._shedder = LoadShedder()
         # Named through its module: Ray pickles this class by value, and with it every object that it names directly.
         pool.DECODERS.warm()
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        app = create_app(
-            self._editor, self._settings, self._metrics.record_serialization, self._jobs, self._shedder, self._ledger
-        )
+        app = create_app(self._editor, self._settings, self._metrics.record_serialization, self._store, self._shedder)
         app.add_middleware(DisconnectMiddleware)
         return app
 

@@ -77,7 +77,7 @@ STAGE_METRICS = (
     Metric("stage_requests", "counter", "requests that went through a stage", ("stage",)),
     Metric("stage_duration_seconds", "histogram", "seconds of a request in a stage", ("stage",), _SECONDS),
 )
-# Recorded by the deployments that send edits to replicas: EditIngress and JobKeeper.
+# Recorded by the deployment that sends edits to replicas, EditIngress.
 RETRY_METRICS = (Metric("retries", "counter", "further attempts at an edit whose replica died or stopped"),)
 METRICS = EDITOR_METRICS + STAGE_METRICS + RETRY_METRICS
 
@@ -183,7 +183,7 @@ class EditorMetrics:
 
 
 class IngressMetrics:
-    """The metrics of an EditIngress replica besides Serve's own, and the retries of a JobKeeper."""
+    """The metrics of an EditIngress replica besides Serve's own."""
 
     def __init__(self, model: str) -> None:
         self._recorder = _Recorder(STAGE_METRICS + RETRY_METRICS, model)

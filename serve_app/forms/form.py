@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from serve_app.decoding.pool import DECODERS
 from serve_app.errors import DeadlineExceeded, InvalidInput, UnsupportedMediaType
-from serve_app.forms import json_body, multipart
+from serve_app.forms import json_body, kept_form, multipart
 from serve_app.forms.fields import EditFields, validate
 from serve_app.forms.fingerprint import Fingerprint
 from serve_app.forms.memory import Reservation
@@ -42,7 +42,8 @@ class EditForm:
     """One HTTP request: the edit, and the format of its response.
 
     `fingerprint`: digest of all that was sent, which distinguishes a retry from another edit; None if not requested.
-    `ignored`: names of the fields that were accepted without effect.
+    `ignored`: names of the fields that were accepted without effect. `kept`: the form for a later process; None if not
+    requested.
     """
 
     request: EditRequest
@@ -52,6 +53,7 @@ class EditForm:
     stream: bool
     fingerprint: str | None = None
     ignored: tuple[str, ...] = ()
+    kept: bytes | None = None
 
 
 async def parse(
@@ -73,34 +75,66 @@ async def parse(
     InvalidInput, DeadlineExceeded if the pixels cannot be reserved in time, and Starlette's ClientDisconnect if the
     client leaves during the upload.
     """
+    async with _opened(request, settings.limits, executor) as (values, files):
+        return await _build(
+            values,
+            files,
+            settings,
+            executor,
+            reservation,
+            caller,
+            fingerprinted=fingerprinted,
+            is_job=is_job,
+        )
+
+
+async def parse_kept(kept: bytes, settings: AppSettings, executor: Executor | None, caller: str | None) -> EditForm:
+    """Return the form of a job from `EditForm.kept`. Raises ValueError for that of another version, and as `parse`."""
+    values, files = kept_form.load(kept)
+    return await _build(values, files, settings, executor, None, caller, fingerprinted=False, is_job=True)
+
+
+async def _build(
+    values: Values,
+    files: PictureFiles,
+    settings: AppSettings,
+    executor: Executor | None,
+    reservation: Reservation | None,
+    caller: str | None,
+    *,
+    fingerprinted: bool,
+    is_job: bool,
+) -> EditForm:
     limits = settings.limits
-    async with _opened(request, limits, executor) as (values, files):
-        given = validate(values, settings.model)
-        if given.partial_images and not (given.stream or is_job):
-            message = "partial_images: only a stream or a job has previews; send stream=true"
-            raise InvalidInput(message, param="partial_images")
-        if not files.images:
-            raise InvalidInput("At least one image is required", param="images")
-        _check_references(files)
-        check_masks(len(files.masks), len(files.images), given.fit)
-        fingerprint = Fingerprint(values, files) if fingerprinted else None
-        reads = files if fingerprint is None else fingerprint.pictures
-        sizes = await _measure(reads, limits, executor)
-        _check_mask_sizes(sizes)
-        _check_results(given, sizes, limits)
-        if reservation is not None:
-            results = original_pixels(given, sizes.images, masked=sizes.masked)
-            await _reserve(reservation, sizes.decoded_pixels(limits) + results, limits)
-        pictures = await _decode(reads, limits, executor)
+    given = validate(values, settings.model)
+    if given.partial_images and not (given.stream or is_job):
+        message = "partial_images: only a stream or a job has previews; send stream=true"
+        raise InvalidInput(message, param="partial_images")
+    if not files.images:
+        raise InvalidInput("At least one image is required", param="images")
+    _check_references(files)
+    check_masks(len(files.masks), len(files.images), given.fit)
+    fingerprint = Fingerprint(values, files) if fingerprinted else None
+    reads = files if fingerprint is None else fingerprint.pictures
+    sizes = await _measure(reads, limits, executor)
+    _check_mask_sizes(sizes)
+    _check_results(given, sizes, limits)
+    if reservation is not None:
+        results = original_pixels(given, sizes.images, masked=sizes.masked)
+        await _reserve(reservation, sizes.decoded_pixels(limits) + results, limits)
+    pictures = await _decode(reads, limits, executor)
+    loop = asyncio.get_running_loop()
+    # Not on the event loop: the masks and the alpha of large pictures are searched, or laid on white.
+    edit = await loop.run_in_executor(executor, partial(EditRequest, **pictures, caller=caller, **given.params()))
+    check_limits(edit, limits)
+    # With the seed, so that a later process makes the same pictures.
+    dump = partial(kept_form.dump, {**values, "seed": [edit.seed]}, files)
+    kept = await loop.run_in_executor(executor, dump) if is_job else None
     if reservation is not None:
         reservation.release_bytes()
-    # Not on the event loop: the masks and the alpha of large pictures are searched, or laid on white.
-    build = partial(EditRequest, **pictures, caller=caller, **given.params())
-    edit = await asyncio.get_running_loop().run_in_executor(executor, build)
-    check_limits(edit, limits)
     digest = None if fingerprint is None else fingerprint.hexdigest()
     return EditForm(
-        edit, given.output_format, given.output_compression, given.user, given.stream, digest, given.ignored
+        edit, given.output_format, given.output_compression, given.user, given.stream, digest, given.ignored, kept
     )
 
 

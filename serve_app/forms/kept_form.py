@@ -1,23 +1,55 @@
-"""Forms as bytes, for a later process, which may run a later version of this code."""
+"""Forms as bytes, for a later process, which may run a later version of this code: the fields and files as they came.
 
-import pickle
-from dataclasses import fields
+The bytes: the length of the head in 4 bytes, big-endian; the head, as JSON; the files, one after another.
+"""
 
-from serve_app.forms.form import EditForm
-from serve_app.request import EditRequest
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+
+import orjson
+
+from serve_app.forms.upload import PictureFiles, ReadPicture, Values
+
+_VERSION = 1
+_LENGTH_BYTES = 4
 
 
-def dump(form: EditForm) -> bytes:
-    """Return the form as bytes: fields by name, since another version would misread pickled objects."""
-    request = {name: getattr(form.request, name) for name in EditRequest.model_fields}
-    rest = {field.name: getattr(form, field.name) for field in fields(EditForm) if field.name != "request"}
-    return pickle.dumps((request, rest))
+def dump(values: Values, files: PictureFiles) -> bytes:
+    """Return the form as bytes. Reads every file."""
+    pictures = [read() for read in (*files.images, *files.references, *files.masks)]
+    head = orjson.dumps(
+        {
+            "version": _VERSION,
+            "values": values,
+            "images": len(files.images),
+            "references": len(files.references),
+            "per_image": files.per_image,
+            "sizes": [len(data) for data in pictures],
+        }
+    )
+    return b"".join((len(head).to_bytes(_LENGTH_BYTES), head, *pictures))
 
 
-def load(data: bytes) -> EditForm:
-    """Return the form of `dump`. Call only with bytes of our own processes, since unpickling runs code.
+def load(data: bytes) -> tuple[Values, PictureFiles]:
+    """Return the fields and files of `dump`. Raises ValueError for a form of another version."""
+    length = int.from_bytes(data[:_LENGTH_BYTES])
+    try:
+        head = orjson.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    except orjson.JSONDecodeError:
+        head = None
+    if not isinstance(head, dict) or head.get("version") != _VERSION:
+        raise ValueError("a form of another version")
+    reads = _reads(data, _LENGTH_BYTES + length, head["sizes"])
+    images, references = list(islice(reads, head["images"])), list(islice(reads, head["references"]))
+    return head["values"], PictureFiles(images, references, head["per_image"], masks=list(reads))
 
-    Raise any Exception for a form that this version cannot read.
-    """
-    request, rest = pickle.loads(data)
-    return EditForm(EditRequest(**request), **rest)
+
+def _reads(data: bytes, start: int, sizes: list[int]) -> Iterator[ReadPicture]:
+    for size in sizes:
+        yield partial(_cut, data, start, start + size)
+        start += size
+
+
+def _cut(data: bytes, start: int, end: int) -> bytes:
+    return data[start:end]

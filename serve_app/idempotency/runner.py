@@ -1,29 +1,67 @@
-"""The runner of edits that are sent with an Idempotency-Key: one edit for all requests with the same key."""
+"""Edits that are sent with an Idempotency-Key: one edit for all requests with the same key, in whatever process.
+
+    a request opens the key's record ── it is new: run the edit, and end the record with the answer
+                                     ├─ it is open: an edit runs under this key. Wait for its end
+                                     └─ it has ended: send its answer
+
+An answer is kept. An error is raised for every request that waits, and kept no longer than that takes, so that a later
+retry runs again. A record whose lease is over belongs to a dead process: the first request that sees it runs the edit.
+"""
 
 import asyncio
 import contextvars
+import hashlib
 import logging
 import re
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.errors import EditError, InvalidInput
-from serve_app.idempotency.ledger import RENEW_S, Key, Lead, Lease, Ledger, LedgerUnreachable, Outcome, Stored
+from serve_app.errors import EditError, IdempotencyKeyReused, InvalidInput, StoreUnavailable
+from serve_app.idempotency.answer import KeyRecord
 from serve_app.responses.errors import to_public_error
+from serve_app.settings import LimitSettings
+from serve_app.store.leases import BEAT_S, Lease, LeaseLost, Leases
+from serve_app.store.records import Bounds, Record
+from serve_app.store.store import Store
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
 MAX_KEY_CHARS = 255
 KEY_PATTERN = r"[!-~]([ -~]*[!-~])?"
 
+GROUP = "keys"
 GRACE_S = 10.0
 """How long an edit runs on while no request waits for it: a caller whose connection broke may send another one."""
 
+_POLL_S = 0.2
+"""How often a request that waits looks for the end of the edit."""
+_ERROR_S = 3.0
+"""How long an error is kept, for the requests that wait."""
+_SWEEP_S = 2.0
+_STORE_PATIENCE_S = 30.0
+
 logger = logging.getLogger("ray.serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An Idempotency-Key of one caller.
+
+    `caller`: the name of the caller's API key, so that two callers may choose the same `text`.
+    """
+
+    caller: str | None
+    text: str
+
+    @property
+    def id(self) -> str:
+        """The id of its record. Of one length, and without a text of the caller in the store."""
+        return hashlib.sha256(orjson.dumps([self.caller, self.text])).hexdigest()
 
 
 def read_idempotency_key(request: Request) -> Key | None:
@@ -40,16 +78,34 @@ def read_idempotency_key(request: Request) -> Key | None:
 class KeyedEdits:
     """A runner of edits in tasks of their own, so that an edit outlives a request whose connection breaks.
 
-    `grace_s`: how long an edit runs on while no request waits for it. `renew_s`: how often that is checked, and the
-    lease renewed.
+    `grace_s`: how long an edit runs on while no request waits for it. `patience_s`: how long an answer waits for a
+    store that does not answer; then it is sent, and not kept.
     """
 
-    def __init__(self, ledger: Ledger, *, grace_s: float = GRACE_S, renew_s: float = RENEW_S) -> None:
-        self._ledger = ledger
+    def __init__(
+        self,
+        store: Store,
+        limits: LimitSettings,
+        *,
+        grace_s: float = GRACE_S,
+        beat_s: float = BEAT_S,
+        patience_s: float = _STORE_PATIENCE_S,
+    ) -> None:
+        self._store = store
+        self._limits = limits
+        # An answer that is larger than all may be is not kept, so the newest is never too large.
+        bounds = Bounds(limits.idempotency_max_keys, 0, limits.idempotency_max_bytes)
+        self._leases = Leases(store, GROUP, "idempotency keys", bounds, beat_s=beat_s)
         self._grace_s = grace_s
-        self._renew_s = renew_s
+        self._beat_s = beat_s
+        self._patience_s = patience_s
         # An event loop holds its tasks by weak references only.
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look after the keys of processes that die, from now on. Call it on the event loop."""
+        self._sweeping = self._sweeping or asyncio.create_task(self._keep_sweeping(), context=contextvars.Context())
 
     async def respond(
         self,
@@ -61,29 +117,83 @@ class KeyedEdits:
     ) -> Response:
         """Return the response of `edit`, from this request, or from another one with the same key.
 
-        Raises what `edit` raises, IdempotencyKeyReused for another fingerprint, and Overloaded. `context`: the context
-        to run the edit in; an empty one lets it outlive its request, since Ray (2.60) cancels, at the end of a request,
-        every call that was made in its context.
+        Raises what `edit` raises, IdempotencyKeyReused for another fingerprint, Overloaded if no more keys can be kept,
+        and StoreUnavailable. `context`: the context to run the edit in; an empty one lets it outlive its request, since
+        Ray (2.60) cancels, at the end of a request, every call that was made in its context.
         """
+        value = KeyRecord(fingerprint)
         while True:
-            try:
-                claim = await self._ledger.claim(key, fingerprint)
-            except LedgerUnreachable as error:
-                logger.warning("request_id=%s runs without its idempotency key: %s", request_id, error)
-                return await edit()
-            if isinstance(claim, Lead):
-                return await self._lead(claim.lease, _run_edit(edit, request_id), context)
-            outcome = claim if isinstance(claim, Stored) else await self._wait(claim.lease)
-            if isinstance(outcome, EditError):
-                raise outcome
-            if outcome is not None:
-                return _replay(outcome)
+            found = await self._leases.open(key.id, value.dump(), 0)
+            if isinstance(found, Record):
+                outcome = await self._join(found, fingerprint)
+                if outcome is not None:
+                    return outcome
+                lease = await self._take(found, value)
+            else:
+                lease = found
+            if lease is not None:
+                return await self._lead(lease, value, _run_edit(edit, request_id), context)
 
-    async def _lead(self, lease: Lease, work: Coroutine[Any, Any, Response], context: contextvars.Context) -> Response:
-        run = _Run(lease, self._start_task(work, context))
-        self._start_task(self._supervise(run), contextvars.Context())
+    # ---- another request runs the edit, or has run it ----
+
+    async def _join(self, record: Record, fingerprint: str) -> Response | None:
+        """Return the answer of a record, once it has ended, or None if its edit has to be run again.
+
+        Raises the error with which the edit fails while this request waits.
+        """
+        found = _load(record)
+        if found is None or found.error is not None or _is_abandoned(record):
+            return None
+        if found.fingerprint != fingerprint:
+            raise IdempotencyKeyReused(
+                "This Idempotency-Key was sent with another body before: send a new edit with a new key"
+            )
+        while record.is_open:
+            await asyncio.sleep(_POLL_S)
+            later = await self._store.records.get(GROUP, record.id, awaiting=True)
+            if later is None or later.folder != record.folder or _is_abandoned(later):
+                return None
+            record = later
+        ended = _load(record)
+        if ended is None:
+            return None
+        if ended.error is not None:
+            raise ended.error
+        return await self._replay(record, ended)
+
+    async def _replay(self, record: Record, ended: KeyRecord) -> Response | None:
+        """Return the stored response with the header that marks a replay, or None if it has gone meanwhile."""
         try:
-            return await asyncio.shield(run.work)
+            body = await self._store.blobs.get(_answer_in(record.folder))
+        except KeyError:
+            return None
+        assert ended.status is not None
+        response = Response(body, ended.status)
+        headers = [(name.encode("latin-1"), text.encode("latin-1")) for name, text in ended.headers]
+        response.raw_headers = [*headers, (REPLAYED.lower().encode(), b"true")]
+        return response
+
+    async def _take(self, record: Record, value: KeyRecord) -> Lease | None:
+        """Take over a record whose edit has to be run again, if it is still as it was."""
+        latest = await self._store.records.get(GROUP, record.id)
+        if latest is None or (latest.is_open and not _is_abandoned(latest)) or latest.version < record.version:
+            return None
+        found = _load(latest)
+        if not latest.is_open and found is not None and found.error is None and latest.version != record.version:
+            # Another request was faster, and its answer is there.
+            return None
+        return await self._leases.take(latest, value.dump(), 0)
+
+    # ---- this request runs the edit ----
+
+    async def _lead(
+        self, lease: Lease, value: KeyRecord, work: Coroutine[Any, Any, Response], context: contextvars.Context
+    ) -> Response:
+        run = _Run(lease, value, self._start_task(work, context))
+        ended = self._start_task(self._supervise(run), contextvars.Context())
+        try:
+            await asyncio.shield(ended)
+            return run.work.result()
         finally:
             run.attended = False
 
@@ -94,30 +204,55 @@ class KeyedEdits:
         return task
 
     async def _supervise(self, run: "_Run") -> None:
-        """Renew the lease while the edit runs, cancel an edit for which no request waits, and settle its outcome."""
+        """Cancel an edit for which no request waits, and keep its outcome."""
         clock = asyncio.get_running_loop().time
         awaited_s = clock()
-        while not (await asyncio.wait([run.work], timeout=self._renew_s))[0]:
-            if await self._renew(run.lease) or run.attended:
+        while not (await asyncio.wait([run.work], timeout=self._beat_s))[0]:
+            if run.attended or run.lease.is_awaited:
                 awaited_s = clock()
             elif clock() - awaited_s >= self._grace_s:
                 run.work.cancel()
-        try:
-            await self._ledger.settle(run.lease, _outcome(run.work))
-        except LedgerUnreachable as error:
-            logger.warning("The response to an idempotency key is not stored: %s", error)
+        give_up_s = clock() + self._patience_s
+        while True:
+            try:
+                return await self._keep(run)
+            except LeaseLost:
+                return None
+            except StoreUnavailable as error:
+                if clock() > give_up_s:
+                    logger.warning("The response to an idempotency key is not stored: %s", error)
+                    return None
+                await asyncio.sleep(self._beat_s)
 
-    async def _renew(self, lease: Lease) -> int:
-        try:
-            return await self._ledger.renew(lease)
-        except LedgerUnreachable:
-            return 0
+    async def _keep(self, run: "_Run") -> None:
+        """Store how the edit has ended: its response, before that is sent, or its error, for those that wait."""
+        if run.work.cancelled():
+            return await self._leases.release(run.lease)
+        error = run.work.exception()
+        if isinstance(error, EditError):
+            run.lease.value = KeyRecord(run.value.fingerprint, error=error).dump()
+            return await self._leases.settle(run.lease, _ERROR_S)
+        response = run.work.result()
+        body = bytes(response.body)
+        if len(body) > self._limits.idempotency_max_bytes:
+            return await self._leases.release(run.lease)
+        await self._store.blobs.put(_answer_in(run.lease.folder), body)
+        headers = tuple((name.decode("latin-1"), text.decode("latin-1")) for name, text in response.raw_headers)
+        run.lease.value = KeyRecord(run.value.fingerprint, response.status_code, headers).dump()
+        run.lease.size = len(body)
+        return await self._leases.settle(run.lease, self._limits.idempotency_ttl_s)
 
-    async def _wait(self, lease: Lease) -> Outcome:
-        try:
-            return await self._ledger.wait(lease)
-        except LedgerUnreachable:
-            return None
+    async def _keep_sweeping(self) -> None:
+        while True:
+            try:
+                for record in await self._leases.sweep():
+                    # A request that waits opens it anew.
+                    await self._store.records.drop(GROUP, record.id, record.version)
+            except StoreUnavailable:
+                pass
+            except Exception:
+                logger.exception("Idempotency keys that are over are looked after again in a moment")
+            await asyncio.sleep(_SWEEP_S)
 
 
 @dataclass(slots=True, eq=False)
@@ -125,8 +260,26 @@ class _Run:
     """A running edit. `attended`: whether the request that started it still waits for it."""
 
     lease: Lease
+    value: KeyRecord
     work: asyncio.Task[Response]
     attended: bool = True
+
+
+def _is_abandoned(record: Record) -> bool:
+    """Return whether the process that ran the edit has died."""
+    return record.is_open and record.left_s <= 0
+
+
+def _load(record: Record) -> KeyRecord | None:
+    """Return the value of a record; None for one of another version, whose edit is run again."""
+    try:
+        return KeyRecord.load(record.value)
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _answer_in(folder: str) -> str:
+    return f"{folder}/answer"
 
 
 async def _run_edit(edit: Callable[[], Awaitable[Response]], request_id: str) -> Response:
@@ -140,20 +293,3 @@ async def _run_edit(edit: Callable[[], Awaitable[Response]], request_id: str) ->
         raise
     except Exception as error:
         raise to_public_error(error, request_id) from error
-
-
-def _outcome(work: asyncio.Task[Response]) -> Outcome:
-    if work.cancelled():
-        return None
-    error = work.exception()
-    if isinstance(error, EditError):
-        return error
-    response = work.result()
-    return Stored(response.status_code, tuple(response.raw_headers), bytes(response.body))
-
-
-def _replay(stored: Stored) -> Response:
-    """Return the stored response with the header that marks a replay."""
-    response = Response(stored.body, stored.status)
-    response.raw_headers = [*stored.headers, (REPLAYED.lower().encode(), b"true")]
-    return response

@@ -1,49 +1,61 @@
-"""The state of one job, as its caller sees it and as the vault keeps it."""
+"""The state of one job, as its caller sees it and as the store keeps it."""
 
 import time
 import uuid
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypedDict
 
 import orjson
 
+from serve_app.errors import EditError
 from serve_app.events import Progress
-from serve_app.jobs.feed import Feed, News
-from serve_app.responses.errors import error_body, to_public_error
-from serve_app.responses.log import LogEntry
-from serve_app.responses.schemas import ErrorDetail, ErrorObject, JobBody
-from serve_app.settings import LogSettings
+from serve_app.responses.errors import error_body
+from serve_app.responses.schemas import (
+    CompletedEvent,
+    DoneEvent,
+    EditResponse,
+    ErrorObject,
+    JobBody,
+    PartialImageEvent,
+)
+
+_VERSION = 1
+"""Of the state. A state of another version is a job that cannot be read."""
 
 
-def new_id() -> str:
-    """Return a new, unguessable job id."""
-    return uuid.uuid4().hex
+class StoredPicture(TypedDict):
+    """The last picture of one output. `event`: its event, without the picture; `blob`: the picture file."""
+
+    blob: str
+    event: PartialImageEvent | CompletedEvent
 
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A job without its form and its result, which are in the vault.
+    """A job without the bytes that belong to it, which are blobs of its folder: its form, and its pictures.
 
     `caller`: the name of the key that it belongs to; None if the server had no keys. `created_s`, `ended_s`: seconds
     since the epoch; a job is open until `ended_s` is set. `starts`: how many processes have started it. `open_bytes`:
-    size of its decoded images, which are in memory while it is open.
+    size of its form and its decoded images, which are in memory while it is open. `is_accepted`: its caller may know of
+    it. `pictures`: by `IMAGE-VARIANT`, in the order of their events. `result`: the response without its pictures.
     """
 
-    entry: LogEntry
-    id: str
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
     caller: str | None = None
     created_s: float = field(default_factory=time.time)
     starts: int = 1
-    progress: Progress = field(default_factory=lambda: Progress(0, 0, 1))
-    ended_s: float | None = None
     open_bytes: int = 0
-    result_bytes: int = 0
+    is_accepted: bool = False
+    progress: Progress = field(default_factory=lambda: Progress(0, 0, 1))
+    pictures: dict[str, StoredPicture] = field(default_factory=dict)
+    result: EditResponse | None = None
+    done: DoneEvent | None = None
+    ended_s: float | None = None
     error: ErrorObject | None = None
-    feed: Feed = field(default_factory=Feed)
 
     @property
     def short_id(self) -> str:
-        """The beginning of the id, for the log. On a server without keys, who reads the whole id may fetch the job."""
+        """The beginning of the id, for the log. On a server without keys, the whole id is enough to fetch the job."""
         return self.id[:8]
 
     @property
@@ -52,39 +64,41 @@ class Job:
             return "queued" if self.progress.place else "running"
         return "succeeded" if self.error is None else "failed"
 
-    def fail(self, error: Exception) -> None:
-        """Set the error with which the job ends, as its caller may see it."""
-        public = to_public_error(error, self.short_id)
-        self.entry.record_error(public)
-        self.error = error_body(public)["error"]
+    def put_picture(self, place: str, picture: StoredPicture) -> None:
+        """Add the picture of an output behind the others, in place of its former one."""
+        self.pictures.pop(place, None)
+        self.pictures[place] = picture
 
-    def news(self, seen: int) -> News:
-        """Return the events after those that a reader has seen; those of a failed job end with its error."""
-        news = self.feed.after(seen, is_open=self.ended_s is None)
-        if self.error is not None and not news.is_open:
-            detail: ErrorDetail = {"error": self.error["code"], "message": self.error["message"]}
-            news.events.append({"type": "error", "detail": detail, "error": self.error})
-        return news
+    def restart(self) -> None:
+        """Begin anew, in another process or after the store was lost."""
+        self.progress = Progress(0, self.progress.steps, place=1)
+        self.pictures = {}
 
-    def dump_state(self, *, ended_s: float | None = None, result_bytes: int = 0) -> bytes:
-        """Return as JSON what a later process needs, besides the form or the result."""
-        progress = {"steps_done": self.progress.steps_done, "steps": self.progress.steps}
-        state = {"caller": self.caller, "created_s": self.created_s, "starts": self.starts, "error": self.error}
-        return orjson.dumps({**state, "progress": progress, "ended_s": ended_s, "result_bytes": result_bytes})
+    def end(self) -> None:
+        self.ended_s = time.time()
+
+    def fail(self, error: EditError) -> None:
+        """End with an error, as its caller may see it."""
+        self.error, self.result, self.done = error_body(error)["error"], None, None
+        self.pictures = {}
+        self.end()
+
+    def dump(self) -> bytes:
+        return orjson.dumps({"version": _VERSION, **asdict(self)})
 
     @classmethod
-    def from_state(cls, id: str, dumped: bytes, log: LogSettings) -> "Job":
-        """Return the job whose state `dump_state` has written; an open job is queued again."""
-        # A state of an older version has no caller: with keys, nobody gets such a job.
-        state = orjson.loads(dumped)
-        progress = Progress(**state.pop("progress"), place=0)
-        if state["ended_s"] is None:
-            progress = Progress(0, progress.steps, place=1)
-        return cls(LogEntry(log, key_name=state.get("caller"), is_job=True), id, progress=progress, **state)
+    def load(cls, dumped: bytes) -> "Job":
+        """Return the job of `dump`. Raises ValueError for the state of another version."""
+        state: dict[str, Any] = orjson.loads(dumped)
+        if state.pop("version") != _VERSION:
+            raise ValueError("the state of another version")
+        return cls(**{**state, "progress": Progress(**state["progress"])})
 
-    def body(self, ttl_s: float, result: bytes | None) -> bytes:
-        """Return the JobBody as JSON; `result`: an EditResponse as JSON, `ttl_s`: how long an ended job is kept."""
-        fragment: Any = None if result is None else orjson.Fragment(result)
+    def body(self, ttl_s: float, pictures: dict[str, str]) -> bytes:
+        """Return the JobBody as JSON. `pictures`: of a job that has succeeded, as Base64, by their places.
+
+        `ttl_s`: how long an ended job is kept.
+        """
         value: JobBody = {
             "id": self.id,
             "object": "image_edit.job",
@@ -94,7 +108,19 @@ class Job:
             "place": self.progress.place,
             "steps_done": self.progress.steps_done,
             "steps": self.progress.steps,
-            "result": fragment,
+            "result": None if self.result is None else _filled(self.result, pictures),
             "error": self.error,
         }
         return orjson.dumps(value)
+
+
+def place_of(image_index: int, variant_index: int) -> str:
+    return f"{image_index}-{variant_index}"
+
+
+def _filled(result: EditResponse, pictures: dict[str, str]) -> EditResponse:
+    data = [
+        output | {"b64_json": pictures[place_of(output["input_index"], output["variant_index"])]}
+        for output in result["data"]
+    ]
+    return result | {"data": data}

@@ -1,22 +1,28 @@
-"""The edit of a job, from its admission to its response as JSON."""
+"""The edit of a job, from its admission to its last picture, which lie in the job's folder as they are made."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
-
-import orjson
+from typing import TypeVar
 
 from serve_app.editor import Editor
-from serve_app.errors import RETRY_AFTER_S, NotReady, Overloaded, TooManySamples
+from serve_app.errors import RETRY_AFTER_S, NotReady, Overloaded, StoreUnavailable, TooManySamples
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.forms.form import EditForm
-from serve_app.jobs.job import Job
+from serve_app.jobs.job import Job, place_of
 from serve_app.request import TokenCounts
 from serve_app.responses import edits, stream
+from serve_app.responses.log import LogEntry
 from serve_app.responses.schemas import OutputBody
+from serve_app.store.blobs import Blobs
+from serve_app.store.leases import Lease
+
+T = TypeVar("T")
+
+_PAUSE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,12 @@ class AcceptedEdit:
 
     first: Event
     rest: AsyncGenerator[Event, None]
+
+    @property
+    def progress(self) -> Progress:
+        """The progress with which every edit begins."""
+        assert isinstance(self.first, Progress)
+        return self.first
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         yield self.first
@@ -35,58 +47,98 @@ class AcceptedEdit:
         await self.rest.aclose()
 
 
-async def start_edit(editor: Editor, job: Job, form: EditForm) -> AcceptedEdit:
+async def start_edit(editor: Editor, form: EditForm) -> AcceptedEdit:
     """Start the edit, and return its events once it is accepted. Raises the error that rejects it."""
     events = editor.edit_stream(form.request)
     try:
-        first = await anext(events)
+        return AcceptedEdit(await anext(events), events)
     except BaseException:
         await events.aclose()
         raise
-    _record_progress(job, first)
-    return AcceptedEdit(first, events)
 
 
-async def restart_edit(editor: Editor, job: Job, form: EditForm, patience_s: float) -> AcceptedEdit:
-    """Start an edit that an earlier process has accepted; if there is no room, try again for up to `patience_s`."""
+async def restart_edit(editor: Editor, form: EditForm, patience_s: float) -> AcceptedEdit:
+    """Start an edit that was accepted before; if there is no room, try again for up to `patience_s`."""
     give_up_s = time.monotonic() + patience_s
     while True:
         try:
-            return await start_edit(editor, job, form)
+            return await start_edit(editor, form)
         except (Overloaded, NotReady, TooManySamples) as error:
             if time.monotonic() > give_up_s:
                 raise
             await asyncio.sleep(error.retry_after_s or RETRY_AFTER_S)
 
 
-async def finish_edit(job: Job, form: EditForm, edit: AcceptedEdit, pool: Executor) -> bytes:
-    """Return the edit's response as JSON, with pictures encoded on `pool`; keep progress and feed of `job` up to date.
+async def patiently(call: Callable[[], Awaitable[T]], patience_s: float) -> T:
+    """Return what the call returns; while the store does not answer, try again for up to `patience_s`."""
+    give_up_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return await call()
+        except StoreUnavailable:
+            if time.monotonic() > give_up_s:
+                raise
+            await asyncio.sleep(_PAUSE_S)
 
-    Raises the error with which the edit fails.
+
+class JobRunner:
+    """Runs the edit of one job, and writes what becomes of it into the job and its folder.
+
+    `pool`: threads that encode pictures. `patience_s`: how long to wait for a store that does not answer.
     """
-    start, serialize_s = time.perf_counter(), 0.0
-    outputs: dict[tuple[int, int], OutputBody] = {}
-    tokens = TokenCounts()
-    async with aclosing(edit):
-        async for event in edit:
-            _record_progress(job, event)
-            if isinstance(event, Preview | Completed):
-                encode_start = time.perf_counter()
-                output = await asyncio.get_running_loop().run_in_executor(pool, stream.encode_output, event, form)
-                serialize_s += time.perf_counter() - encode_start
-                index = (event.image_index, event.variant_index)
-                if isinstance(event, Completed):
-                    outputs[index] = output
-                job.feed.put(index, stream.picture_event(event, output, form, start))
-            if isinstance(event, Done):
-                tokens = event.tokens
-                job.feed.put("done", stream.done_event(event, form, start, serialize_s))
-                job.entry.record_result(event.timings, event.batch, serialize_s)
-    ordered = [outputs[index] for index in sorted(outputs)]
-    return orjson.dumps(edits.build_body(form, ordered, time.perf_counter() - start, tokens))
 
+    def __init__(
+        self, job: Job, lease: Lease, form: EditForm, entry: LogEntry, blobs: Blobs, pool: Executor, patience_s: float
+    ) -> None:
+        self._job = job
+        self._lease = lease
+        self._form = form
+        self._entry = entry
+        self._blobs = blobs
+        self._pool = pool
+        self._patience_s = patience_s
+        self._start = time.perf_counter()
+        self._serialize_s = 0.0
+        self._outputs: dict[tuple[int, int], OutputBody] = {}
+        self._tokens = TokenCounts()
+        self._sizes: dict[tuple[int, int], int] = {}
 
-def _record_progress(job: Job, event: Event) -> None:
-    if isinstance(event, Progress):
-        job.progress = event
-        job.feed.put("progress", stream.progress_event(event))
+    async def finish(self, edit: AcceptedEdit) -> int:
+        """Read the edit to its end, and return the bytes of its pictures. Raises the error with which it fails."""
+        async with aclosing(edit):
+            async for event in edit:
+                await self._record(event)
+                # Others see it from the next renewal on.
+                self._lease.value = self._job.dump()
+        ordered = [self._outputs[index] for index in sorted(self._outputs)]
+        self._job.result = edits.build_body(self._form, ordered, time.perf_counter() - self._start, self._tokens)
+        return sum(self._sizes.values())
+
+    async def _record(self, event: Event) -> None:
+        match event:
+            case Progress():
+                self._job.progress = event
+            case Preview() | Completed():
+                await self._store(event)
+            case Done():
+                self._tokens = event.tokens
+                self._job.done = stream.done_event(event, self._form, self._start, self._serialize_s)
+                self._entry.record_result(event.timings, event.batch, self._serialize_s)
+
+    async def _store(self, event: Preview | Completed) -> None:
+        start, index = time.perf_counter(), (event.image_index, event.variant_index)
+        data = await asyncio.get_running_loop().run_in_executor(self._pool, edits.encode_file, event.pixels, self._form)
+        self._serialize_s += time.perf_counter() - start
+        # Another name for each, so that no reader takes a later picture for an earlier one.
+        name = place_of(*index) + (f".{event.preview_index}" if isinstance(event, Preview) else "")
+        blob = f"{self._lease.folder}/{name}"
+        await patiently(lambda: self._blobs.put(blob, data), self._patience_s)
+        output = edits.describe_output(*index, self._form.request.output_seed(*index), event.pixels)
+        if isinstance(event, Completed):
+            self._outputs[index], self._sizes[index] = output, len(data)
+        former = self._job.pictures.get(place_of(*index))
+        self._job.put_picture(
+            place_of(*index), {"blob": blob, "event": stream.picture_event(event, output, self._form, self._start)}
+        )
+        if former is not None and former["blob"] != blob:
+            await patiently(lambda: self._blobs.delete(former["blob"]), self._patience_s)

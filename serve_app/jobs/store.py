@@ -1,37 +1,42 @@
-"""The store of jobs, bounded in number and in bytes; ended jobs are kept for a while.
+"""Jobs over the store: any process of the application accepts, runs and shows them.
 
-A vault holds the form of an open job and the result of an ended one, so that a later process can go on with the jobs.
+The process that accepts a job runs it, and renews its lease meanwhile. If that process dies, the lease runs out, and
+another process goes on with the job, with the same form and the same seed.
 """
 
 import asyncio
+import contextvars
 import logging
-import time
-import uuid
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
+import pybase64
 
 from serve_app.editor import Editor
-from serve_app.errors import RETRY_AFTER_S, GenerationError, NotFound, Overloaded, ReplicaStopping
-from serve_app.forms import kept_form
-from serve_app.forms.form import EditForm
+from serve_app.errors import GenerationError, NotFound, StoreUnavailable
+from serve_app.forms.form import EditForm, parse_kept
 from serve_app.images.pixels import PICTURE_THREADS
-from serve_app.jobs import runner
-from serve_app.jobs.feed import News
-from serve_app.jobs.job import Job, new_id
-from serve_app.jobs.vault import MemoryVault, Superseded, Vault
+from serve_app.jobs.job import Job, StoredPicture
+from serve_app.jobs.runner import AcceptedEdit, JobRunner, patiently, restart_edit, start_edit
+from serve_app.responses.errors import to_public_error
 from serve_app.responses.log import LogEntry
 from serve_app.responses.schemas import DeletedJobBody
-from serve_app.settings import JobSettings, LogSettings
+from serve_app.settings import AppSettings
+from serve_app.store.leases import BEAT_S, Lease, LeaseLost, Leases
+from serve_app.store.records import Bounds, Record
+from serve_app.store.store import Store
 
 logger = logging.getLogger("ray.serve")
 
-_LINGER_S = 30.0
-"""How long the events of an ended job are kept, for readers who have not come to their end yet."""
+GROUP = "jobs"
+_FORM = "form"
+
+_SWEEP_S = 2.0
+"""How often a process looks for jobs whose process has died, and for jobs that are over."""
 
 _MAX_STARTS = 6
 """Processes that may start one job: a job that is open whenever its process dies may be the cause of it."""
@@ -45,264 +50,281 @@ class JobView:
     body: bytes
 
 
-class Jobs(Protocol):
-    """A store of jobs, in this process or in another one. Raises EditError.
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A job that runs in this process. `form` is None until it has been read; `kept`: the form as the store has it."""
+
+    job: Job
+    lease: Lease
+    kept: bytes
+    form: EditForm | None
+    entry: LogEntry
+    is_forgotten: bool = False
+
+
+class JobStore:
+    """The jobs of an application, as one of its processes sees and runs them, on its event loop. Raises EditError.
 
     A job belongs to the caller that has created it; for every other caller there is no such job.
     """
 
-    async def create(self, form: EditForm, id: str | None = None) -> JobView:
-        """Start a job. Raises the error that rejects the edit, as without a job.
-
-        `id`: a new one by default. A caller that got no response repeats the call with the same id and gets the same
-        job.
-        """
-
-    async def get(self, id: str, caller: str | None) -> JobView:
-        """Return a job of that caller. Raises NotFound."""
-
-    async def news(self, id: str, caller: str | None, seen: int) -> News:
-        """Return the events of a job of that caller after those with numbers up to `seen`. Raises NotFound."""
-
-    async def delete(self, id: str, caller: str | None) -> JobView:
-        """Cancel a job's edit if it is open, and forget the job. Raises NotFound."""
-
-
-class JobStore:
-    """The Jobs of one process, on its event loop. Without a `vault` the jobs end with the process.
-
-    Raises ReplicaStopping once another process has taken the jobs over.
-    """
-
-    def __init__(self, editor: Editor, settings: JobSettings, log: LogSettings, vault: Vault | None = None) -> None:
+    def __init__(self, editor: Editor, store: Store, settings: AppSettings, *, beat_s: float = BEAT_S) -> None:
         self._editor = editor
+        self._store = store
         self._settings = settings
-        self._log = log
-        self._vault = vault or MemoryVault()
-        self._owner = uuid.uuid4().hex
-        self._restoring: asyncio.Task[None] | None = None
-        self._superseded = False
-        self._open: dict[str, Job] = {}
-        # In the order in which they ended.
-        self._ended: dict[str, Job] = {}
-        # Open jobs by their ids, and background work by other names.
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._limits = settings.jobs
+        bounds = Bounds(self._limits.max_jobs, self._limits.max_open_bytes, self._limits.max_result_bytes)
+        self._leases = Leases(store, GROUP, "jobs", bounds, beat_s=beat_s)
+        # Jobs that run in this process by their ids.
+        self._running: dict[str, tuple[_Run, asyncio.Task[None]]] = {}
+        self._sweeping: asyncio.Task[None] | None = None
         self._pool = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="job-pictures")
+        self.is_reachable = True
 
-    async def create(self, form: EditForm, id: str | None = None) -> JobView:
-        """As Jobs.create. Raises Overloaded if too many jobs are open, or their images are too large."""
-        await self.restore()
-        if id is not None and (known := self._open.get(id) or self._ended.get(id)):
-            return await self.get(known.id, known.caller)
-        open_bytes = form.request.picture_bytes
-        self._make_room(open_bytes)
-        caller = form.request.caller
-        entry = LogEntry(self._log, key_name=caller, form=form, is_job=True)
-        job = Job(entry, id or new_id(), caller, open_bytes=open_bytes)
-        self._open[job.id] = job
-        try:
-            edit = await self._start_and_store(job, form)
-        except BaseException:
-            # The vault may hold the form already.
-            self._forget(job.id)
-            raise
-        view = self._view(job)
-        self._start_task(job.id, self._run(job, runner.finish_edit(job, form, edit, self._pool)))
-        # A task that is cancelled before its first step would never close the events.
-        await asyncio.sleep(0)
-        return view
+    def start(self) -> None:
+        """Look after the jobs of processes that die, from now on. Call it on the event loop."""
+        self._sweeping = self._sweeping or asyncio.create_task(self._keep_sweeping(), context=contextvars.Context())
 
-    async def _start_and_store(self, job: Job, form: EditForm) -> runner.AcceptedEdit:
-        edit = await runner.start_edit(self._editor, job, form)
+    def stop(self) -> None:
+        """Leave every job as it is, as if this process had died."""
+        self._leases.stop()
+        for task in (self._sweeping, *(task for _, task in self._running.values())):
+            if task is not None:
+                task.cancel()
+
+    async def hand_over(self) -> None:
+        """Stop, and let other processes go on with the jobs at once, since this one ends."""
+        self.stop()
+        with suppress(StoreUnavailable):
+            for run, _ in list(self._running.values()):
+                await self._leases.hand_over(run.lease)
+
+    async def create(self, form: EditForm, request_id: str = "") -> JobView:
+        """Start a job. Cancelling the call cancels the edit.
+
+        Raises the error that rejects the edit, as without a job; Overloaded if too many jobs are open, or their images
+        are too large; StoreUnavailable.
+        """
+        assert form.kept is not None
+        caller, open_bytes = form.request.caller, form.request.picture_bytes + len(form.kept)
+        job = Job(caller=caller, open_bytes=open_bytes)
+        lease = await self._leases.open(job.id, job.dump(), open_bytes)
+        assert isinstance(lease, Lease)
+        entry = LogEntry(self._settings.log, request_id, key_name=caller, form=form, is_job=True)
+        run = _Run(job, lease, form.kept, form, entry)
+        accepted: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._start(run, self._accept_and_run(run, form, accepted))
         try:
-            await self._store_form(job, form)
-        except BaseException:
-            await edit.aclose()
+            return JobView(job.id, await accepted)
+        except asyncio.CancelledError:
+            self._cancel(job.id)
+            await self._leases.release(lease)
             raise
-        return edit
 
     async def get(self, id: str, caller: str | None) -> JobView:
-        """As Jobs.get."""
-        job = await self._find(id, caller)
-        if job.status != "succeeded":
-            return self._view(job)
-        try:
-            with self._owning():
-                return self._view(job, await self._vault.body(self._owner, id))
-        except KeyError:
-            # The vault was lost, or the job expired meanwhile.
-            self._forget(id)
-            raise self._not_found() from None
+        """Return a job of that caller. Raises NotFound and StoreUnavailable."""
+        job = await self.find(id, caller)
+        pictures = {}
+        if job.status == "succeeded":
+            read = (self.read_picture(picture) for picture in job.pictures.values())
+            pictures = dict(zip(job.pictures, await asyncio.gather(*read), strict=True))
+        return self._view(job, pictures)
 
-    async def news(self, id: str, caller: str | None, seen: int) -> News:
-        """As Jobs.news."""
-        return (await self._find(id, caller)).news(seen)
+    async def find(self, id: str, caller: str | None) -> Job:
+        """Return the state of a job of that caller. Raises NotFound and StoreUnavailable."""
+        record = await self._store.records.get(GROUP, id)
+        try:
+            job = None if record is None else Job.load(record.value)
+        except (ValueError, TypeError):
+            # Of another version of this code.
+            job = None
+        if job is None or job.caller != caller or not job.is_accepted:
+            raise self._not_found()
+        return job
+
+    async def read_picture(self, picture: StoredPicture) -> str:
+        """Return a picture file as Base64. Raises NotFound if the job has gone meanwhile, and StoreUnavailable."""
+        try:
+            data = await self._store.blobs.get(picture["blob"])
+        except KeyError:
+            raise self._not_found() from None
+        return await asyncio.get_running_loop().run_in_executor(self._pool, pybase64.b64encode_as_string, data)
 
     async def delete(self, id: str, caller: str | None) -> JobView:
-        """As Jobs.delete."""
-        job = await self._find(id, caller)
-        if task := self._tasks.get(job.id):
-            task.cancel()
-        self._forget(job.id)
+        """Cancel a job's edit if it is open, and forget the job. Raises NotFound and StoreUnavailable."""
+        job = await self.find(id, caller)
+        if not await self._store.records.drop(GROUP, id):
+            raise self._not_found()
+        self._cancel(id)
         deleted: DeletedJobBody = {"id": job.id, "object": "image_edit.job", "deleted": True}
         return JobView(job.id, orjson.dumps(deleted))
 
-    async def _find(self, id: str, caller: str | None) -> Job:
-        await self.restore()
-        job = self._open.get(id) or self._ended.get(id)
-        if job is None or job.caller != caller:
-            raise self._stopping() if self._superseded else self._not_found()
-        return job
-
     def _not_found(self) -> NotFound:
-        return NotFound(f"There is no such job; a job is kept for {self._settings.ttl_s:g} s after its end")
+        return NotFound(f"There is no such job; a job is kept for {self._limits.ttl_s:g} s after its end")
 
-    def _view(self, job: Job, result: bytes | None = None) -> JobView:
-        return JobView(job.id, job.body(self._settings.ttl_s, result))
-
-    def _start_task(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = self._tasks[name] = asyncio.create_task(work)
-        task.add_done_callback(lambda _: self._tasks.pop(name, None))
-
-    # ---- ownership of the vault ----
-
-    async def restore(self) -> None:
-        """Take over the jobs of the previous process, once; open ones are started again."""
-        self._restoring = self._restoring or asyncio.create_task(self._take_over())
-        await asyncio.shield(self._restoring)
-
-    def check_health(self) -> None:
-        """Raise if this process cannot keep jobs, so that Serve starts another one in its place."""
-        if self._superseded:
-            raise Superseded("another process keeps the jobs now")
-        if self._restoring is not None and self._restoring.done():
-            self._restoring.result()
-
-    @contextmanager
-    def _owning(self) -> Iterator[None]:
-        """Raise ReplicaStopping for Superseded, and remember that this process is no longer the owner."""
-        try:
-            yield
-        except Superseded:
-            self._superseded = True
-            raise self._stopping() from None
-
-    def _stopping(self) -> ReplicaStopping:
-        return ReplicaStopping("Another process keeps the jobs now", retry_after_s=RETRY_AFTER_S)
-
-    async def _take_over(self) -> None:
-        states = await self._vault.take_over(self._owner)
-        for job in (Job.from_state(id, state, self._log) for id, state in states.items()):
-            if job.ended_s is None:
-                self._open[job.id] = job
-                self._start_task(job.id, self._run(job, self._resume(job)))
-            else:
-                self._ended[job.id] = job
-                self._schedule_forget(job)
-        self._drop_oldest_results()
-
-    async def _resume(self, job: Job) -> bytes:
-        """Return the result of a job that the previous process has accepted."""
-        job.starts += 1
-        form = await self._load_form(job)
-        job.entry.form = form
-        job.open_bytes = form.request.picture_bytes
-        await self._store_form(job, form)
-        edit = await runner.restart_edit(self._editor, job, form, self._settings.ttl_s)
-        return await runner.finish_edit(job, form, edit, self._pool)
-
-    async def _load_form(self, job: Job) -> EditForm:
-        if job.starts > _MAX_STARTS:
-            raise GenerationError(f"the process that kept its job ended, {job.starts - 1} times")
-        with self._owning():
-            data = await self._vault.body(self._owner, job.id)
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, kept_form.load, data)
-        except Exception as error:
-            logger.warning("The form of job %s cannot be read: %r", job.short_id, error)
-            raise GenerationError("the server was updated, and its new version cannot read this job") from None
-
-    async def _store_form(self, job: Job, form: EditForm) -> None:
-        data = await asyncio.get_running_loop().run_in_executor(self._pool, kept_form.dump, form)
-        with self._owning():
-            await self._vault.put(self._owner, job.id, job.dump_state(), data)
+    def _view(self, job: Job, pictures: dict[str, str]) -> JobView:
+        return JobView(job.id, job.body(self._limits.ttl_s, pictures))
 
     # ---- while a job is open ----
 
-    async def _run(self, job: Job, result: Awaitable[bytes]) -> None:
-        """Run a job to its end, and write its log line."""
+    def _start(self, run: _Run, work: Coroutine[Any, Any, None]) -> None:
+        # In the context of no request: Ray (2.60) cancels, at the end of a request, every call made in its context.
+        task = asyncio.create_task(work, context=contextvars.Context())
+        self._running[run.job.id] = run, task
+        task.add_done_callback(lambda _: self._running.pop(run.job.id, None))
+        run.lease.on_lost = lambda: self._cancel(run.job.id)
+        run.lease.on_restored = lambda: self._begin_again(run, task)
+
+    def _cancel(self, id: str) -> None:
+        if id in self._running:
+            run, task = self._running[id]
+            run.lease.is_lost = True
+            task.cancel()
+
+    def _begin_again(self, run: _Run, task: asyncio.Task[None]) -> None:
+        run.is_forgotten = True
+        task.cancel()
+
+    async def _accept_and_run(self, run: _Run, form: EditForm, accepted: "asyncio.Future[bytes]") -> None:
         try:
+            edit = await start_edit(self._editor, form)
             try:
-                data = await result
-                job.entry.status = 200
-            except Exception as error:
-                job.fail(error)
-                data = b""
-            await self._end(job, data)
-        except asyncio.CancelledError:
-            job.entry.record_disconnect()
-            raise
-        finally:
-            job.entry.write("job")
-            # The log entry would keep the images of the form in memory.
-            job.entry.form = None
-
-    async def _end(self, job: Job, result: bytes) -> None:
-        """Store how the job has ended, and only then show it to its caller."""
-        ended_s = time.time()
-        state = job.dump_state(ended_s=ended_s, result_bytes=len(result))
-        try:
-            with self._owning():
-                await self._vault.put(self._owner, job.id, state, result)
-        except ReplicaStopping as error:
-            # The new owner runs the job too, and its end is the one that counts.
-            job.entry.record_error(error)
-            del self._open[job.id]
-            return
+                run.job.progress = edit.progress
+                await self._keep(run)
+            except BaseException:
+                await edit.aclose()
+                raise
         except Exception as error:
-            job.fail(error)
-            result = b""
-        job.ended_s, job.result_bytes = ended_s, len(result)
-        asyncio.get_running_loop().call_later(_LINGER_S, job.feed.clear)
-        self._ended[job.id] = self._open.pop(job.id)
-        self._schedule_forget(job)
-        self._drop_oldest_results()
+            with suppress(StoreUnavailable):
+                await self._leases.release(run.lease)
+            if not accepted.done():
+                accepted.set_exception(error)
+            return
+        if not accepted.done():
+            accepted.set_result(self._view(run.job, {}).body)
+        await self._run(run, edit)
 
-    # ---- bounds ----
+    async def _keep(self, run: _Run) -> None:
+        """Store the form, and then that the job is accepted."""
+        await self._store.blobs.put(f"{run.lease.folder}/{_FORM}", run.kept)
+        run.job.is_accepted = True
+        run.lease.value = run.job.dump()
+        await self._leases.renew(run.lease)
 
-    def _schedule_forget(self, job: Job) -> None:
-        left_s = (job.ended_s or 0.0) + self._settings.ttl_s - time.time()
-        asyncio.get_running_loop().call_later(max(0.0, left_s), self._forget, job.id)
+    async def _run(self, run: _Run, edit: AcceptedEdit | None = None) -> None:
+        """Run a job to its end, and write its log line. `edit`: the edit, if it has been started."""
+        try:
+            while True:
+                try:
+                    await self._attempt(run, edit)
+                    return
+                except asyncio.CancelledError:
+                    task = asyncio.current_task()
+                    if not run.is_forgotten or task is None:
+                        raise
+                    task.uncancel()
+                    run.is_forgotten, edit = False, None
+        except asyncio.CancelledError:
+            run.entry.record_disconnect()
+            await self._clean(run.lease)
+            raise
+        except LeaseLost:
+            run.entry.record_disconnect()
+            await self._clean(run.lease)
+        except StoreUnavailable as error:
+            run.entry.record_error(error)
+        finally:
+            run.entry.write("job")
+            # The log entry would keep the images of the form in memory.
+            run.entry.form = None
 
-    def _forget(self, id: str) -> None:
-        if self._open.pop(id, None) or self._ended.pop(id, None):
-            self._start_task(f"drop {id}", self._drop(id))
+    async def _attempt(self, run: _Run, edit: AcceptedEdit | None) -> None:
+        job = run.job
+        try:
+            if edit is None:
+                edit = await self._restart(run)
+            assert run.form is not None
+            runner = JobRunner(job, run.lease, run.form, run.entry, self._store.blobs, self._pool, self._limits.ttl_s)
+            size = await runner.finish(edit)
+            run.entry.status = 200
+            job.end()
+        except LeaseLost:
+            raise
+        except Exception as error:
+            public = to_public_error(error, job.short_id)
+            run.entry.record_error(public)
+            job.fail(public)
+            size = 0
+        await self._settle(run, size)
 
-    async def _drop(self, id: str) -> None:
-        # A new owner of the vault drops the job itself.
-        with suppress(Superseded):
-            await self._vault.drop(self._owner, id)
+    async def _settle(self, run: _Run, size: int) -> None:
+        """Store how the job has ended: from then on its caller sees the end. Then delete what it needs no longer."""
+        run.lease.value, run.lease.size = run.job.dump(), size
+        await patiently(lambda: self._leases.settle(run.lease, self._limits.ttl_s), self._limits.ttl_s)
+        with suppress(StoreUnavailable):
+            if run.job.error is None:
+                await self._store.blobs.delete(f"{run.lease.folder}/{_FORM}")
+            else:
+                await self._store.blobs.delete_folder(run.lease.folder)
 
-    def _drop_oldest_results(self) -> None:
-        """Forget the oldest results beyond `max_result_bytes`, but never the newest one, whatever its size."""
-        kept_bytes = sum(job.result_bytes for job in self._ended.values())
-        for id, job in list(self._ended.items())[:-1]:
-            if kept_bytes <= self._settings.max_result_bytes:
-                return
-            kept_bytes -= job.result_bytes
-            self._forget(id)
+    async def _clean(self, lease: Lease) -> None:
+        """Delete the blobs of a job that was deleted: one may have been written after the others were."""
+        with suppress(StoreUnavailable):
+            record = await self._store.records.get(GROUP, lease.id)
+            if record is None:
+                await self._store.blobs.delete_folder(lease.folder)
 
-    def _make_room(self, open_bytes: int) -> None:
-        """Make room for a job with images of that many bytes, if need be in place of the oldest ended job.
+    # ---- jobs whose process has died ----
 
-        Raises Overloaded.
-        """
-        held = sum(job.open_bytes for job in self._open.values())
-        if self._open and held + open_bytes > self._settings.max_open_bytes:
-            message = f"Open jobs hold {held} bytes of images; {open_bytes} more are over the limit"
-            raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
-        if len(self._open) >= self._settings.max_jobs:
-            message = f"{len(self._open)} jobs are open, as many as are allowed"
-            raise Overloaded(message, retry_after_s=RETRY_AFTER_S)
-        if len(self._open) + len(self._ended) >= self._settings.max_jobs:
-            self._forget(next(iter(self._ended)))
+    async def _keep_sweeping(self) -> None:
+        while True:
+            try:
+                for record in await self._leases.sweep():
+                    await self._take_over(record)
+                self.is_reachable = True
+            except StoreUnavailable:
+                self.is_reachable = False
+            except Exception:
+                logger.exception("Jobs of processes that have died are looked after again in a moment")
+            await asyncio.sleep(_SWEEP_S)
+
+    async def _take_over(self, record: Record) -> None:
+        try:
+            job = Job.load(record.value)
+        except (ValueError, TypeError):
+            await self._store.records.drop(GROUP, record.id, record.version)
+            return
+        if not job.is_accepted:
+            # Its caller has got no answer.
+            await self._store.records.drop(GROUP, record.id, record.version)
+            return
+        job.starts += 1
+        job.restart()
+        lease = await self._leases.take(record, job.dump(), job.open_bytes)
+        if lease is None:
+            return
+        entry = LogEntry(self._settings.log, key_name=job.caller, is_job=True)
+        logger.warning("Job %s goes on in this process", job.short_id)
+        run = _Run(job, lease, b"", None, entry)
+        self._start(run, self._run(run))
+
+    async def _restart(self, run: _Run) -> AcceptedEdit:
+        """Start the edit of a job that was accepted before, here or in another process."""
+        run.job.restart()
+        if run.form is None:
+            run.form = run.entry.form = await self._load_form(run)
+        else:
+            await patiently(lambda: self._keep(run), self._limits.ttl_s)
+        return await restart_edit(self._editor, run.form, self._limits.ttl_s)
+
+    async def _load_form(self, run: _Run) -> EditForm:
+        if run.job.starts > _MAX_STARTS:
+            raise GenerationError(f"the process that kept its job ended, {run.job.starts - 1} times")
+        try:
+            run.kept = await patiently(lambda: self._store.blobs.get(f"{run.lease.folder}/{_FORM}"), self._limits.ttl_s)
+            return await parse_kept(run.kept, self._settings, self._pool, run.job.caller)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            logger.warning("The form of job %s cannot be read: %r", run.job.short_id, error)
+            raise GenerationError("the server was updated, and its new version cannot read this job") from None

@@ -66,8 +66,14 @@ def build_body(form: EditForm, outputs: list[OutputBody], seconds: float, tokens
 
 def build_output(image_index: int, variant_index: int, seed: int, pixels: Picture, form: EditForm) -> OutputBody:
     """Return one output. Encodes its picture, which is too slow for an event loop."""
+    picture = pybase64.b64encode_as_string(encode_file(pixels, form))
+    return describe_output(image_index, variant_index, seed, pixels) | {"b64_json": picture}
+
+
+def describe_output(image_index: int, variant_index: int, seed: int, pixels: Picture) -> OutputBody:
+    """Return one output without its picture."""
     return {
-        "b64_json": to_base64(pixels, form),
+        "b64_json": "",
         "size": size_text(pixels),
         "seed": seed,
         "input_index": image_index,
@@ -75,9 +81,9 @@ def build_output(image_index: int, variant_index: int, seed: int, pixels: Pictur
     }
 
 
-def to_base64(pixels: Picture, form: EditForm) -> str:
-    """Encode a picture in the file format that the form asks for, as Base64."""
-    return pybase64.b64encode_as_string(encode(pixels, form.output_format, form.output_compression))
+def encode_file(pixels: Picture, form: EditForm) -> bytes:
+    """Return a picture as a file of the format that the form asks for."""
+    return encode(pixels, form.output_format, form.output_compression)
 
 
 def background(pixels: Picture, form: EditForm) -> Literal["opaque", "transparent"]:

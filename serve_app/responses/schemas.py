@@ -1,6 +1,6 @@
 """JSON schemas of everything that is sent: mypy checks the code against them, /openapi.json is generated from them."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import ConfigDict, Field, with_config
 
@@ -117,6 +117,10 @@ class ModelListBody(TypedDict):
 @_closed
 class HealthBody(TypedDict):
     status: Literal["live", "ready"]
+    store: Annotated[
+        NotRequired[Literal["unreachable"]],
+        _field("jobs and edits with an `Idempotency-Key` get 503 for now; other edits go on", "unreachable"),
+    ]
 
 
 # --- errors -------------------------------------------------------------------------------------------------------

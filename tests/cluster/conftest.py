@@ -38,7 +38,7 @@ STRICT = AppSettings(
 
 SLOW_EDITOR = serve.deployment(name="ImageEditor")(SlowEditor)
 MORTAL = "mortal"
-REPLICAS = {"ImageEditor": 1, "EditIngress": 2, "JobKeeper": 1, "IdempotencyKeeper": 1}
+REPLICAS = {"ImageEditor": 1, "EditIngress": 2}
 HEALTHY_S = 120
 
 

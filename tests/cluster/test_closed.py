@@ -171,8 +171,7 @@ class TestLog:
         assert closed.start_job("log-3").status_code == 202
         line = line_of("log-3")
         assert (line["mode"], line["status"], line["key_name"]) == ("job", 202, "ann")
-        # From another process, under the same id.
-        end = line_of("log-3", "job", "JobKeeper")
+        end = line_of("log-3", "job")
         assert (end["mode"], end["status"], end["key_name"], end["forwards"]) == ("job", 200, "ann", 2)
 
     def test_edits_that_shared_forwards_say_so_and_no_more(self, closed: Closed):
@@ -234,8 +233,7 @@ class TestLog:
             closed.served.editor.edit.remote(request).result()
         assert line_of("log-7")["code"] == line_of("log-8")["code"] == "INVALID_INPUT"
         assert line_of("log-7", "refused", "ImageEditor")["status"] == 400
-        assert line_of("log-8", "refused", "JobKeeper")["status"] == 400
-        for deployment in ("EditIngress", "ImageEditor", "JobKeeper"):
+        for deployment in ("EditIngress", "ImageEditor"):
             errors = [line for line in log_lines(deployment) if line["levelname"] == "ERROR" or "exc_text" in line]
             assert errors == []
 
@@ -252,7 +250,7 @@ class TestLog:
     def test_no_file_holds_a_key_a_prompt_or_the_id_of_a_job(self, closed: Closed):
         """Search the files of Ray's own processes too."""
         job = closed.start_job("log-13").json()["id"]
-        line_of("log-13", "job", "JobKeeper")
+        line_of("log-13", "job")
         for name, request_id, status in (("wrong", "log-14", 401), ("bob", "log-15", 404), ("ann", "log-16", 200)):
             assert closed.job(name, job, request_id=request_id).status_code == status
         assert line_of("log-14", "unauthorized")["route"] == "/closed/v1/jobs/{id}"

@@ -51,6 +51,12 @@ def kill_the_editor(served: Served) -> None:
     processes.kill(pid)
 
 
+def kill_the_ingresses(served: Served) -> None:
+    """Kill all replicas of the ingress."""
+    for pid in processes.of(served.name, "EditIngress"):
+        processes.kill(pid)
+
+
 def post(served: Served, edit: dict[str, Any], *, query: str = "", stream: bool = False) -> requests.Response:
     files = [("images", (f"{k}.png", png(pixels), "image/png")) for k, pixels in enumerate(edit["pictures"])]
     data = {name: value for name, value in edit.items() if name != "pictures"}
@@ -77,11 +83,20 @@ def start_job(served: Served) -> str:
     return f"/v1/jobs/{created.json()['id']}"
 
 
+def state_of(served: Served, url: str) -> dict[str, Any]:
+    """Return the job, or nothing while no process shows it."""
+    try:
+        response = served.client.get(url)
+    except requests.exceptions.RequestException:
+        return {}
+    return response.json() if response.status_code == 200 else {}
+
+
 def assert_it_succeeds(served: Served, url: str, reference: requests.Response) -> None:
     """Check that a job ends with the pictures of that answer."""
-    open_ = ("queued", "running")
-    wait_until(lambda: served.client.get(url).json()["status"] not in open_, "the job ends", wait_s=TIMEOUT_S)
-    job = served.client.get(url).json()
+    ended = ("succeeded", "failed")
+    wait_until(lambda: state_of(served, url).get("status") in ended, "the job ends", wait_s=TIMEOUT_S)
+    job = state_of(served, url)
     assert job["status"] == "succeeded", job
     for item, wanted in zip(job["result"]["data"], pictures_of(reference), strict=True):
         assert difference(picture_of(item), wanted) <= 1
@@ -148,28 +163,22 @@ class TestHttp:
         kill_the_editor(mortal)
         assert_it_succeeds(mortal, url, references[0])
 
-    def test_a_job_goes_on_where_the_process_that_keeps_it_dies(
+    def test_a_job_goes_on_where_the_process_that_runs_it_dies(
         self, mortal: Served, references: list[requests.Response]
     ):
         url = start_job(mortal)
-        [pid] = processes.of(mortal.name, "JobKeeper")
-        processes.kill(pid)
-        assert mortal.client.get("/v1/jobs/unknown").status_code == 404
+        kill_the_ingresses(mortal)
         assert_it_succeeds(mortal, url, references[0])
         # A job that has ended survives as well.
-        [pid] = processes.of(mortal.name, "JobKeeper")
-        processes.kill(pid)
+        kill_the_ingresses(mortal)
         assert_it_succeeds(mortal, url, references[0])
 
-    def test_a_job_goes_on_where_the_vault_dies(self, mortal: Served, references: list[requests.Response]):
+    def test_a_job_goes_on_where_the_store_dies(self, mortal: Served, references: list[requests.Response]):
         url = start_job(mortal)
-        before = mortal.stats()
-        ray.kill(ray.get_actor(f"{MORTAL}-jobs-2", namespace="image-edits"))
-        assert_it_succeeds(mortal, url, references[0])
-        assert mortal.stats().cancelled == before.cancelled
-        # A new vault is there, and its jobs survive as well.
-        [pid] = processes.of(mortal.name, "JobKeeper")
-        processes.kill(pid)
+        ray.kill(ray.get_actor(f"{MORTAL}-store-3", namespace="image-edits"))
+        wait_until(lambda: bool(state_of(mortal, url)), "the job is in the new store")
+        # A new store is there, from which another process goes on.
+        kill_the_ingresses(mortal)
         assert_it_succeeds(mortal, url, references[0])
 
     def test_a_job_goes_on_where_the_application_is_deployed_anew(

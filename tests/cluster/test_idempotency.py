@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import ray
 import requests
 
 from serve_app.idempotency.runner import GRACE_S
@@ -32,7 +33,7 @@ wait_until = partial(waiting.wait_until, wait_s=PATIENCE_S)
 
 @pytest.fixture(scope="module", autouse=True)
 def _acquainted(mortal_application: Served) -> None:
-    """Both ingresses have called the keeper before anything depends on how soon it answers."""
+    """Both ingresses have called the store before anything depends on how soon it answers."""
     edits = [{"pictures": [scene(1)], "headers": new_key(), "timeout_s": PATIENCE_S, **QUICK}] * 8
     mortal_application.client.edit_all(edits)
 
@@ -137,21 +138,19 @@ def test_an_edit_whose_caller_does_not_come_back_leaves_the_engine_after_its_gra
     assert (stats.waiting, stats.paused, stats.open_requests) == (0, 0, 0)
 
 
-def test_edits_are_answered_while_the_keeper_is_gone_and_their_keys_hold_again_after(mortal: Served):
+def test_an_answer_is_kept_for_a_retry_where_the_store_dies_meanwhile(mortal: Served):
     key = new_key()
     with ThreadPoolExecutor(1) as pool:
         before = mortal.stats()
         leads = pool.submit(edit, mortal, key, **LONG)
         wait_until(lambda: mortal.stats().requests == before.requests + 1, "the edit runs")
-        kill("IdempotencyKeeper")
+        ray.kill(ray.get_actor(f"{MORTAL}-store-3", namespace="image-edits"))
         assert not is_replay(edit(mortal, new_key(), 2, **QUICK))
-        assert not is_replay(leads.result())
-
-    def holds() -> bool:
-        key = new_key()
-        return [is_replay(edit(mortal, key, **QUICK)) for _ in range(2)] == [False, True]
-
-    wait_until(holds, "the keys hold again")
+        answer = leads.result()
+        assert not is_replay(answer)
+    again = edit(mortal, key, **LONG)
+    assert is_replay(again)
+    assert again.content == answer.content
 
 
 def test_an_edit_whose_ingress_dies_is_run_again_for_a_retry(mortal: Served):

@@ -1,4 +1,4 @@
-"""Jobs on a real cluster: the same pictures as without a job, deleting one frees the engine; and their vault."""
+"""Jobs on a real cluster: the same pictures as without a job, deleting one frees the engine; and their store."""
 
 import asyncio
 import time
@@ -9,8 +9,8 @@ import pytest
 import ray
 import requests
 
-from serve_app.deployments.vault import ActorVault
-from serve_app.jobs.vault import Superseded
+from serve_app.deployments.store import in_actor
+from serve_app.store.records import Bounds, Change, Conflict
 from tests.cluster.client import TIMEOUT_S, picture_of, pictures_of, png
 from tests.cluster.conftest import Served
 from tests.scenes import difference, scene
@@ -64,41 +64,47 @@ def test_a_deleted_job_frees_its_samples(served: Served):
     assert requests.get(job, timeout=TIMEOUT_S).status_code == 404
 
 
-def vault_is_there(app: str) -> bool:
+def store_is_there(app: str) -> bool:
     try:
-        ray.get_actor(f"{app}-jobs-2", namespace="image-edits")
+        ray.get_actor(f"{app}-store-3", namespace="image-edits")
     except ValueError:
         return False
     return True
 
 
-def test_a_vault_is_found_by_name_and_ends_without_calls(cluster: int):
+def change(id: str, value: bytes = b"note") -> Change:
+    return Change(id, "folder", 0, is_open=True, value=value, keep_s=60.0, size=0)
+
+
+def test_a_store_in_memory_is_found_by_name_and_ends_without_calls(cluster: int):
+    bounds = Bounds(10, 10, 10)
+
     async def story() -> None:
-        first = ActorVault("deleted", idle_s=2.0)
-        await first.take_over("first")
-        await first.put("first", "a", b"note", b"form" * 2**20)
-        second = ActorVault("deleted", idle_s=2.0)
-        assert await second.take_over("second") == {"a": b"note"}
-        assert await second.body("second", "a") == b"form" * 2**20
-        with pytest.raises(Superseded):
-            await first.drop("first", "a")
+        first, second = (in_actor("deleted", idle_s=2.0) for _ in range(2))
+        await first.records.put("jobs", [change("a")], bounds)
+        await first.blobs.put("folder/form", b"form" * 2**20)
+        found = await second.records.get("jobs", "a")
+        assert found is not None
+        assert found.value == b"note"
+        assert await second.blobs.get("folder/form") == b"form" * 2**20
+        [refused] = await second.records.put("jobs", [change("a", b"other")], bounds)
+        assert isinstance(refused, Conflict)
         with pytest.raises(KeyError):
-            await second.body("second", "b")
-        staying = asyncio.create_task(second.keep_alive())
-        await asyncio.sleep(6)
-        assert vault_is_there("deleted")
-        assert await second.take_over("third") == {"a": b"note"}
-        staying.cancel()
+            await second.blobs.get("folder/other")
+        for _ in range(6):
+            await asyncio.sleep(1)
+            await second.records.sweep("jobs")
+        assert store_is_there("deleted")
 
     asyncio.run(story())
-    wait_until(lambda: not vault_is_there("deleted"), "the vault ends itself")
+    wait_until(lambda: not store_is_there("deleted"), "the store ends itself")
 
 
-def test_the_vaults_of_two_applications_are_two(cluster: int):
+def test_the_stores_of_two_applications_are_two(cluster: int):
     async def story() -> None:
-        one, other = ActorVault("one", idle_s=2.0), ActorVault("other", idle_s=2.0)
-        await one.take_over("owner")
-        await one.put("owner", "a", b"note", b"")
-        assert await other.take_over("owner") == {}
+        one, other = in_actor("one", idle_s=2.0), in_actor("other", idle_s=2.0)
+        await one.records.put("jobs", [change("a")], Bounds(10, 10, 10))
+        assert await other.records.get("jobs", "a") is None
+        assert await one.records.epoch() != await other.records.epoch()
 
     asyncio.run(story())

@@ -51,5 +51,5 @@ def graceful_shutdown_s() -> float:
     """Return the longest time that a replica with the default settings may take to finish its edits."""
     ingress = build(AppSettings())._bound_deployment
     others = [argument._bound_deployment for argument in ingress.init_args if hasattr(argument, "_bound_deployment")]
-    assert {other.name for other in others} == {"ImageEditor", "JobKeeper", "IdempotencyKeeper"}
+    assert {other.name for other in others} == {"ImageEditor"}
     return max(float(each._deployment_config.graceful_shutdown_timeout_s) for each in [ingress, *others])

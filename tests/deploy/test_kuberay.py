@@ -7,14 +7,18 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from deploy.serve_config import RAY_SERVICE
+from serve_app.settings import AppSettings
 from tests.deploy.clusters import Group, assert_room, graceful_shutdown_s, keys_file
 from tests.deploy.rayservice import RayCluster, RayService, Spec
 from tests.paths import ROOT
 
 KUBERNETES = "1.37"
 MODEL_CACHE = RAY_SERVICE.parent / "model-cache.yaml"
+STORE = RAY_SERVICE.parent / "store.yaml"
+RESULTS = RAY_SERVICE.parent / "results.yaml"
 
 
 @pytest.fixture
@@ -45,7 +49,9 @@ def assert_valid(resource: dict[str, Any]) -> None:
 def test_the_pods_and_the_volume_fit_kubernetes_schema(cluster: RayCluster) -> None:
     for template in templates(cluster):
         assert_valid({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": template})
-    assert_valid(yaml.safe_load(MODEL_CACHE.read_text()))
+    for path in (MODEL_CACHE, STORE, RESULTS):
+        for resource in yaml.safe_load_all(path.read_text()):
+            assert_valid(resource)
 
 
 def test_an_unknown_name_in_a_pod_is_refused(cluster: RayCluster) -> None:
@@ -79,8 +85,8 @@ def test_rays_version_is_the_images(cluster: RayCluster) -> None:
 
 def test_the_ingress_gets_the_keys_and_cannot_start_without_them(cluster: RayCluster) -> None:
     [ingress] = [group for group in cluster.worker_group_specs if group.group_name == "ingress"]
-    [volume] = ingress.template["spec"]["volumes"]
-    [mount] = container(ingress.template)["volumeMounts"]
+    volume, _ = ingress.template["spec"]["volumes"]
+    mount, _ = container(ingress.template)["volumeMounts"]
     assert volume["name"] == mount["name"]
     # Of the folder: a file that is mounted alone is not replaced when the secret changes.
     assert keys_file() == Path(mount["mountPath"]) / "keys"
@@ -102,6 +108,29 @@ def test_the_model_is_loaded_from_the_volume(cluster: RayCluster) -> None:
     assert f"HF_HOME={mount['mountPath']}/" in (ROOT / "deploy" / "Dockerfile").read_text()
     # A group may have many nodes.
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_the_store_is_where_the_settings_say_and_has_its_password_from_the_secret(spec: Spec) -> None:
+    [application] = ServeDeploySchema.model_validate(yaml.safe_load(spec.serve_config_v2)).applications
+    settings = AppSettings.model_validate(application.args)
+    service, stateful_set = yaml.safe_load_all(STORE.read_text())
+    [port] = service["spec"]["ports"]
+    assert settings.store.url == f"redis://{service['metadata']['name']}:{port['port']}/0"
+    pod = stateful_set["spec"]["template"]
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    password = {"secretKeyRef": {"name": "image-edits-store", "key": "password"}}
+    assert {"name": "PASSWORD", "valueFrom": password} in container(pod)["env"]
+    claim = yaml.safe_load(RESULTS.read_text())
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    cluster = spec.ray_cluster_config
+    [ingress] = [group for group in cluster.worker_group_specs if group.group_name == "ingress"]
+    # Of these pods one starts the application and tries the store, and the others use it.
+    for template in (cluster.head_group_spec.template, ingress.template):
+        assert {"name": settings.store.password_env, "valueFrom": password} in container(template)["env"]
+        [mount] = [each for each in container(template)["volumeMounts"] if each["name"] == "results"]
+        [volume] = [each for each in template["spec"]["volumes"] if each["name"] == "results"]
+        assert settings.results.store == f"file://{mount['mountPath']}"
+        assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
 
 
 def test_no_pod_is_more_than_it_must_be(cluster: RayCluster) -> None:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from deploy.serve_config import RAY_SERVICE, SERVE_CONFIG, merged, ray_service, serve_config
+from deploy.serve_config import KUBERAY_DIFFERENCES, RAY_SERVICE, SERVE_CONFIG, merged, ray_service, serve_config
 from serve_app.app import APP_NAME, build
 from serve_app.settings import AppSettings
 
@@ -14,8 +14,8 @@ from serve_app.settings import AppSettings
 def test_both_copies_are_what_serve_config_and_the_differences_make() -> None:
     assert SERVE_CONFIG.read_text() == serve_config(), "run `make deploy-config`"
     assert RAY_SERVICE.read_text() == ray_service(), "run `make deploy-config`"
-    embedded = yaml.safe_load(RAY_SERVICE.read_text())["spec"]["serveConfigV2"]
-    assert yaml.safe_load(embedded) == yaml.safe_load(SERVE_CONFIG.read_text())
+    embedded = yaml.safe_load(yaml.safe_load(RAY_SERVICE.read_text())["spec"]["serveConfigV2"])
+    assert embedded == yaml.safe_load(serve_config(KUBERAY_DIFFERENCES)) != yaml.safe_load(SERVE_CONFIG.read_text())
 
 
 def test_it_fits_rays_schema_and_our_settings() -> None:

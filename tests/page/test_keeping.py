@@ -8,9 +8,10 @@ from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
 from serve_app.errors import OutOfMemory
-from serve_app.jobs.store import JobStore
-from serve_app.jobs.vault import MemoryVault
+from serve_app.jobs.store import GROUP
 from serve_app.settings import AppSettings
+from serve_app.store.memory_records import MemoryRecords
+from serve_app.store.store import OpenStore
 from tests.http_server import address_of, answering, listening
 from tests.page import browser_store
 from tests.page.browser_store import wait_until_kept, wait_until_said
@@ -91,11 +92,11 @@ def test_an_edit_that_is_reloaded_before_the_server_has_answered_is_sent_again_a
 
 
 def test_an_edit_is_done_when_the_page_is_opened_long_after_its_end(context: BrowserContext, editor: Held) -> None:
-    vault, settings = MemoryVault(), AppSettings()
+    store, settings = OpenStore(), AppSettings()
 
     def served() -> Starlette:
         """Return an application that knows only the results of the jobs of earlier ones."""
-        return create_app(editor, settings, jobs=JobStore(editor, settings.jobs, settings.log, vault))
+        return create_app(editor, settings, store=store)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -106,7 +107,7 @@ def test_an_edit_is_done_when_the_page_is_opened_long_after_its_end(context: Bro
             expect(edit(page, n=2).get_by_text("preview 3")).to_be_visible()
             page.close()
             editor.gate.set()
-            wait_until(lambda: b'"error":null,"progress":{"steps_done":4' in states(vault), "the job is done")
+            wait_until(lambda: has_ended(store), "the job is done")
     with socket.create_server(("127.0.0.1", port)) as listener, answering(served(), listener):
         page = opened(context, address_of(listener))
         run = run_of(page, "invert")
@@ -116,8 +117,9 @@ def test_an_edit_is_done_when_the_page_is_opened_long_after_its_end(context: Bro
         page.close()
 
 
-def states(vault: MemoryVault) -> bytes:
-    return b"".join(record.state for record in vault._records.values())
+def has_ended(store: OpenStore) -> bool:
+    assert isinstance(store.records, MemoryRecords)
+    return bool(store.records._group(GROUP).ended)
 
 
 def test_what_is_done_stays_over_a_reload_as_it_was(page: Page, editor: Held) -> None:

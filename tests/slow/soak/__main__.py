@@ -1,8 +1,8 @@
 """Soak test: `python -m tests.slow.soak`. Its exit status is 1 if a promise did not hold.
 
 Callers with two keys send valid edits of many shapes and hostile requests and disconnect at any moment, while GPU
-replicas and the keeper of the jobs are killed and the application is deployed anew. Afterwards every edit must have had
-its own right answer, and nothing may be left in flight.
+replicas, and Redis with `--store redis`, are killed and the application is deployed anew. Afterwards every edit must
+have had its own right answer, and nothing may be left in flight.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import random
 import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from heapq import nlargest
 from operator import itemgetter
@@ -27,8 +27,17 @@ from serve_app.api.keys import ApiKey
 from serve_app.app import APP_NAME
 from serve_app.deployments import environment
 from serve_app.engine.stats import EngineStats
-from serve_app.settings import AppSettings, AuthSettings, EngineSettings, LimitSettings, ModelSettings
+from serve_app.settings import (
+    AppSettings,
+    AuthSettings,
+    EngineSettings,
+    LimitSettings,
+    ModelSettings,
+    ResultSettings,
+    StoreSettings,
+)
 from tests.ports import free_port
+from tests.redis_server import PASSWORD, RedisServer, running_redis
 from tests.slow.soak.callers import CALLERS, Caller, Outcomes, references_of
 from tests.slow.soak.chaos import Chaos, deploy
 from tests.slow.soak.edits import distinct_edits
@@ -38,9 +47,12 @@ from tests.slow.soak.memory import Memory
 KEYS = {"ann": "key-of-ann", "bob": "key-of-bob"}
 
 
-def _settings(keys_file: Path) -> AppSettings:
+def _settings(keys_file: Path, redis: RedisServer | None, results: Path) -> AppSettings:
     """Small pictures and a fixed knee, as many edits a minute as two cores allow; shares that the callers exceed."""
+    store = {} if redis is None else {"store": StoreSettings(url=redis.url)}
     return AppSettings(
+        **store,
+        results=ResultSettings() if redis is None else ResultSettings(store=f"file://{results}"),
         model=ModelSettings(cpu_threads=1, native_area=64 * 64),
         engine=EngineSettings(batch_tokens=4096, max_waiting=64, max_caller_samples=20),
         limits=LimitSettings(request_timeout_s=300, max_outputs=16),
@@ -67,7 +79,7 @@ class Report:
     seconds: float
     requests: dict[str, int] = field(default_factory=dict)
     kills: int = 0
-    keeper_kills: int = 0
+    store_kills: int = 0
     redeploys: int = 0
     answers_by_key: dict[str, int] = field(default_factory=dict)
     refused: dict[int, int] = field(default_factory=dict)
@@ -85,7 +97,9 @@ class Report:
         return not self.faults and self.healthy and not self.left_in_flight
 
 
-async def soak(base_url: str, settings: AppSettings, logs: Path, seed: int, seconds: float) -> Report:
+async def soak(
+    base_url: str, settings: AppSettings, logs: Path, seed: int, seconds: float, redis: RedisServer | None
+) -> Report:
     """Run the soak against the server at that address, whose Ray writes its logs into `logs`."""
     rng = random.Random(seed)
     edits, memory, outcomes = distinct_edits(rng), Memory(), Outcomes()
@@ -97,7 +111,7 @@ async def soak(base_url: str, settings: AppSettings, logs: Path, seed: int, seco
         logged, sent.requests = _bytes_of(logs), 0
         watching = asyncio.create_task(memory.watch())
         start_s = asyncio.get_running_loop().time()
-        chaos = Chaos(settings, seconds, random.Random(seed + 1))
+        chaos = Chaos(settings, seconds, random.Random(seed + 1), redis)
         callers = [
             Caller(*clients[k % len(clients)], edits, references, outcomes, random.Random(f"{seed} {k}"))
             for k in range(CALLERS)
@@ -111,7 +125,7 @@ async def soak(base_url: str, settings: AppSettings, logs: Path, seed: int, seco
             seconds=seconds,
             requests=dict(outcomes.counts),
             kills=chaos.kills,
-            keeper_kills=chaos.keeper_kills,
+            store_kills=chaos.store_kills,
             redeploys=chaos.redeploys,
             answers_by_key=dict(outcomes.by_key),
             refused=dict(outcomes.refused),
@@ -173,23 +187,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.slow.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0, help="how long (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (%(default)s)")
+    parser.add_argument("--store", choices=["memory", "redis"], default="memory", help="of the jobs (%(default)s)")
     parser.add_argument("--output", type=Path, help="file for the report, as JSON")
     arguments = parser.parse_args()
     # Ray's workers have niceness 15 by default, with which they get hardly any time on a busy machine.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - so Ray spells it
     port = free_port()
     environment.set_defaults()
+    os.environ[StoreSettings().password_env] = PASSWORD
     context = ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     logs = Path(context.address_info["session_dir"]) / "logs"
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="keys-") as keys:
-            keys.write("".join(f"{ApiKey.of(key, name).line}\n" for name, key in KEYS.items()))
-            keys.flush()
-            settings = _settings(Path(keys.name))
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
+            keys = folder / "keys"
+            keys.write_text("".join(f"{ApiKey.of(key, name).line}\n" for name, key in KEYS.items()))
+            redis = stack.enter_context(running_redis(folder)) if arguments.store == "redis" else None
+            settings = _settings(keys, redis, folder / "results")
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             deploy(settings)
             url = f"http://127.0.0.1:{port}"
-            report = asyncio.run(soak(url, settings, logs, arguments.seed, arguments.seconds))
+            report = asyncio.run(soak(url, settings, logs, arguments.seed, arguments.seconds, redis))
     finally:
         serve.shutdown()
         ray.shutdown()

@@ -179,12 +179,17 @@ class Caller:
         url, status = f"/v1/jobs/{response.json()['id']}", "queued"
         while status in ("queued", "running"):
             await asyncio.sleep(_POLL_S)
-            job = (await self.client.get(url)).json()
+            response = await self.client.get(url)
+            if response.status_code in _TRY_LATER:
+                self.outcomes.refused[response.status_code] += 1
+                continue
+            job = response.json()
             status = job.get("status")
         if status != "succeeded":
             raise Fault(f"job: {str(job)[:200]}")
         self._right("jobs", edit, job["result"]["data"])
-        await self.client.delete(url)
+        if (deleted := await self.client.delete(url)).status_code not in {_OK} | _TRY_LATER:
+            raise Fault(f"job: deleting it: {deleted.status_code}")
 
     def _refused_since(self, start_s: float, what: str) -> None:
         slowest = self.outcomes.slowest_refusals_s

@@ -14,30 +14,33 @@ from ray.serve.schema import ServeDeploySchema
 from serve_app.app import APP_NAME
 from serve_app.settings import AppSettings
 from tests import processes
+from tests.redis_server import RedisServer
 
 # A replica of builtin:tiny takes 10 s of a core to start: killed more often, two cores would do nothing else.
 _KILL_EVERY_S = (30.0, 60.0)
 # As shares of the whole time; processes that start later may live to its end.
 _KILL_AT = 0.15
 _REDEPLOY_AT = 0.3
-_KILL_THE_KEEPER_AT = 0.1
+_KILL_THE_STORE_AT = 0.1
+_STORE_AWAY_S = 4.0
 _DEPLOY_S = 300.0
 _LOOK_S = 2.0
 
 
 @dataclass
 class Chaos:
-    """Faults within `seconds` of the application that runs with `settings`."""
+    """Faults within `seconds` of the application that runs with `settings`. `store`: the Redis of its jobs, if any."""
 
     settings: AppSettings
     seconds: float
     rng: random.Random
+    store: RedisServer | None = None
     kills: int = 0
-    keeper_kills: int = 0
+    store_kills: int = 0
     redeploys: int = 0
 
     async def run(self) -> None:
-        await asyncio.gather(self._kill(), self._kill_the_keeper(), self._redeploy())
+        await asyncio.gather(self._kill(), self._kill_the_store(), self._redeploy())
 
     async def _kill(self) -> None:
         """Kill the youngest GPU replica now and then, so that the memory of another can be watched for long."""
@@ -52,12 +55,15 @@ class Chaos:
                 os.kill(max(processes.of(APP_NAME, "ImageEditor")), signal.SIGKILL)
                 self.kills += 1
 
-    async def _kill_the_keeper(self) -> None:
-        """Kill the keeper of the jobs."""
-        await asyncio.sleep(self.seconds * _KILL_THE_KEEPER_AT)
-        for pid in processes.of(APP_NAME, "JobKeeper"):
-            os.kill(pid, signal.SIGKILL)
-            self.keeper_kills += 1
+    async def _kill_the_store(self) -> None:
+        """Kill the Redis of the jobs, and start it again after a while."""
+        if self.store is None:
+            return
+        await asyncio.sleep(self.seconds * _KILL_THE_STORE_AT)
+        self.store.kill()
+        await asyncio.sleep(_STORE_AWAY_S)
+        await asyncio.to_thread(self.store.start)
+        self.store_kills += 1
 
     async def _redeploy(self) -> None:
         """Deploy with another setting, so that Serve replaces every replica of every deployment."""

@@ -15,16 +15,26 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve_app.api.app import create_app
-from serve_app.errors import EditError, GenerationError, InvalidInput, OutOfMemory
-from serve_app.idempotency.ledger import LEASE_S, Claim, Key, Lead, Lease, LedgerUnreachable, MemoryLedger, Outcome
-from serve_app.idempotency.runner import KeyedEdits
+from serve_app.errors import (
+    EditError,
+    GenerationError,
+    IdempotencyKeyReused,
+    InvalidInput,
+    OutOfMemory,
+    Overloaded,
+    StoreUnavailable,
+)
+from serve_app.idempotency.answer import KeyRecord
+from serve_app.idempotency.runner import GROUP, Key, KeyedEdits
 from serve_app.request import EditRequest, EditResult
 from serve_app.settings import AppSettings, LimitSettings
+from serve_app.store.leases import Lease
+from serve_app.store.records import AWAITED_S
 from tests.editors import Gated, Inverter
-from tests.fakes import Clock
-from tests.http_calls import edit, error_of
+from tests.http_calls import edit, error_of, until
 from tests.http_server import listening
 from tests.pictures import mask_png, png
+from tests.stores import SharedStore
 
 PATIENCE_S = 20
 # Long enough to come back on a slow machine, short enough to wait for.
@@ -37,14 +47,6 @@ def play(story: Callable[[], Awaitable[None]]) -> None:
         await asyncio.wait_for(story(), 3 * PATIENCE_S)
 
     asyncio.run(go())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            if condition():
-                return
-            await asyncio.sleep(0.01)
 
 
 # --- how they run -------------------------------------------------------------------------------------------------
@@ -71,61 +73,22 @@ class Work:
         return Response(f"answer {number}", 200, {"x-first": "yes"}, media_type="text/plain")
 
 
-class Gone:
-    """A ledger whose process is lost; implements Ledger."""
-
-    async def claim(self, key: Key, fingerprint: str) -> Claim:
-        raise LedgerUnreachable("lost")
-
-    async def wait(self, lease: Lease) -> Outcome:
-        raise LedgerUnreachable("lost")
-
-    async def renew(self, lease: Lease) -> int:
-        raise LedgerUnreachable("lost")
-
-    async def settle(self, lease: Lease, outcome: Outcome) -> None:
-        raise LedgerUnreachable("lost")
-
-
-class Losable:
-    """A ledger behind a line that may be cut; implements Ledger."""
-
-    def __init__(self) -> None:
-        self._whole = MemoryLedger(LimitSettings())
-        self._ledger: MemoryLedger | Gone = self._whole
-
-    def cut(self) -> None:
-        self._ledger = Gone()
-
-    def mend(self) -> None:
-        self._ledger = self._whole
-
-    def begin_anew(self) -> None:
-        self._ledger = MemoryLedger(LimitSettings())
-
-    async def claim(self, key: Key, fingerprint: str) -> Claim:
-        return await self._ledger.claim(key, fingerprint)
-
-    async def wait(self, lease: Lease) -> Outcome:
-        return await self._ledger.wait(lease)
-
-    async def renew(self, lease: Lease) -> int:
-        return await self._ledger.renew(lease)
-
-    async def settle(self, lease: Lease, outcome: Outcome) -> None:
-        await self._ledger.settle(lease, outcome)
-
-
 class Asked:
-    """Two processes that share a ledger, an edit, and its callers."""
+    """Two processes that share a store, an edit, and its callers."""
 
-    def __init__(self, ledger: Any = None) -> None:
-        ledger = ledger or MemoryLedger(LimitSettings())
-        self.here, self.elsewhere = (KeyedEdits(ledger, grace_s=GRACE_S, renew_s=0.05) for _ in range(2))
+    def __init__(self, **limits: Any) -> None:
+        self.store = SharedStore()
+        self.here, self.elsewhere = (
+            KeyedEdits(self.store, LimitSettings(**limits), grace_s=GRACE_S, beat_s=0.05, patience_s=1.0)
+            for _ in range(2)
+        )
         self.work = Work()
 
-    async def ask(self, keyed: KeyedEdits | None = None, key: Key = KEY) -> "asyncio.Task[Response]":
-        task = asyncio.create_task((keyed or self.here).respond(key, "f", self.work, "req-1", contextvars.Context()))
+    async def ask(
+        self, keyed: KeyedEdits | None = None, key: Key = KEY, fingerprint: str = "f"
+    ) -> "asyncio.Task[Response]":
+        keyed = keyed or self.here
+        task = asyncio.create_task(keyed.respond(key, fingerprint, self.work, "req-1", contextvars.Context()))
         # Far enough to lead or to follow.
         for _ in range(5):
             await asyncio.sleep(0)
@@ -202,6 +165,7 @@ def test_an_edit_without_a_waiting_caller_ends_after_its_grace() -> None:
         await asyncio.sleep(1.5 * GRACE_S)
         assert asked.work.cancelled == 0
         await leave(joins)
+        asked.store.clock.now_s += AWAITED_S
         await asyncio.sleep(0.3 * GRACE_S)
         assert asked.work.cancelled == 0
         await until(lambda: asked.work.cancelled == 1)
@@ -244,42 +208,117 @@ def test_a_bug_is_in_the_log_once_and_nowhere_else(caplog: pytest.LogCaptureFixt
     assert "/secret/path" in caplog.text
 
 
-def test_without_a_ledger_an_edit_runs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+def test_another_edit_under_the_same_key_is_refused_while_it_runs_and_after() -> None:
     async def story() -> None:
-        asked = Asked(Gone())
-        asked.work.gate.set()
-        answers = [await (await asked.ask()) for _ in range(2)]
-        assert [(answer.body, is_replay(answer)) for answer in answers] == [(b"answer 1", False), (b"answer 2", False)]
-
-    caplog.set_level(logging.WARNING)
-    play(story)
-    assert caplog.text.count("req-1 runs without its idempotency key: lost") == 2
-
-
-def test_a_ledger_that_is_lost_meanwhile_costs_neither_the_leader_nor_a_follower_the_answer() -> None:
-    async def story() -> None:
-        ledger = Losable()
-        asked = Asked(ledger)
-        leads = await asked.ask()
-        ledger.cut()
-        await asyncio.sleep(0.2)
-        waits = await asked.ask()
-        asked.work.gate.set()
-        assert (await leads).body == b"answer 1"
-        assert (await waits).body == b"answer 2"
+        asked = Asked()
+        first = await asked.ask()
+        for _ in range(2):
+            with pytest.raises(IdempotencyKeyReused):
+                await (await asked.ask(asked.elsewhere, fingerprint="g"))
+            asked.work.gate.set()
+            await first
 
     play(story)
 
 
-def test_a_ledger_that_was_out_of_reach_for_a_while_gets_the_answer() -> None:
+def test_callers_with_the_same_text_never_share_a_key() -> None:
     async def story() -> None:
-        ledger = Losable()
-        asked = Asked(ledger)
-        leads = await asked.ask()
-        ledger.cut()
-        await asyncio.sleep(0.5)
-        ledger.mend()
+        asked = Asked()
         asked.work.gate.set()
+        keys = [Key(None, "k"), Key("ann", "k"), Key("bob", "k"), Key("an", "nk"), Key(None, '"ann","k"')]
+        answers = [await (await asked.ask(key=key)) for key in keys]
+        assert [is_replay(answer) for answer in answers] == [False] * 5
+        assert len({key.id for key in keys}) == 5
+
+    play(story)
+
+
+def test_an_answer_is_kept_for_its_time() -> None:
+    async def story() -> None:
+        asked = Asked(idempotency_ttl_s=100)
+        asked.work.gate.set()
+        await (await asked.ask())
+        asked.store.clock.now_s += 99
+        assert is_replay(await (await asked.ask(asked.elsewhere)))
+        asked.store.clock.now_s += 2
+        assert (await (await asked.ask(asked.elsewhere))).body == b"answer 2"
+
+    play(story)
+
+
+def test_the_oldest_answer_makes_room_for_a_new_key_and_an_edit_that_runs_never_does() -> None:
+    async def story() -> None:
+        asked = Asked(idempotency_max_keys=2)
+        asked.work.gate.set()
+        one, two, three, four = (Key(None, text) for text in "1234")
+        for key in (one, two, three):
+            await (await asked.ask(key=key))
+        assert is_replay(await (await asked.ask(key=two)))
+        assert is_replay(await (await asked.ask(key=three)))
+        asked.work.gate.clear()
+        running = [await asked.ask(key=key) for key in (one, four)]
+        with pytest.raises(Overloaded, match="2 idempotency keys are open"):
+            await (await asked.ask(key=three))
+        asked.work.gate.set()
+        for task in running:
+            await task
+
+    play(story)
+
+
+def test_the_oldest_answers_make_room_for_the_bytes_of_a_new_one_and_one_over_the_bound_is_not_kept() -> None:
+    async def story() -> None:
+        asked = Asked(idempotency_max_bytes=2 * len(b"answer 1") + 1)
+        asked.work.gate.set()
+        keys = [Key(None, text) for text in "123"]
+        for key in keys:
+            await (await asked.ask(key=key))
+        assert [is_replay(await (await asked.ask(key=key))) for key in reversed(keys)] == [True, True, False]
+        small = Asked(idempotency_max_bytes=3)
+        small.work.gate.set()
+        assert [is_replay(await (await small.ask())) for _ in range(2)] == [False, False]
+        assert small.store.blobs.names == []
+
+    play(story)
+
+
+def test_no_answer_is_left_behind() -> None:
+    async def story() -> None:
+        asked = Asked(idempotency_ttl_s=100)
+        asked.work.gate.set()
+        for text in "123":
+            await (await asked.ask(key=Key(None, text)))
+        assert len(asked.store.blobs.names) == 3
+        asked.store.clock.now_s += 101
+        await asked.here._leases.sweep()
+        assert asked.store.blobs.names == []
+        assert (await asked.store.records.sweep(GROUP)).litter == []
+
+    play(story)
+
+
+def test_without_a_store_a_keyed_edit_is_refused_and_does_not_run() -> None:
+    async def story() -> None:
+        asked = Asked()
+        asked.store.line.is_cut = True
+        with pytest.raises(StoreUnavailable) as caught:
+            await (await asked.ask())
+        assert caught.value.retry_after_s
+        assert asked.work.begun == 0
+
+    play(story)
+
+
+def test_an_answer_waits_for_a_store_that_is_away_and_is_kept() -> None:
+    async def story() -> None:
+        asked = Asked()
+        leads = await asked.ask()
+        asked.store.line.is_cut = True
+        asked.work.gate.set()
+        await asyncio.sleep(0.3)
+        # What was answered must be there for a retry.
+        assert not leads.done()
+        asked.store.line.is_cut = False
         assert (await leads).body == b"answer 1"
         later = await (await asked.ask(asked.elsewhere))
         assert (later.body, is_replay(later)) == (b"answer 1", True)
@@ -287,12 +326,24 @@ def test_a_ledger_that_was_out_of_reach_for_a_while_gets_the_answer() -> None:
     play(story)
 
 
-def test_a_ledger_that_begins_anew_learns_what_runs() -> None:
+def test_an_answer_does_not_wait_for_ever(caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
-        ledger = Losable()
-        asked = Asked(ledger)
+        asked = Asked()
         leads = await asked.ask()
-        ledger.begin_anew()
+        asked.store.line.is_cut = True
+        asked.work.gate.set()
+        assert (await leads).body == b"answer 1"
+
+    caplog.set_level(logging.WARNING)
+    play(story)
+    assert "is not stored" in caplog.text
+
+
+def test_a_store_that_begins_anew_learns_what_runs() -> None:
+    async def story() -> None:
+        asked = Asked()
+        leads = await asked.ask()
+        asked.store.forget()
         # Until its lease is renewed.
         await asyncio.sleep(0.5)
         joins = await asked.ask(asked.elsewhere)
@@ -305,17 +356,29 @@ def test_a_ledger_that_begins_anew_learns_what_runs() -> None:
 
 def test_a_follower_of_a_dead_leader_takes_its_place() -> None:
     async def story() -> None:
-        clock = Clock()
-        ledger = MemoryLedger(LimitSettings(), clock)
+        asked = Asked()
         # By a process that is then killed.
-        assert isinstance(await ledger.claim(KEY, "f"), Lead)
-        asked = Asked(ledger)
+        dead = KeyedEdits(asked.store, LimitSettings())
+        await dead._leases.open(KEY.id, KeyRecord("f").dump(), 0)
+        dead._leases.stop()
         asking = [await asked.ask(keyed) for keyed in (asked.here, asked.elsewhere)]
         assert asked.work.begun == 0
-        clock.now_s += LEASE_S + 1
-        ledger.sweep()
+        asked.store.let_leases_run_out()
         asked.work.gate.set()
         assert {(await task).body for task in asking} == {b"answer 1"}
+
+    play(story)
+
+
+def test_a_key_that_no_version_can_read_is_free() -> None:
+    async def story() -> None:
+        asked = Asked()
+        other = KeyedEdits(asked.store, LimitSettings())
+        lease = await other._leases.open(KEY.id, b'{"version": 0}', 0)
+        assert isinstance(lease, Lease)
+        await other._leases.settle(lease, 100)
+        asked.work.gate.set()
+        assert (await (await asked.ask())).body == b"answer 1"
 
     play(story)
 

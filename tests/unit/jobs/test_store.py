@@ -8,22 +8,23 @@ import base64
 import gc
 import io
 import weakref
+from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import orjson
 import PIL.Image
 import pytest
 
 from serve_app.api.keys import ApiKey
 from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
-from serve_app.forms.form import EditForm
-from serve_app.jobs.vault import MemoryVault, Superseded
+from serve_app.events import Event, Progress
+from serve_app.jobs.store import GROUP
 from serve_app.request import EditRequest
 from tests.editors import Gated
-from tests.http_calls import PATIENCE_S, JobCaller, error_of, play
-from tests.pictures import file_of, mask_png, pixels_of
-from tests.scenes import scene
+from tests.http_calls import PATIENCE_S, JobCaller, error_of, play, until
+from tests.pictures import file_of, mask_png, pixels_of, png
+from tests.stores import Line, SharedStore
 
 
 def test_a_job_has_its_place_its_steps_and_its_result() -> None:
@@ -106,8 +107,7 @@ def test_a_deleted_job_ends_its_work_and_is_forgotten() -> None:
         await caller.until(id, "running")
         response = await caller.http.delete(f"/v1/jobs/{id}")
         assert response.json() == {"id": id, "object": "image_edit.job", "deleted": True}
-        await asyncio.sleep(0)
-        assert editor.closed == [31]
+        await until(lambda: editor.closed == [31])
         for method in ("GET", "DELETE"):
             again = await caller.http.request(method, f"/v1/jobs/{id}")
             assert (again.status_code, error_of(again)["code"]) == (404, "NOT_FOUND")
@@ -121,6 +121,7 @@ def test_an_ended_job_is_forgotten_after_its_time() -> None:
         editor.gate.set()
         id = await caller.start()
         await caller.until(id, "succeeded")
+        caller.shared.clock.now_s += 3
         assert "for 2 s" in error_of(await caller.until_gone(id))["message"]
 
     play(story)
@@ -143,7 +144,8 @@ def test_no_more_jobs_are_kept_than_allowed_and_those_that_run_are_never_dropped
         refused = await caller.post()
         assert (refused.status_code, error_of(refused)["code"]) == (503, "OVERLOADED")
         assert int(refused.headers["retry-after"]) >= 1
-        assert [(await caller.get(id)).json()["status"] for id in (third, fourth)] == ["running"] * 2
+        for id in (third, fourth):
+            await caller.until(id, "running")
         assert editor.closed == []
 
     play(story)
@@ -168,7 +170,8 @@ def test_old_results_make_room_for_new_ones() -> None:
     async def story(editor: Gated) -> None:
         editor.gate.set()
         without = JobCaller(editor)
-        size = len(orjson.dumps((await without.until(await without.start(), "succeeded"))["result"]))
+        [item] = (await without.until(await without.start(), "succeeded"))["result"]["data"]
+        size = len(base64.b64decode(item["b64_json"]))
         caller, ids = JobCaller(editor, max_result_bytes=5 * size // 2), []
         for _ in range(4):
             ids.append(await caller.start())
@@ -190,38 +193,22 @@ def test_the_newest_result_is_kept_whatever_its_size() -> None:
     play(story)
 
 
-def test_the_same_id_again_gets_the_same_job() -> None:
-    async def story(editor: Gated) -> None:
-        store = JobCaller(editor).store
-        form = EditForm(EditRequest(images=[scene(1)], prompt="x", seed=5), "png", 100, None, False)
-        first, again = await store.create(form, "1234"), await store.create(form, "1234")
-        other = await store.create(form)
-        assert (first.id, again.id) == ("1234", "1234") != (other.id, other.id)
-        assert editor.begun == 2
-        await store.delete("1234", None)
-        await store.delete(other.id, None)
-        await asyncio.sleep(0)
-        assert editor.closed == [5, 5]
-
-    play(story)
-
-
 def test_what_has_ended_keeps_its_result_and_not_its_pictures() -> None:
     async def story(editor: Gated) -> None:
         caller = JobCaller(editor)
         editor.gate.set()
-        form = EditForm(EditRequest(images=[scene(1)], prompt="x"), "png", 100, None, False)
-        kept = weakref.ref(form.request.images[0])
-        view = await caller.store.create(form)
-        await caller.until(view.id, "succeeded")
-        editor.requests.clear()
-        del form
+        id = await caller.start()
+        await caller.until(id, "succeeded")
+        kept = weakref.ref(editor.requests.pop().images[0])
+        editor.begun.clear()
         # The thread that encoded a picture may still hold it for a moment.
         async with asyncio.timeout(PATIENCE_S):
             while kept() is not None:
                 await asyncio.sleep(0.01)
                 gc.collect()
-        assert (await caller.get(view.id)).json()["status"] == "succeeded"
+        assert (await caller.get(id)).json()["status"] == "succeeded"
+        # Nor the form, of which no later process needs to know.
+        assert [name.partition("/")[2] for name in caller.shared.blobs.names] == ["0-0"]
 
     play(story)
 
@@ -243,41 +230,56 @@ def test_a_job_is_its_callers_in_every_process_and_unknown_to_others(tmp_path: P
         assert (await caller.get(id)).json()["id"] == id
 
     async def story(editor: Gated) -> None:
-        vault = MemoryVault()
-        first, second, third = (JobCaller(editor, vault, keys) for _ in range(3))
+        shared = SharedStore()
+        first, second, third = (JobCaller(editor, shared, keys) for _ in range(3))
         first.use_key("ann")
         id = await first.start()
         await check_owner(first, id)
         await check_owner(second, id)
         editor.gate.set()
+        second.use_key("ann")
         await second.until(id, "succeeded")
         await check_owner(third, id)
         # Of a server whose keys were taken away.
-        assert (await JobCaller(editor, vault).get(id)).status_code == 404
-        fourth = JobCaller(editor, vault, keys)
+        assert (await JobCaller(editor, shared).get(id)).status_code == 404
+        fourth = JobCaller(editor, shared, keys)
         fourth.use_key("ann")
         assert (await fourth.http.delete(f"/v1/jobs/{id}")).json()["deleted"] is True
 
     play(story)
 
 
-# ---- the process that keeps them is replaced ----
+# ---- several processes, and those that die ----
 
 
-def test_an_open_job_goes_on_in_the_next_process_with_its_seed_to_the_same_result() -> None:
+def test_every_process_shows_a_job_and_each_may_delete_it() -> None:
     async def story(editor: Gated) -> None:
-        vault = MemoryVault()
-        before = JobCaller(editor, vault)
+        shared = SharedStore()
+        runs, other = (JobCaller(editor, shared) for _ in range(2))
+        id = await runs.start(seed="31")
+        assert (await other.until(id, "running"))["steps_done"] == 1
+        assert (await other.http.delete(f"/v1/jobs/{id}")).json()["deleted"] is True
+        assert (await runs.get(id)).status_code == 404
+        await until(lambda: editor.closed == [31])
+        await runs.jobs._leases.sweep()
+        assert shared.blobs.names == []
+
+    play(story)
+
+
+def test_an_open_job_goes_on_in_another_process_with_its_seed_to_the_same_result() -> None:
+    async def story(editor: Gated) -> None:
+        shared = SharedStore()
+        before, after = JobCaller(editor, shared), JobCaller(editor, shared)
         response = await before.post(values=(10, 20), n="2", output_format="webp", output_compression="90")
         id = response.json()["id"]
         await before.until(id, "running")
-        after = JobCaller(editor, vault)
-        queued = (await after.get(id)).json()
-        assert (queued["id"], queued["steps"], queued["created_at"]) == (id, 4, response.json()["created_at"])
+        await after.after(before)
+        assert (await after.get(id)).json()["created_at"] == response.json()["created_at"]
         editor.gate.set()
         ended = await after.until(id, "succeeded", "failed")
         assert ended["error"] is None
-        first, again = editor.requests
+        first, again = editor.begun
         assert (first.seed, first.prompt, first.n) == (again.seed, again.prompt, again.n)
         same = {"n": "2", "output_format": "webp", "output_compression": "90", "seed": str(first.seed)}
         now = (await after.post("", (10, 20), **same)).json()
@@ -286,111 +288,140 @@ def test_an_open_job_goes_on_in_the_next_process_with_its_seed_to_the_same_resul
     play(story)
 
 
-def test_a_job_goes_on_in_the_next_process_with_its_mask_and_its_transparency() -> None:
+def test_a_job_goes_on_with_its_mask_its_references_and_its_transparency() -> None:
     async def story(editor: Gated) -> None:
-        vault, changes = MemoryVault(), np.eye(8, dtype=bool)
+        shared, changes = SharedStore(), np.eye(8, dtype=bool)
         pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), np.uint8)
-        before = JobCaller(editor, vault)
-        files = {
-            "images": ("a.png", file_of(PIL.Image.fromarray(pixels), "PNG")),
-            "mask": ("b.png", mask_png(changes)),
-        }
+        before, after = JobCaller(editor, shared), JobCaller(editor, shared)
+        files = [
+            ("images", ("a.png", file_of(PIL.Image.fromarray(pixels), "PNG"))),
+            ("mask", ("b.png", mask_png(changes))),
+            ("references", ("c.png", png(40))),
+            ("references", ("d.png", png(50))),
+        ]
         response = await before.http.post("/v1/images/edits?async=true", files=files, data={"prompt": "invert"})
         id = response.json()["id"]
         await before.until(id, "running")
-        after = JobCaller(editor, vault)
-        await after.get(id)
+        await after.after(before)
         editor.gate.set()
         ended = await after.until(id, "succeeded", "failed")
-        for request in editor.requests:
+        for request in editor.begun:
             np.testing.assert_array_equal(request.images[0], pixels)
             np.testing.assert_array_equal(request.mask[0], changes)
-        assert len(editor.requests) == 2
+            assert [reference[0, 0, 0] for reference in request.references[0]] == [40, 50]
+        assert len(editor.begun) == 2
         with PIL.Image.open(io.BytesIO(base64.b64decode(ended["result"]["data"][0]["b64_json"]))) as image:
             assert image.mode == "RGBA"
 
     play(story)
 
 
-def test_of_two_processes_only_the_later_one_reports_the_end() -> None:
+def test_a_job_that_another_process_has_taken_over_has_one_end() -> None:
     async def story(editor: Gated) -> None:
-        vault = MemoryVault()
-        before, after = JobCaller(editor, vault), JobCaller(editor, vault)
-        id = await before.start()
+        shared = SharedStore()
+        before, after = JobCaller(editor, shared), JobCaller(editor, shared)
+        id = await before.start(seed="31")
         await before.until(id, "running")
+        # It lives, and could not renew its lease in time.
+        before.jobs._leases.stop()
+        await after.after()
         await after.until(id, "running")
-        before.store.check_health()
+        await until(lambda: len(editor.begun) == 2)
         editor.gate.set()
-        await after.until(id, "succeeded")
-        # The former process still runs it; its result is discarded, and its answers ask to try again.
-        refused = await before.until_gone(id)
-        assert (refused.status_code, error_of(refused)["code"]) == (503, "NOT_READY")
-        editor.gate.clear()
-        refused = await before.post(seed="9")
-        assert (refused.status_code, error_of(refused)["code"]) == (503, "NOT_READY")
-        assert editor.closed == [9]
-        with pytest.raises(Superseded):
-            before.store.check_health()
-        assert (await after.get(id)).json()["status"] == "succeeded"
+        ended = await after.until(id, "succeeded")
+        record = await shared.records.get(GROUP, id)
+        await until(lambda: not before.jobs._running)
+        again = await shared.records.get(GROUP, id)
+        assert record is not None
+        assert again is not None
+        assert again.version == record.version
+        assert (await before.get(id)).json() == ended
 
     play(story)
 
 
-def test_what_has_ended_is_kept_by_the_next_process_for_the_rest_of_its_time() -> None:
+def test_a_process_that_ends_in_order_hands_its_jobs_over_at_once() -> None:
     async def story(editor: Gated) -> None:
-        vault = MemoryVault()
-        before = JobCaller(editor, vault, ttl_s=4)
+        shared = SharedStore()
+        before, after = JobCaller(editor, shared), JobCaller(editor, shared)
+        id = await before.start()
+        await before.until(id, "running")
+        await before.jobs.hand_over()
+        after.jobs.start()
+        editor.gate.set()
+        assert (await after.until(id, "succeeded", "failed"))["error"] is None
+
+    play(story)
+
+
+def test_what_has_ended_is_kept_for_the_rest_of_its_time() -> None:
+    async def story(editor: Gated) -> None:
+        shared = SharedStore()
+        before = JobCaller(editor, shared, ttl_s=400)
         editor.gate.set()
         succeeded = await before.until(await before.start(), "succeeded")
         editor.middle_error = OutOfMemory("CUDA out of memory")
         failed = await before.until(await before.start(), "failed")
-        after = JobCaller(editor, vault, ttl_s=4)
+        after = await JobCaller(editor, shared, ttl_s=400).after(before)
+        shared.clock.now_s += 300
         for job in (succeeded, failed):
             assert (await after.get(job["id"])).json() == job
         assert len(editor.requests) == 1
-        assert (await after.until_gone(succeeded["id"])).status_code == 404
-        await after.until_gone(failed["id"])
-        # Each is dropped at the moment at which it becomes 404, or shortly after.
-        await asyncio.sleep(0.1)
-        assert await vault.take_over("test") == {}
-
-    play(story)
-
-
-def test_bounds_hold_in_the_next_process_too() -> None:
-    async def story(editor: Gated) -> None:
-        vault = MemoryVault()
-        before, ids = JobCaller(editor, vault), []
-        editor.gate.set()
-        for _ in range(3):
-            ids.append(await before.start())
-            await before.until(ids[-1], "succeeded")
-        after = JobCaller(editor, vault, max_result_bytes=1)
-        assert [(await after.get(id)).status_code for id in ids] == [404, 404, 200]
+        shared.clock.now_s += 100
+        for job in (succeeded, failed):
+            assert (await after.get(job["id"])).status_code == 404
+        await after.jobs._leases.sweep()
+        assert shared.blobs.names == []
 
     play(story)
 
 
 def test_a_deleted_job_is_not_begun_again() -> None:
     async def story(editor: Gated) -> None:
-        vault = MemoryVault()
-        before = JobCaller(editor, vault)
+        shared = SharedStore()
+        before = JobCaller(editor, shared)
         id = await before.start()
         await before.http.delete(f"/v1/jobs/{id}")
-        after = JobCaller(editor, vault)
+        after = await JobCaller(editor, shared).after(before)
+        await after.jobs._leases.sweep()
         assert (await after.get(id)).status_code == 404
-        assert len(editor.closed) == 1
+        assert (len(editor.begun), len(editor.closed)) == (1, 1)
+        assert shared.blobs.names == []
 
     play(story)
 
 
+def test_a_job_whose_caller_got_no_answer_is_not_begun_again() -> None:
+    class Full(Gated):
+        """Never accepts."""
+
+        async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+            self.begun.append(request)
+            await self.gate.wait()
+            yield Progress(0, 4, place=2)
+
+    async def story() -> None:
+        editor, shared = Full(), SharedStore()
+        before = JobCaller(editor, shared)
+        asking = asyncio.create_task(before.post())
+        await until(lambda: len(editor.begun) == 1)
+        await JobCaller(editor, shared).after(before)
+        await asyncio.sleep(0.05)
+        assert len(editor.begun) == 1
+        assert (await shared.records.sweep(GROUP)).overdue == []
+        asking.cancel()
+
+    asyncio.run(story())
+
+
 def test_where_there_is_no_room_yet_a_kept_job_waits() -> None:
     async def story(editor: Gated) -> None:
-        vault = MemoryVault()
-        id = await JobCaller(editor, vault).start()
+        shared = SharedStore()
+        before, after = JobCaller(editor, shared), JobCaller(editor, shared)
+        id = await before.start()
         editor.error = Overloaded("full", retry_after_s=1)
-        after = JobCaller(editor, vault)
-        assert (await after.get(id)).json()["status"] == "queued"
+        await after.after(before)
+        await after.until(id, "queued")
         await asyncio.sleep(0.1)
         editor.error = None
         editor.gate.set()
@@ -401,37 +432,146 @@ def test_where_there_is_no_room_yet_a_kept_job_waits() -> None:
 
 def test_a_job_that_is_open_whenever_its_process_ends_fails_in_the_end() -> None:
     async def story(editor: Gated) -> None:
-        vault = MemoryVault()
-        id = await JobCaller(editor, vault).start()
-        for _ in range(5):
-            await JobCaller(editor, vault).until(id, "running")
-        last = JobCaller(editor, vault)
-        job = await last.until(id, "failed")
+        shared = SharedStore()
+        last = JobCaller(editor, shared)
+        id = await last.start()
+        for starts in range(2, 7):
+            former, last = last, JobCaller(editor, shared)
+            await last.after(former)
+            await until(partial(lambda starts: len(editor.begun) == starts, starts))
+        job = await (await JobCaller(editor, shared).after(last)).until(id, "failed")
         assert job["error"]["message"] == "Image generation failed: the process that kept its job ended, 6 times"
+        assert len(editor.begun) == 6
 
     play(story)
 
 
 def test_a_form_that_this_version_cannot_read_is_a_job_that_failed() -> None:
     async def story(editor: Gated) -> None:
-        vault = MemoryVault()
-        id = await JobCaller(editor, vault).start()
-        states = await vault.take_over("an older version")
-        await vault.put("an older version", id, states[id], b"something else")
-        job = await JobCaller(editor, vault).until(id, "failed")
+        shared = SharedStore()
+        before = JobCaller(editor, shared)
+        id = await before.start()
+        [form] = [name for name in shared.blobs.names if name.endswith("/form")]
+        await shared.blobs.put(form, b"something else")
+        job = await (await JobCaller(editor, shared).after(before)).until(id, "failed")
         assert "the server was updated" in job["error"]["message"]
+        assert shared.blobs.names == []
 
     play(story)
 
 
-def test_a_result_that_the_vault_has_lost_is_not_found() -> None:
+def test_a_store_that_has_lost_everything_gets_back_what_runs() -> None:
     async def story(editor: Gated) -> None:
-        vault = MemoryVault()
+        shared = SharedStore()
+        caller = JobCaller(editor, shared)
+        id = await caller.start()
+        await caller.until(id, "running")
+        shared.forget()
+        assert (await caller.get(id)).status_code == 404
+        await until(lambda: len(editor.begun) == 2)
+        # Even if its process dies now.
+        after = await JobCaller(editor, shared).after(caller)
         editor.gate.set()
-        caller = JobCaller(editor, vault)
+        assert (await after.until(id, "succeeded", "failed"))["error"] is None
+
+    play(story)
+
+
+def test_a_result_that_the_store_has_lost_is_not_found() -> None:
+    async def story(editor: Gated) -> None:
+        editor.gate.set()
+        caller = JobCaller(editor)
         id = await caller.start()
         await caller.until(id, "succeeded")
-        vault._records.clear()
+        caller.shared.forget()
         assert (await caller.get(id)).status_code == 404
+
+    play(story)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_process_may_die_at_any_call_and_each_accepted_job_has_one_right_end(after: bool) -> None:
+    async def reference() -> tuple[int, list[str]]:
+        """Return how many calls a job makes, and its pictures."""
+        editor, shared, line = Gated(), SharedStore(), Line()
+        editor.gate.set()
+        caller = JobCaller(editor, shared, line=line)
+        id = (await caller.post(values=(10, 20), seed="3")).json()["id"]
+        # Asked by another process, so that these calls are not counted.
+        job = await JobCaller(editor, shared).until(id, "succeeded")
+        await until(lambda: not caller.jobs._running)
+        return line.calls, [item["b64_json"] for item in job["result"]["data"]]
+
+    async def story(dies_at: int, pictures: list[str]) -> bool:
+        """Return whether the job was accepted."""
+        editor, shared, line = Gated(), SharedStore(), Line(dies_at, after=after)
+        editor.gate.set()
+        caller = JobCaller(editor, shared, line=line)
+        asking = asyncio.create_task(caller.post(values=(10, 20), seed="3"))
+        await asyncio.wait_for(line.dead.wait(), PATIENCE_S)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        survivor = await JobCaller(editor, shared).after(caller)
+        if accepted := asking.done():
+            job = await survivor.until(asking.result().json()["id"], "succeeded", "failed")
+            assert [item["b64_json"] for item in job["result"]["data"]] == pictures
+        asking.cancel()
+        group = shared.records.records._group(GROUP)
+        await until(lambda: not group.open)
+        await survivor.jobs._leases.sweep()
+        # The pictures alone. A form may stay until the job is over. A job that was accepted a moment before its process
+        # died has an end too, though its caller does not know of it.
+        left = [name.partition("/")[2] for name in shared.blobs.names if not name.endswith("/form")]
+        assert sorted(left) == (["0-0", "1-0"] if group.ended else [])
+        assert bool(group.ended) >= accepted
+        shared.clock.now_s += 10_000
+        await survivor.jobs._leases.sweep()
+        assert shared.blobs.names == []
+        return accepted
+
+    async def all_stories() -> None:
+        calls, pictures = await reference()
+        accepted = [await story(dies_at, pictures) for dies_at in range(1, calls + 1)]
+        assert set(accepted) == {True, False}
+
+    asyncio.run(all_stories())
+
+
+def test_a_job_waits_for_a_store_that_is_away_and_loses_nothing() -> None:
+    async def story(editor: Gated) -> None:
+        caller = JobCaller(editor)
+        id = await caller.start()
+        await caller.until(id, "running")
+        caller.shared.line.is_cut = True
+        refused = await caller.get(id)
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "STORE_UNAVAILABLE")
+        refused = await caller.post()
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "STORE_UNAVAILABLE")
+        assert int(refused.headers["retry-after"]) >= 1
+        # Edits that need no store go on.
+        assert (await caller.post(query="")).status_code == 200
+        editor.gate.set()
+        await asyncio.sleep(1)
+        caller.shared.line.is_cut = False
+        assert (await caller.until(id, "succeeded", "failed"))["error"] is None
+        assert len(editor.begun) == 1
+
+    play(story)
+
+
+def test_health_says_that_the_store_is_away() -> None:
+    async def story(editor: Gated) -> None:
+        caller = JobCaller(editor)
+        caller.jobs.start()
+        await asyncio.sleep(0)
+        assert (await caller.http.get("/health")).json() == {"status": "ready"}
+        caller.shared.line.is_cut = True
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                health = await caller.http.get("/health")
+                if health.json() == {"status": "ready", "store": "unreachable"}:
+                    break
+                await asyncio.sleep(0.05)
+        assert health.status_code == 200
 
     play(story)

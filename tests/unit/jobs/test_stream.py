@@ -10,12 +10,9 @@ import pytest
 
 from serve_app.errors import OutOfMemory
 from serve_app.events import Completed, Event
-from serve_app.jobs.feed import Feed
-from serve_app.jobs.vault import MemoryVault
 from serve_app.request import EditRequest
-from serve_app.responses.schemas import ProgressEvent
 from tests.editors import Gated
-from tests.http_calls import JobCaller, error_of, events_of, play
+from tests.http_calls import JobCaller, error_of, events_of, play, until
 
 COMPLETED = "image_edit.completed"
 
@@ -82,55 +79,46 @@ def test_a_reader_sees_the_last_preview_of_what_is_not_done_and_no_event_twice()
         caller = JobCaller(editor)
         id = (await caller.post(partial_images="3")).json()["id"]
         await editor.halted.wait()
-        news = await caller.store.news(id, None, 0)
-        [preview] = [event for event in news.events if event["type"] == "image_edit.partial_image"]
-        assert (preview["partial_image_index"], news.is_open) == (2, True)
-        assert (await caller.store.news(id, None, news.seen)).events == []
+        await until(lambda: any(name.endswith("/0-0.2") for name in caller.shared.blobs.names))
+        reader = read(caller, id)
+        await asyncio.sleep(1)
         editor.end.set()
-        await caller.until(id, "succeeded")
-        rest = await caller.store.news(id, None, news.seen)
-        assert [event["type"] for event in rest.events] == [COMPLETED, "image_edit.progress", "image_edit.done"]
-        assert not rest.is_open
+        events = [event for event in events_of(await reader) if event["type"] != "image_edit.progress"]
+        assert [event["type"] for event in events] == ["image_edit.partial_image", COMPLETED, "image_edit.done"]
+        assert events[0]["partial_image_index"] == 2
+        assert events[0]["b64_json"] != events[1]["b64_json"] != ""
+        # The preview is not kept beside the output.
+        assert [name.partition("/")[2] for name in caller.shared.blobs.names] == ["0-0"]
 
     asyncio.run(story())
 
 
 def test_a_job_that_failed_ends_its_stream_with_the_error_in_every_process() -> None:
     async def story(editor: Gated) -> None:
-        vault = MemoryVault()
-        caller = JobCaller(editor, vault)
+        caller = JobCaller(editor)
         id = await caller.start()
         reader = read(caller, id)
         editor.middle_error = OutOfMemory("CUDA out of memory")
         editor.gate.set()
         await caller.until(id, "failed")
-        for response in (await reader, await read(JobCaller(editor, vault), id)):
+        for response in (await reader, await read(JobCaller(editor, caller.shared), id)):
             assert response.status_code == 200
             assert error_in(response) == "GENERATION_ERROR"
 
     play(story)
 
 
-def test_the_stream_of_a_job_that_ended_in_an_earlier_process_is_only_its_end() -> None:
+def test_a_reader_in_another_process_gets_the_same_events() -> None:
     async def story(editor: Gated) -> None:
-        vault = MemoryVault()
-        caller = JobCaller(editor, vault)
+        caller = JobCaller(editor)
+        id = (await caller.post(values=(10, 20), n="2")).json()["id"]
+        elsewhere = read(JobCaller(editor, caller.shared), id)
+        await caller.until(id, "running")
         editor.gate.set()
-        id = await caller.start()
         await caller.until(id, "succeeded")
-        assert events_of(await read(JobCaller(editor, vault), id)) == []
+        assert events_of(await elsewhere)[-5:] == events_of(await read(caller, id))[-5:]
 
     play(story)
-
-
-def test_who_has_read_much_in_one_process_reads_on_in_the_next() -> None:
-    before = Feed()
-    event: ProgressEvent = {"type": "image_edit.progress", "steps_done": 1, "steps": 150, "place": 0}
-    for _ in range(150):
-        before.put("progress", event)
-    after = Feed()
-    after.put("progress", event)
-    assert after.after(before.after(0, is_open=True).seen, is_open=True).events == [event]
 
 
 def test_a_job_that_is_deleted_ends_its_stream_and_an_unknown_one_has_none() -> None:
