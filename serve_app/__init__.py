@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from serve_app.events import Progress as Progress
     from serve_app.request import EditRequest as EditRequest
     from serve_app.request import EditResult as EditResult
+    from serve_app.request import GenerationRequest as GenerationRequest
 
 _MODULES = {
     "serve_app.client.asynchronous": ("AsyncImageEdits",),
@@ -46,7 +47,7 @@ _MODULES = {
         "UnsupportedMediaType",
     ),
     "serve_app.events": ("Completed", "Done", "Preview", "Progress"),
-    "serve_app.request": ("EditRequest", "EditResult"),
+    "serve_app.request": ("EditRequest", "EditResult", "GenerationRequest"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -4,7 +4,7 @@
     ├── InvalidInput            400  INVALID_INPUT           forms, api, request, images, decoding.pool, models.pipeline
     ├── Unauthorized            401  UNAUTHORIZED            api.auth
     ├── Forbidden               403  FORBIDDEN               api.cross_origin
-    ├── NotFound                404  NOT_FOUND               responses.errors, jobs.store
+    ├── NotFound                404  NOT_FOUND               responses.errors, jobs.store, request
     │   └── ModelNotFound       404  MODEL_NOT_FOUND         forms.fields, api.app
     ├── MethodNotAllowed        405  METHOD_NOT_ALLOWED      responses.errors
     ├── UploadTooSlow           408  REQUEST_TIMEOUT         forms.upload, while the body is read
@@ -71,7 +71,7 @@ class Forbidden(EditError):
 
 class NotFound(EditError):
     status, code, type = 404, "NOT_FOUND", "invalid_request_error"
-    when = "the path does not exist, or the caller has no such job"
+    when = "the path does not exist, the model makes no pictures from text alone, or the caller has no such job"
 
 
 class ModelNotFound(NotFound):

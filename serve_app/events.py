@@ -67,7 +67,7 @@ async def result_of(events: AsyncIterable[Event], request: EditRequest) -> EditR
             outputs[event.image_index, event.variant_index] = event
         elif isinstance(event, Done):
             done = event
-    arranged = arrange(outputs, len(request.images), request.n)
+    arranged = arrange(outputs, request.places, request.n)
     return EditResult(
         pixels=tuple(tuple(output.pixels for output in variants) for variants in arranged),
         seeds=tuple(tuple(output.seed for output in variants) for variants in arranged),

@@ -1,6 +1,6 @@
 """The types that cross every layer: a validated request and its result. Both are frozen.
 
-Only validated input can become an EditRequest.
+Only validated input can become an EditRequest or a GenerationRequest.
 """
 
 import re
@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from serve_app.errors import InvalidInput
+from serve_app.errors import InvalidInput, NotFound
 from serve_app.images.geometry import (
     SIZE_PATTERN,
     Fit,
@@ -277,17 +277,22 @@ class EditRequest(EditParams):
 
     @model_validator(mode="after")
     def _check_prompts(self) -> "EditRequest":
-        if isinstance(self.prompt, tuple) and len(self.prompt) != len(self.images):
+        if isinstance(self.prompt, tuple) and len(self.prompt) != self.places:
             raise ValueError(
-                f"prompt: {len(self.prompt)} texts for {len(self.images)} images; "
+                f"prompt: {len(self.prompt)} texts for {self.places} images; "
                 "send one text for all images, or one for each image"
             )
         return self
 
     @property
+    def places(self) -> int:
+        """The number of pictures of which there are `n` variants each: of an edit, that of its images."""
+        return len(self.images)
+
+    @property
     def prompts(self) -> tuple[str, ...]:
         """The prompt of each picture, in order."""
-        return (self.prompt,) * len(self.images) if isinstance(self.prompt, str) else self.prompt
+        return (self.prompt,) * self.places if isinstance(self.prompt, str) else self.prompt
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -306,19 +311,74 @@ class EditRequest(EditParams):
 
     @property
     def outputs(self) -> int:
-        return len(self.images) * self.n
+        return self.places * self.n
 
     @property
     def picture_bytes(self) -> int:
         """Bytes of the decoded pictures in memory, and of the outputs that are as large as the pictures were."""
         arrays = {id(array): array.nbytes for of_one in (self.images, self.mask, *self.references) for array in of_one}
-        channels: int = max(image.shape[2] for image in self.images)
+        channels: int = max((image.shape[2] for image in self.images), default=0)
         results = channels * original_pixels(self, self.sizes, masked=bool(self.mask))
         return sum(arrays.values()) + results
 
     def output_seed(self, image_index: int, variant_index: int) -> int:
         """Return the seed of one output: the request's seed plus the output's place in output order."""
         return self.seed + image_index * self.n + variant_index
+
+
+class GenerationRequest(EditRequest):
+    """A request for new pictures, made from the prompt alone: `n` variants, as those of an edit of one image.
+
+    `size`: `auto` is a square of the model's native area. Only some models take it: `check_generation`.
+
+    Raises InvalidInput for a picture, and for what only a picture can have.
+    """
+
+    images: tuple[Picture, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_no_pictures(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        for name in ("images", "references", "mask", "original_sizes"):
+            value = fields.get(name)
+            if value is not None and not (isinstance(value, (list, tuple)) and not value):
+                raise needs_picture(name)
+        # Empty lists are as if left out, and the rules of an edit's pictures do not apply.
+        return {name: value for name, value in fields.items() if name not in ("images", "original_sizes")}
+
+    @model_validator(mode="after")
+    def _check_shape(self) -> "GenerationRequest":
+        if self.fit != "cover":
+            raise needs_picture("fit")
+        if self.size == "original":
+            raise InvalidInput(
+                "size: original is the size of an image, and a generation has none; send WIDTHxHEIGHT or auto",
+                param="size",
+            )
+        return self
+
+    @property
+    def places(self) -> int:
+        """1: there is no image, and the variants are those of one picture."""
+        return 1
+
+
+def needs_picture(field: str) -> InvalidInput:
+    """Return the error for a field of a generation that only an edit can have."""
+    return InvalidInput(
+        f"{field}: a picture that is generated has no image before it; to edit images, send them to "
+        "/v1/images/edits, or as an EditRequest",
+        param=field,
+    )
+
+
+def check_generation(generates: bool) -> None:
+    """Raise NotFound unless the model makes pictures from a text alone."""
+    if not generates:
+        raise NotFound(
+            "This server's model edits images and generates none from text alone: send an image to /v1/images/edits, "
+            "or serve a model that generates, such as Qwen/Qwen-Image-2.1"
+        )
 
 
 def size_of(pixels: Picture | Mask) -> Size:
@@ -388,7 +448,7 @@ def check_limits(request: EditRequest, limits: LimitSettings) -> None:
         raise InvalidInput(f"At most {limits.max_images} images are allowed, not {len(request.images)}", param="images")
     if request.outputs > limits.max_outputs:
         raise InvalidInput(
-            f"images × n must be at most {limits.max_outputs}, not {len(request.images)} × {request.n}", param="n"
+            f"images × n must be at most {limits.max_outputs}, not {request.places} × {request.n}", param="n"
         )
     for index, size in enumerate(request.sizes):
         check_picture_size(size, index, limits)

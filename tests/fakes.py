@@ -73,6 +73,10 @@ class ArithmeticPipeline:
         return False
 
     @property
+    def generates(self) -> bool:
+        return True
+
+    @property
     def step_cost(self) -> StepCost:
         return ONE_PER_TOKEN
 

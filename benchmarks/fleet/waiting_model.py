@@ -45,6 +45,10 @@ class WaitingPipeline:
         return False
 
     @property
+    def generates(self) -> bool:
+        return False
+
+    @property
     def step_cost(self) -> StepCost:
         return ONE_PER_TOKEN
 

@@ -26,7 +26,7 @@ from serve_app.errors import (
     TooManySamples,
     TooMuchWork,
 )
-from serve_app.request import EditRequest, EditResult, TokenCounts
+from serve_app.request import EditRequest, EditResult, TokenCounts, check_generation
 from serve_app.settings import EngineSettings
 
 logger = logging.getLogger("ray.serve")
@@ -104,6 +104,8 @@ class Admission:
     def _expand(self, request: EditRequest, options: RunOptions) -> QueuedRequest | EditError:
         now_s = self._clock()
         try:
+            if not request.images:
+                check_generation(self._model.backend.generates)
             queued = scheduler.expand(
                 request,
                 self._model.backend.geometry,
@@ -111,6 +113,7 @@ class Admission:
                 arrived_s=now_s,
                 deadline_s=now_s + min(self._timeout_s, options.timeout_s),
                 cost=self._model.backend.step_cost,
+                count_tokens=self._model.backend.count_tokens,
                 alone=options.alone,
             )
             self._check_background(request)
@@ -130,14 +133,16 @@ class Admission:
             raise InvalidInput(message, param="background")
 
     def _check_memory(self, queued: QueuedRequest) -> None:
-        """Raise InvalidInput for references that would not fit even alone."""
+        """Raise InvalidInput for references, or for a text without any, that would not fit even alone."""
         most = self.policy.kept_bytes
         for sample in queued.samples:
             if sample.kept_bytes > most:
+                needs = f"{sample.kept_bytes / 1e9:.1f} GB of this server's memory, more than the {most / 1e9:.1f} GB"
+                if not sample.shape.references:
+                    raise InvalidInput(f"prompt: it needs {needs} that it has for it; shorten it", param="prompt")
                 message = (
-                    f"references: those of image {sample.image_index} need {sample.kept_bytes / 1e9:.1f} GB of this "
-                    f"server's memory, more than the {most / 1e9:.1f} GB that it has for them; send fewer, or ask for "
-                    "a smaller size"
+                    f"references: those of image {sample.image_index} need {needs} that it has for them; send fewer, "
+                    "or ask for a smaller size"
                 )
                 raise InvalidInput(message, param="references")
 

@@ -26,6 +26,10 @@ class Backend(Protocol):
     def makes_alpha(self) -> bool:
         """Whether decoded pictures are RGBA, with transparency that the model made."""
 
+    @property
+    def generates(self) -> bool:
+        """Whether conditions may have no reference: pictures are made from their text alone."""
+
     def check(self, condition: Condition, /) -> None:
         """Raise InvalidInput for inputs that this model cannot process. Called on callers' threads."""
 

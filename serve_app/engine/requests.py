@@ -125,10 +125,13 @@ class ActiveRequest:
     def _result_of(self, sample: Sample, made: Picture) -> Picture:
         """Return what the caller gets of a picture that the model made: at its size, with what a mask keeps."""
         resized, condition = resize(made, sample.result), self.queued.conditions[sample.image_index]
-        edited, mask = condition.references[0], condition.mask
+        mask = condition.mask
         if mask is None and made.shape[2] == _RGBA:
             return finish_alpha(resized, self.request.background)
         resized = lay_on_white(resized)
+        if not condition.references:
+            return resized
+        edited = condition.references[0]
         is_opaque = edited.picture.shape[2] == 3
         # A picture that is recomposed has its transparent parts elsewhere.
         if mask is None and (is_opaque or self.request.fit == "free"):
@@ -138,7 +141,7 @@ class ActiveRequest:
         return finish(resized, kept, None if mask is None else resize_mask(mask, sample.result, crop))
 
     def _result(self) -> EditResult:
-        images, variants = len(self.request.images), self.request.n
+        images, variants = self.request.places, self.request.n
         seeds = {(i, j): self.request.output_seed(i, j) for i in range(images) for j in range(variants)}
         return EditResult(
             pixels=arrange(self.pixels, images, variants),

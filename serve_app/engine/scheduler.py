@@ -50,9 +50,9 @@ class StepCost:
     """The floating-point operations of a packed forward: `per_token` that runs, and `per_pair` of tokens in attention.
 
     `kept_per_token`: bytes of keys and values for each token of a reference, which are kept until the samples are done.
-    `has_prefix`: whether the references' keys and values are kept, so that only the output's tokens run. The text's
-    tokens are left out, since they are known only once it is tokenized: for an edit of one megapixel that is a sixth of
-    the tokens, most of which stand for the picture, so that all edits of one size are alike in it.
+    `has_prefix`: whether the references' keys and values are kept, so that only the output's tokens run. An edit's text
+    is left out: for one megapixel that is a sixth of the tokens, most of which stand for the picture, so that all edits
+    of one size are alike in it. A text without any reference is all of its prefix, and counts there.
     """
 
     per_token: float
@@ -82,6 +82,12 @@ class StepCost:
         pairs = sum(length * seen for length, seen in zip(lengths, accumulate(lengths), strict=True))
         return self.per_token * sum(lengths) + self.per_pair * pairs
 
+    def of_text(self, tokens: int) -> float:
+        """Return the operations of a prefix that is a text of so many tokens; 0 without prefixes."""
+        return self.per_token * tokens + self.per_pair * tokens**2 if self.has_prefix else 0.0
+
+
+_SQUARE = Size(1, 1)
 
 ONE_PER_TOKEN = StepCost(1.0, 0.0)
 """Work counted in tokens, for simulations, whose time is that of their tokens."""
@@ -102,7 +108,8 @@ class Reference:
 class Condition:
     """The inputs that the variants of one picture share, and that are encoded once for all of them.
 
-    `references`: the picture that is edited, and then those that the edit looks at beside it. `output`: as in Framing.
+    `references`: the picture that is edited, and then those that the edit looks at beside it; none if it is made from
+    the text alone. `output`: as in Framing.
     """
 
     references: tuple[Reference, ...]
@@ -114,6 +121,11 @@ class Condition:
     """The part of the picture that may change. None: all of it."""
     caller: str | None = None
     """As in EditRequest."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompt and, with guidance, the negative prompt."""
+        return (self.prompt,) if self.negative_prompt is None else (self.prompt, self.negative_prompt)
 
 
 @dataclass(slots=True, eq=False)
@@ -222,6 +234,7 @@ def expand(
     defaults: SamplingDefaults,
     *,
     cost: StepCost = ONE_PER_TOKEN,
+    count_tokens: Callable[[str], int] = len,
     sequence: int = 0,
     arrived_s: float = 0.0,
     deadline_s: float = math.inf,
@@ -229,7 +242,8 @@ def expand(
 ) -> QueuedRequest:
     """Return a queued request with its samples: all variants of the first picture, then all of the second, and so on.
 
-    Code that steps samples without a queue omits `sequence`, `arrived_s`, `deadline_s` and `alone`.
+    `count_tokens`: returns the tokens of a text; by default one for each character. Code that steps samples without a
+    queue omits `sequence`, `arrived_s`, `deadline_s` and `alone`.
 
     Raises InvalidInput for a mask that leaves nothing to edit in the part of its picture that the output shows, and for
     an adapter or a preset that the model does not have.
@@ -237,12 +251,14 @@ def expand(
     sampling = defaults.choose(request)
     negative = request.negative_prompt if sampling.guidance > 1 else None
     size = wanted_size(request, masked=bool(request.mask))
-    framings = [geometry.frame(picture, size, request.fit) for picture in request.sizes]
+    # Without a picture, the shape of `auto` is that of a square.
+    framings = [geometry.frame(picture, size, request.fit) for picture in request.sizes or [_SQUARE]]
     conditions = _conditions(request, framings, geometry, negative)
     queued = QueuedRequest(sequence, arrived_s, deadline_s, conditions, alone=alone)
     for index, (framing, condition) in enumerate(zip(framings, conditions, strict=True)):
         shape = Shape(framing.output, tuple(reference.view.size for reference in condition.references))
         rows, side = 1 if negative is None else 2, geometry.token_side
+        text = 0 if condition.references else sum(map(count_tokens, condition.texts))
         queued.samples += [
             Sample(
                 request_ref=weakref.ref(queued),
@@ -251,8 +267,8 @@ def expand(
                 shape=shape,
                 tokens=rows * cost.running_tokens(shape, side),
                 flops=rows * cost.of_row(shape, side),
-                kept_bytes=cost.kept_per_token * shape.reference_tokens(side),
-                prefill_flops=cost.of_prefill(shape, side),
+                kept_bytes=cost.kept_per_token * (shape.reference_tokens(side) + text),
+                prefill_flops=cost.of_prefill(shape, side) + cost.of_text(text),
                 result=framing.result,
                 seed=request.output_seed(index, variant),
                 sampling=sampling,
@@ -283,6 +299,11 @@ def _conditions(
         tuple(refer(picture, geometry.view(size_of(picture))) for picture in pictures)
         for pictures in request.references_by_image
     ]
+    if not request.images:
+        return tuple(
+            Condition((), prompt, negative, framing.output, None, request.caller)
+            for prompt, framing in zip(request.prompts, framings, strict=True)
+        )
     _check_masks(request, framings)
     return tuple(
         Condition((refer(picture, framing.view), *others), prompt, negative, framing.output, mask, request.caller)

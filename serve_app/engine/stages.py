@@ -53,7 +53,8 @@ class Stages:
         self._stall_s = stall_s
         self._clock = clock
         self._busy_since_s: float | None = None
-        self._encoding = Allowance(lambda sample: sum(size.pixels for size in sample.shape.references))
+        # 1 for the text, so that samples without references weigh something.
+        self._encoding = Allowance(lambda sample: 1 + sum(size.pixels for size in sample.shape.references))
         self._stepping = Allowance(lambda sample: sample.tokens)
         # Of previews and of finished samples alike.
         self._decoding = Allowance(lambda sample: sample.shape.output.pixels)

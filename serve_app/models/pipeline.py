@@ -163,6 +163,11 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         return False
 
     @property
+    def generates(self) -> bool:
+        """Whether a picture can be made from a text alone, without a reference."""
+        return False
+
+    @property
     def _channels(self) -> int:
         """The channels of a latent."""
         raise NotImplementedError
@@ -276,11 +281,8 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
         prepared = [shared[reference] for reference in condition.references]
         seen = tuple(each.seen for each in prepared)
         patches = [int(grid.prod()) // self._patcher.merge_size**2 for _, grid in seen]
-        texts = (
-            [condition.prompt] if condition.negative_prompt is None else [condition.prompt, condition.negative_prompt]
-        )
         return Prepared(
-            texts=tuple(torch.tensor(self._tokenize(text, patches)) for text in texts),
+            texts=tuple(torch.tensor(self._tokenize(text, patches)) for text in condition.texts),
             seen=seen,
             pixels=tuple(each.pixels for each in prepared),
             mask=None if condition.mask is None else self._prepare_mask(condition, condition.mask),
@@ -366,8 +368,10 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
                 latents = self._encode_vae_image(batch, generator=None)
             rows = self._pack_latents(latents, len(some), self._channels, *latents.shape[3:])
             packed.update(zip(some, rows.to(self.transformer.dtype), strict=True))
+        width = self.transformer.config.in_channels
+        none = torch.zeros(0, width, device=self._execution_device, dtype=self.transformer.dtype)
         # New tensors, since a view would keep the latents of the whole batch.
-        return [torch.cat([packed[id(each)] for each in of_one.pixels]) for of_one in prepared]
+        return [torch.cat([none, *(packed[id(each)] for each in of_one.pixels)]) for of_one in prepared]
 
     @torch.no_grad()
     def start(self, encoding: Encoding, sample: Sample) -> SampleState:

@@ -97,6 +97,10 @@ class StepwiseQwenImage21Pipeline(StepwisePipeline, QwenImage21Pipeline):  # typ
         return True
 
     @property
+    def generates(self) -> bool:
+        return True
+
+    @property
     def _channels(self) -> int:
         return int(self.transformer.config.in_channels)
 
@@ -235,7 +239,7 @@ class StepwiseQwenImage21Pipeline(StepwisePipeline, QwenImage21Pipeline):  # typ
 class _Cut:
     """The texts of an edit, cut at its pictures: the head ends with the last picture, and the tail follows it.
 
-    The head is the same for every prompt, since nothing in it attends to what follows.
+    The head is the same for every prompt, since nothing in it attends to what follows. Without pictures it is empty.
     """
 
     def __init__(self, prepared: Prepared, dropped: int, pixels_per_token: int, picture_token: int) -> None:

@@ -9,7 +9,7 @@ from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Condition, QueuedRequest, Sample, expand
 from serve_app.models.families import StepwiseQwenImageEditPipeline
 from serve_app.models.pipeline import StepwisePipeline
-from serve_app.request import EditRequest, Pixels
+from serve_app.request import EditRequest, GenerationRequest, Pixels
 from serve_app.settings import PresetSettings
 from tests.random_model import build_random_model
 from tests.scenes import scene
@@ -37,6 +37,11 @@ def request(**fields) -> EditRequest:
     return EditRequest(
         **{"images": [scene(1)], "prompt": "x", "seed": 7, "num_inference_steps": 5, "size": "96x64", **fields}
     )
+
+
+def generation(**fields) -> GenerationRequest:
+    defaults = {"prompt": "a red house", "seed": 7, "num_inference_steps": 5, "size": "96x64", "guidance_scale": 1.0}
+    return GenerationRequest(**{**defaults, **fields})
 
 
 def queue_of(random_model: StepwisePipeline, requests: Sequence[EditRequest]) -> list[QueuedRequest]:

@@ -1,4 +1,4 @@
-"""Random mixes of edits in shared forwards: each ends as it does alone, whatever its neighbours are."""
+"""Random mixes of edits and generations in shared forwards: each ends as it does alone, beside any neighbours."""
 
 import random
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from serve_app.engine.scheduler import Sample
 from serve_app.images.geometry import Size
 from serve_app.models.pipeline import StepwisePipeline
 from serve_app.request import EditRequest, Pixels
-from tests.model.edits import BOUND, edit, request, samples_of, step
+from tests.model.edits import BOUND, edit, generation, request, samples_of, step
 from tests.random_model import build_random_21_model, build_random_model
 from tests.scenes import difference, scene
 
@@ -37,19 +37,21 @@ def random_scene(draw: random.Random) -> Pixels:
     return scene(draw.randrange(20), size.width, size.height)
 
 
-def random_request(draw: random.Random, max_references: int) -> EditRequest:
-    """Return an edit of one picture that looks at up to three more, if the model can."""
+def random_request(draw: random.Random, model: StepwisePipeline) -> EditRequest:
+    """Return an edit of one picture that looks at up to three more, or a generation, if the model can."""
     prompt = " ".join(draw.choices(WORDS, k=draw.choice([1, 3, 10, 40])))[: draw.choice([1, 20, 400])].strip() or "x"
-    return request(
-        images=[random_scene(draw)],
-        references=[random_scene(draw) for _ in range(draw.randrange(min(max_references, 4)))],
-        prompt=prompt,
-        seed=draw.randrange(1000),
-        n=draw.choice([1, 1, 2]),
-        size=draw.choice(["auto", "auto", str(random_size(draw))]),
-        num_inference_steps=draw.randint(1, 4),
-        guidance_scale=draw.choice([1.0, 1.0, 4.0, 9.0]),
-    )
+    fields = {
+        "prompt": prompt,
+        "seed": draw.randrange(1000),
+        "n": draw.choice([1, 1, 2]),
+        "size": draw.choice(["auto", "auto", str(random_size(draw))]),
+        "num_inference_steps": draw.randint(1, 4),
+        "guidance_scale": draw.choice([1.0, 1.0, 4.0, 9.0]),
+    }
+    if model.generates and draw.random() < 0.4:
+        return generation(**fields)
+    references = [random_scene(draw) for _ in range(draw.randrange(min(model.max_references, 4)))]
+    return request(images=[random_scene(draw)], references=references, **fields)
 
 
 def run_at_random(model: StepwisePipeline, samples: Sequence[Sample], draw: random.Random) -> set[int]:
@@ -65,7 +67,7 @@ def run_at_random(model: StepwisePipeline, samples: Sequence[Sample], draw: rand
 @pytest.mark.parametrize("seed", range(MIXES))
 def test_each_of_a_mix_ends_as_it_does_alone(model, seed):
     draw = random.Random(seed)
-    requests = [random_request(draw, model.max_references) for _ in range(draw.randint(3, 4))]
+    requests = [random_request(draw, model) for _ in range(draw.randint(3, 4))]
     samples = samples_of(model, requests)
     sizes = run_at_random(model, samples, draw)
     assert max(sizes) > 1

@@ -41,6 +41,10 @@ class Poisoned:
         return False
 
     @property
+    def generates(self) -> bool:
+        return False
+
+    @property
     def step_cost(self) -> StepCost:
         return self._real.step_cost
 

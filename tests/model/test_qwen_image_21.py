@@ -24,7 +24,7 @@ from serve_app.models.qwen_image_21 import StepwiseQwenImage21Pipeline
 from serve_app.request import EditRequest, Picture
 from serve_app.settings import AdapterSettings, ModelSettings
 from tests.engines import MODEL_TIMEOUT_S, calibrated_engine
-from tests.model.edits import BOUND, condition_of, edit, request, samples_of, step
+from tests.model.edits import BOUND, condition_of, edit, generation, request, samples_of, step
 from tests.random_model import NATIVE_AREA, build_random_21_model
 from tests.scenes import difference, scene
 
@@ -63,7 +63,7 @@ def run_stock(
     guidance = edit.guidance_scale or 1.0
     assert isinstance(edit.size, Size)
     [image] = stock(
-        image=[PIL.Image.fromarray(picture) for picture in pictures],
+        image=[PIL.Image.fromarray(picture) for picture in pictures] or None,
         prompt=edit.prompt,
         negative_prompt=edit.negative_prompt if guidance > 1 else None,
         true_cfg_scale=guidance,
@@ -106,6 +106,48 @@ def test_it_does_so_without_diffusers_cache_too(model, stock):
     one = edit_of(2)
     [ours] = edit(model, [one])
     assert difference(ours, run_stock(stock, one, pictures_of(one), use_kv_cache=False)) <= BOUND
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"size": "64x160", "prompt": '变成黑白, and the word "open" over the door ' * 9, "seed": 1},
+        {"size": "256x224", "guidance_scale": 4.0, "negative_prompt": "blurry, ugly"},
+    ],
+)
+@pytest.mark.parametrize("use_kv_cache", [True, False])
+def test_a_generation_equals_diffusers_alone(model, stock, fields, use_kv_cache):
+    one = generation(**fields)
+    [ours] = edit(model, [one])
+    assert ours.shape[2] == 4
+    assert difference(ours, run_stock(stock, one, [], use_kv_cache=use_kv_cache)) <= BOUND
+
+
+def test_a_generation_without_a_size_is_a_square_of_the_native_area(model):
+    [ours] = edit(model, [generation(size="auto", num_inference_steps=1)])
+    assert ours.shape[0] * ours.shape[1] == NATIVE_AREA
+    [sample] = samples_of(model, [generation(size="100x50")])
+    assert (sample.shape.output, sample.shape.references, sample.result) == (Size(128, 64), (), Size(100, 50))
+
+
+def test_a_generation_has_a_prefix_of_text_alone_which_its_variants_share(model):
+    first, second, guided = samples_of(model, [generation(n=2), generation(guidance_scale=4.0)])
+    positive = first.state.encoding.positive
+    assert positive is second.state.encoding.positive
+    assert positive.before is None
+    [text] = positive.all_parts
+    assert text > model.count_tokens("a red house")
+    assert guided.state.encoding.negative.before is None
+    assert model.prefixes.stats.hits == model.prefixes.stats.misses == 0
+
+
+def test_every_word_and_every_seed_of_a_generation_changes_its_output(model):
+    one, other_words, other_seed = (
+        edit(model, [generation(**fields)])[0] for fields in ({}, {"prompt": "a red horse"}, {"seed": 8})
+    )
+    assert difference(one, other_words) > 5
+    assert difference(one, other_seed) > 20
 
 
 def test_transparent_pictures_are_read_with_their_alpha(model, stock):
@@ -228,9 +270,12 @@ def test_adapters_by_request_are_refused_at_the_start(checkpoint):
 
 
 def test_the_engine_serves_it(model):
-    edits = [edit_of(1), edit_of(2, n=2, seed=3), edit_of(1, guidance_scale=3.0, partial_images=1)]
+    edits = [
+        *(edit_of(1), edit_of(2, n=2, seed=3), edit_of(1, guidance_scale=3.0, partial_images=1)),
+        *(generation(n=2, seed=3), generation(guidance_scale=3.0, partial_images=1)),
+    ]
     with calibrated_engine(model) as running:
-        answers = running.submit(edits, [RunOptions(listener=lambda event: None)] * 3)
+        answers = running.submit(edits, [RunOptions(listener=lambda event: None)] * len(edits))
         futures = [answer for answer in answers if not isinstance(answer, EditError)]
         results = [future.result(MODEL_TIMEOUT_S) for future in futures]
         assert running.stats().shared_forwards > 0

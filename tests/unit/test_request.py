@@ -8,9 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from serve_app.errors import InvalidInput
+from serve_app.errors import InvalidInput, NotFound
 from serve_app.images.geometry import Size
-from serve_app.request import EditRequest, EditResult, Timings, check_limits
+from serve_app.request import EditRequest, EditResult, GenerationRequest, Timings, check_generation, check_limits
 from serve_app.settings import LimitSettings
 
 PICTURE = np.full((4, 6, 3), 7, np.uint8)
@@ -333,3 +333,70 @@ class TestMasks:
     def test_results_of_transparent_pictures_count_with_their_alpha(self) -> None:
         request = EditRequest(images=[CLEAR], prompt="x", size="original")
         assert request.picture_bytes == 2 * CLEAR.nbytes
+
+
+class TestGeneration:
+    def test_it_is_one_picture_of_n_variants(self) -> None:
+        request = GenerationRequest(prompt="x", n=3, seed=5)
+        assert (request.images, request.places, request.outputs, request.prompts) == ((), 1, 3, ("x",))
+        assert [request.output_seed(0, variant) for variant in range(3)] == [5, 6, 7]
+        assert request.picture_bytes == 0
+        assert GenerationRequest(prompt=["x"]).prompts == ("x",)
+
+    def test_it_survives_pickle(self) -> None:
+        request = GenerationRequest(prompt="x", size="640x480", background="transparent", caller="ann")
+        copy = pickle.loads(pickle.dumps(request))
+        assert type(copy) is GenerationRequest
+        assert copy == request
+
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({"images": [PICTURE]}, "images"),
+            ({"images": PICTURE}, "images"),
+            ({"references": [PICTURE]}, "references"),
+            ({"references": [[PICTURE]]}, "references"),
+            ({"mask": PICTURE}, "mask"),
+            ({"mask": [PICTURE[..., 0]]}, "mask"),
+            ({"original_sizes": [Size(8, 8)]}, "original_sizes"),
+            ({"fit": "free", "size": "64x64"}, "fit"),
+        ],
+    )
+    def test_what_belongs_to_a_picture_is_refused_with_the_way_to_edits(
+        self, fields: dict[str, Any], param: str
+    ) -> None:
+        with pytest.raises(InvalidInput, match=f"{param}: .*/v1/images/edits") as caught:
+            GenerationRequest(prompt="x", **fields)
+        assert caught.value.param == param
+
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({"size": "original"}, "size"),
+            ({"prompt": ["x", "y"]}, "prompt"),
+            ({"prompt": " "}, "prompt"),
+            ({"n": 0}, "n"),
+            ({"steps": 5}, "steps"),
+        ],
+    )
+    def test_other_fields_have_rules_as_those_of_an_edit(self, fields: dict[str, Any], param: str) -> None:
+        with pytest.raises(InvalidInput) as caught:
+            GenerationRequest(**{"prompt": "x", **fields})
+        assert caught.value.param == param
+
+    def test_limits_count_its_variants_and_bound_its_shape(self) -> None:
+        limits = LimitSettings(max_outputs=2, max_aspect_ratio=4)
+        check_limits(GenerationRequest(prompt="x", n=2, size="64x256"), limits)
+        with pytest.raises(InvalidInput, match="at most 2, not 1 × 3"):
+            check_limits(GenerationRequest(prompt="x", n=3), limits)
+        with pytest.raises(InvalidInput, match="size"):
+            check_limits(GenerationRequest(prompt="x", size="64x257"), limits)
+
+    def test_a_model_that_only_edits_says_which_one_generates(self) -> None:
+        check_generation(True)
+        with pytest.raises(NotFound, match=r"/v1/images/edits, or serve .* Qwen/Qwen-Image-2\.1"):
+            check_generation(False)
+
+    def test_no_image_is_no_edit_all_the_same(self) -> None:
+        with pytest.raises(InvalidInput, match="At least one image is required"):
+            EditRequest(prompt="x")

@@ -6,7 +6,7 @@ from serve_app.engine.sampling import SamplingDefaults
 from serve_app.engine.scheduler import Policy, QueuedRequest, Sample, StepCost, expand, plan
 from serve_app.errors import InvalidInput
 from serve_app.images.geometry import Geometry
-from serve_app.request import EditRequest
+from serve_app.request import EditRequest, GenerationRequest
 from tests.engines import engine
 from tests.fakes import ArithmeticPipeline, edit_request, picture
 
@@ -108,3 +108,44 @@ def test_references_that_would_not_fit_even_alone_are_refused_before_they_cost_a
         assert "send fewer, or ask for a smaller size" in large.message
         fits.result(20)
     assert len(pipeline.encoded) == 1
+
+
+# --- of a text alone ----------------------------------------------------------------------------------------------
+
+
+def generated(sequence: int, words: int, n: int = 1, guidance: float = 1.0) -> QueuedRequest:
+    request = GenerationRequest(prompt="x " * words, n=n, negative_prompt="blurry", guidance_scale=guidance)
+    return expand(
+        request,
+        GEOMETRY,
+        SamplingDefaults(4, 1.0),
+        cost=COST,
+        count_tokens=lambda text: len(text.split()),
+        sequence=sequence,
+    )
+
+
+def test_a_generation_keeps_as_much_as_its_texts_have_tokens():
+    [sample] = generated(0, words=16).samples
+    assert sample.kept_bytes == KEPT
+    assert generated(0, words=16, guidance=2.0).samples[0].kept_bytes == KEPT + 10
+    cost = StepCost(2.0, 3.0, has_prefix=True)
+    assert cost.of_text(5) == 2 * 5 + 3 * 25
+    assert sample.prefill_flops == COST.of_text(16) > 0
+    assert StepCost(2.0, 3.0).of_text(5) == 0
+
+
+def test_generations_join_as_there_is_memory_and_variants_share_it():
+    requests = [generated(0, words=16, n=2), queued(1), generated(2, words=16)]
+    assert join(plan(requests, policy(2 * KEPT), 0)) == [0, 0, 1]
+    requests[0].samples.clear()
+    assert join(plan(requests, policy(2 * KEPT), 0)) == [1, 2]
+
+
+def test_a_text_that_would_not_fit_even_alone_is_refused():
+    with engine(KeepingPipeline(), kept_bytes=KEPT) as running:
+        answers = running.submit([GenerationRequest(prompt="x " * words, num_inference_steps=4) for words in (15, 17)])
+    assert not isinstance(answers[0], Exception)
+    assert isinstance(answers[1], InvalidInput)
+    assert answers[1].param == "prompt"
+    assert "shorten" in answers[1].message
