@@ -15,13 +15,14 @@ class Capabilities:
 
     `max_references`: how many references an edit may have beside its picture; `native_area`: pixels of a picture at the
     model's native size; `transparency`: whether it makes transparency; `license`: its licence, if that allows no
-    commerce.
+    commerce; `generates`: whether it makes pictures from a text alone.
     """
 
     max_references: int
     native_area: int
     transparency: bool = False
     license: License | None = None
+    generates: bool = False
 
 
 class Editor(Protocol):

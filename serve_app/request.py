@@ -278,6 +278,8 @@ class EditRequest(EditParams):
     @model_validator(mode="after")
     def _check_prompts(self) -> "EditRequest":
         if isinstance(self.prompt, tuple) and len(self.prompt) != self.places:
+            if not self.images:
+                raise ValueError(f"prompt: a generation takes one text, not {len(self.prompt)}")
             raise ValueError(
                 f"prompt: {len(self.prompt)} texts for {self.places} images; "
                 "send one text for all images, or one for each image"

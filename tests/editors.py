@@ -3,8 +3,11 @@
 import asyncio
 from collections.abc import AsyncGenerator
 
+import numpy as np
+
 from serve_app.editor import Capabilities
 from serve_app.events import Completed, Done, Event, Preview, Progress
+from serve_app.images.geometry import Size
 from serve_app.request import BatchStats, EditRequest, EditResult, Pixels, Timings, TokenCounts
 
 TIMINGS = Timings(0.001, 0.002, 0.003, 0.004)
@@ -16,6 +19,7 @@ class Inverter:
 
     def __init__(self) -> None:
         self.is_ready: bool = True
+        self.generates: bool = True
         self.error: Exception | None = None
         self.requests: list[EditRequest] = []
 
@@ -23,23 +27,22 @@ class Inverter:
         return self.is_ready
 
     async def capabilities(self) -> Capabilities | None:
-        return Capabilities(max_references=2, native_area=1024 * 1024) if self.is_ready else None
+        return Capabilities(2, 1024 * 1024, generates=self.generates) if self.is_ready else None
 
     async def edit(self, request: EditRequest) -> EditResult:
         self.requests.append(request)
         if self.error is not None:
             raise self.error
-        seeds = [[request.seed + i * request.n + j for j in range(request.n)] for i in range(len(request.images))]
-        pixels = tuple(
-            tuple(self._edit(image, seed) for seed in row) for image, row in zip(request.images, seeds, strict=True)
-        )
-        tokens = TokenCounts.total([self._tokens(request, i) for i in range(len(request.images))], request.n)
+        seeds = [[request.seed + i * request.n + j for j in range(request.n)] for i in range(request.places)]
+        images = request.images or [self._blank(request)]
+        pixels = tuple(tuple(self._edit(image, seed) for seed in row) for image, row in zip(images, seeds, strict=True))
+        tokens = TokenCounts.total([self._tokens(request, i) for i in range(request.places)], request.n)
         return EditResult(pixels, tuple(map(tuple, seeds)), TIMINGS, BATCH, tokens)
 
     async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
         """Yield the last output first, so that no caller can rely on the order."""
         result = await self.edit(request)
-        places = [(i, j) for i in range(len(request.images)) for j in range(request.n)]
+        places = [(i, j) for i in range(request.places) for j in range(request.n)]
         yield Progress(0, len(places), place=1)
         for i, j in reversed(places):
             for k in range(request.partial_images):
@@ -50,8 +53,15 @@ class Inverter:
 
     def _tokens(self, request: EditRequest, image_index: int) -> TokenCounts:
         """Return a token for each word of the prompt, for each row of the picture, and for each column of an output."""
+        if not request.images:
+            return TokenCounts(len(request.prompts[0].split()), 0, self._blank(request).shape[1])
         height, width, _ = request.images[image_index].shape
         return TokenCounts(len(request.prompts[image_index].split()), height, width)
+
+    def _blank(self, request: EditRequest) -> Pixels:
+        """Return the grey picture that a generation inverts, of its size or of 8 × 6 pixels."""
+        size = request.size if isinstance(request.size, Size) else Size(8, 6)
+        return np.full((size.height, size.width, 3), 55, np.uint8)
 
     def _edit(self, image: Pixels, seed: int) -> Pixels:
         result = 255 - image

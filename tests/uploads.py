@@ -8,6 +8,7 @@ import httpx
 from starlette.requests import Request
 from starlette.types import Message
 
+from serve_app.forms.fields import EditFields
 from serve_app.forms.form import EditForm, parse
 from serve_app.settings import AppSettings, ModelSettings
 from tests.pictures import png
@@ -57,14 +58,19 @@ class Upload:
         self.taken_bytes += len(chunk)
         return {"type": "http.request", "body": chunk, "more_body": True}
 
-    def parse(self, settings: AppSettings = SETTINGS) -> EditForm:
-        return asyncio.run(parse(Request(self.scope, self.receive), settings))
+    def parse(self, settings: AppSettings = SETTINGS, fields: type[EditFields] = EditFields) -> EditForm:
+        return asyncio.run(parse(Request(self.scope, self.receive), settings, fields=fields))
 
 
-def form_of(*parts: Part, settings: AppSettings = SETTINGS, chunk_bytes: int = 1000) -> EditForm:
+def form_of(
+    *parts: Part,
+    settings: AppSettings = SETTINGS,
+    chunk_bytes: int = 1000,
+    fields: type[EditFields] = EditFields,
+) -> EditForm:
     body, content_type = body_of(list(parts))
     chunks = [body[i : i + chunk_bytes] for i in range(0, len(body), chunk_bytes)]
-    return Upload(chunks, content_type).parse(settings)
+    return Upload(chunks, content_type).parse(settings, fields)
 
 
 def levels(form: EditForm) -> list[int]:

@@ -28,12 +28,14 @@ from serve_app.api.pages import docs_routes, page_routes
 from serve_app.api.proxy_headers import check_proxy_headers
 from serve_app.editor import Editor
 from serve_app.errors import RETRY_AFTER_S, InvalidInput, ModelNotFound, NotReady
+from serve_app.forms.fields import EditFields, GenerationFields
 from serve_app.forms.form import EditForm, parse
 from serve_app.forms.memory import MemoryLimiter, MemoryLimitMiddleware
 from serve_app.idempotency.runner import IDEMPOTENCY_KEY, Key, KeyedEdits, read_idempotency_key
 from serve_app.images.pixels import PICTURE_THREADS
 from serve_app.jobs import stream as job_stream
 from serve_app.jobs.store import JobStore
+from serve_app.request import check_generation
 from serve_app.responses import edits, stream
 from serve_app.responses.errors import ErrorMiddleware, handle_routing_error
 from serve_app.responses.log import EditLogMiddleware, LogEntry
@@ -104,6 +106,7 @@ def _routes(api: "_Api", settings: AppSettings, needs_key: bool) -> list[Route]:
     ]
     return [
         Route("/v1/images/edits", api.edit, methods=["POST"], middleware=around_edits),
+        Route("/v1/images/generations", api.generate, methods=["POST"], middleware=around_edits),
         # One route for both methods, so that the `Allow` of a 405 names both.
         Route("/v1/jobs/{id}", api.job, methods=["GET", "DELETE"]),
         Route("/v1/models", api.models),
@@ -140,6 +143,16 @@ class _Api:
         self._decoding = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="decoding")
 
     async def edit(self, request: Request) -> Response:
+        return await self._make(request, EditFields)
+
+    async def generate(self, request: Request) -> Response:
+        known = await self._editor.capabilities()
+        # If no replica says what the model can do, the one that comes refuses what it cannot.
+        if known is not None:
+            check_generation(known.generates)
+        return await self._make(request, GenerationFields)
+
+    async def _make(self, request: Request, fields: type[EditFields]) -> Response:
         entry = request.scope["log_entry"]
         check_proxy_headers(request.headers)
         entry.is_job, key = _is_true(request, "async"), read_idempotency_key(request)
@@ -152,6 +165,7 @@ class _Api:
             self._decoding,
             reservation,
             caller,
+            fields=fields,
             fingerprinted=key is not None,
             is_job=entry.is_job,
         )
@@ -236,6 +250,7 @@ class _Api:
                 "demonstration": self._settings.model.is_demonstration,
                 "license": known.license if known else None,
                 "masks": True,
+                "generates": known.generates if known else None,
                 "transparency": known.transparency if known else None,
                 "adapters": list(self._settings.model.adapters),
                 "presets": list(self._settings.model.presets),

@@ -33,7 +33,9 @@ from serve_app.errors import (
     UploadTooSlow,
 )
 from serve_app.forms import fields, json_body, multipart
+from serve_app.forms.names import GENERATION_FIELDS
 from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KEY_PATTERN, MAX_KEY_CHARS, REPLAYED
+from serve_app.images.geometry import SIZE_PATTERN
 from serve_app.responses import schemas
 from serve_app.responses.edits import IGNORED
 from serve_app.settings import AppSettings, LimitSettings, ModelSettings
@@ -52,9 +54,9 @@ _BODIES: tuple[Any, ...] = (
 )
 
 _ABOUT = (
-    "Edits pictures by instruction. `images` is a batch: each picture is edited on its own. Every error of every route "
-    "has the same body. An unsupported method returns 405 with `Allow`, an unknown path 404, and HEAD the headers of "
-    "GET."
+    "Edits pictures by instruction. `images` is a batch: each picture is edited on its own. Some models make pictures "
+    "from a text alone too. Every error of every route has the same body. An unsupported method returns 405 with "
+    "`Allow`, an unknown path 404, and HEAD the headers of GET."
 )
 
 
@@ -62,6 +64,7 @@ def document(settings: AppSettings, needs_key: bool) -> Schema:
     """Return the OpenAPI 3.1 document, without `servers`. `needs_key`: whether the server has API keys."""
     paths: dict[str, Schema] = {
         "/v1/images/edits": {"post": _edit(settings)},
+        "/v1/images/generations": {"post": _generate(settings)},
         "/v1/jobs/{id}": {"parameters": [_JOB_ID], "get": _get_job(), "delete": _delete_job()},
         "/v1/models": {"get": _operation("listModels", "The names of the served model", schemas.ModelListBody)},
         "/v1/models/{id}": {"parameters": [_model_id(settings.model)], "get": _get_model()},
@@ -93,6 +96,8 @@ def _schemas(settings: AppSettings) -> Schema:
         "StreamEvent": refs[len(_BODIES), "serialization"],
         "EditForm": _edit_form(settings),
         "EditJson": _edit_json(settings),
+        "GenerationForm": _generation_form(settings),
+        "GenerationJson": _generation_json(settings),
     }
 
 
@@ -104,15 +109,40 @@ def _ref(body: Any) -> Schema:
 
 
 def _edit(settings: AppSettings) -> Schema:
+    body = {
+        multipart.MEDIA_TYPE: {"schema": _ref("EditForm"), "encoding": {"images": {"contentType": "image/*"}}},
+        json_body.MEDIA_TYPE: {"schema": _ref("EditJson"), "examples": _JSON_EXAMPLES},
+    }
+    operation = _making(settings, body, fields.EditFields, ModelNotFound)
+    return {"operationId": "editImages", "summary": "Edit pictures", **operation}
+
+
+def _generate(settings: AppSettings) -> Schema:
+    body = {
+        multipart.MEDIA_TYPE: {"schema": _ref("GenerationForm")},
+        json_body.MEDIA_TYPE: {"schema": _ref("GenerationJson"), "examples": _GENERATION_EXAMPLES},
+    }
+    operation = _making(settings, body, fields.GenerationFields, ModelNotFound, NotFound)
+    return {
+        "operationId": "generateImages",
+        "summary": "Make pictures from a text alone",
+        "description": "Only of models that do: `generates` in `GET /v1/models`. Others answer 404.",
+        **operation,
+    }
+
+
+def _making(settings: AppSettings, body: Schema, kind: type[fields.EditFields], *not_found: type[NotFound]) -> Schema:
+    """Return what the operations that make pictures have in common. `body`: by media type."""
+    ignored = _ignored(kind)
     answer = {
-        "description": "the outputs; with `stream`, the events of the edit as server-sent events",
+        "description": "the outputs; with `stream`, their events as server-sent events",
         "headers": {
             "Server-Timing": {
                 "description": "times in ms: queue, encode, denoise, decode, serialize; absent from a stream",
                 "schema": {"type": "string"},
             },
             REPLAYED: _REPLAYED,
-            IGNORED: _IGNORED,
+            IGNORED: ignored,
         },
         "content": {
             "application/json": {"schema": _ref(schemas.EditResponse)},
@@ -125,7 +155,7 @@ def _edit(settings: AppSettings) -> Schema:
         "headers": {
             "Location": {"description": "the address of the job", "required": True, "schema": {"type": "string"}},
             REPLAYED: _REPLAYED,
-            IGNORED: _IGNORED,
+            IGNORED: ignored,
         },
         "content": {"application/json": {"schema": _ref(schemas.JobBody)}},
         "links": {
@@ -133,23 +163,17 @@ def _edit(settings: AppSettings) -> Schema:
         },
     }
     too_much = (UploadTooSlow, PayloadTooLarge, TooManySamples, Overloaded, StoreUnavailable)
-    refusals = (InvalidInput, ModelNotFound, UnsupportedMediaType, IdempotencyKeyReused, *too_much)
+    refusals: tuple[type[EditError], ...] = (
+        InvalidInput,
+        *not_found,
+        UnsupportedMediaType,
+        IdempotencyKeyReused,
+        *too_much,
+    )
     return {
-        "operationId": "editImages",
-        "summary": "Edit pictures",
         "parameters": [_ASYNC, _idempotency_key(settings), _REQUEST_ID],
-        "requestBody": _request_body(settings),
+        "requestBody": {"required": True, "content": body},
         "responses": {"200": answer, "202": job, **_error_responses((*refusals, *_ANYWHERE_IN_THE_CLUSTER))},
-    }
-
-
-def _request_body(settings: AppSettings) -> Schema:
-    return {
-        "required": True,
-        "content": {
-            multipart.MEDIA_TYPE: {"schema": _ref("EditForm"), "encoding": {"images": {"contentType": "image/*"}}},
-            json_body.MEDIA_TYPE: {"schema": _ref("EditJson"), "examples": _JSON_EXAMPLES},
-        },
     }
 
 
@@ -169,7 +193,9 @@ def _get_job() -> Schema:
 
 def _delete_job() -> Schema:
     summary = "Cancel a job if it runs, and delete it"
-    return _operation("deleteJob", summary, schemas.DeletedJobBody, NotFound, StoreUnavailable, *_ANYWHERE_IN_THE_CLUSTER)
+    return _operation(
+        "deleteJob", summary, schemas.DeletedJobBody, NotFound, StoreUnavailable, *_ANYWHERE_IN_THE_CLUSTER
+    )
 
 
 def _get_model() -> Schema:
@@ -219,10 +245,6 @@ _REPLAYED = {
     "description": f"`true` if this is the answer to an earlier request with the same {IDEMPOTENCY_KEY}",
     "schema": {"type": "string", "enum": ["true"]},
 }
-_IGNORED = {
-    "description": "the names of fields that were accepted without effect, with commas between them; absent if all had",
-    "schema": {"type": "string", "pattern": f"^({'|'.join(fields.HINTS)})(, ({'|'.join(fields.HINTS)}))*$"},
-}
 _JOB_STREAM = {
     "name": "stream",
     "in": "query",
@@ -230,6 +252,12 @@ _JOB_STREAM = {
     "schema": {"type": "boolean", "default": False},
 }
 _JOB_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+
+
+def _ignored(kind: type[fields.EditFields]) -> Schema:
+    hint = f"({'|'.join(kind.hints)})"
+    about = "the names of fields that were accepted without effect, with commas between them; absent if all had"
+    return {"description": about, "schema": {"type": "string", "pattern": f"^{hint}(, {hint})*$"}}
 
 
 def _idempotency_key(settings: AppSettings) -> Schema:
@@ -331,16 +359,13 @@ def _edit_form(settings: AppSettings) -> Schema:
         "description": f"{_MASK}. `mask[]` is the same",
     }
     texts = _texts(settings)
-    texts["prompt"]["description"] += ". `prompt[]` is the same field"
-    about = "A field that is left empty, other than the prompt, is a field left out."
-    body = _body({"images": pictures, "references": references, "mask": mask, **texts})
-    return {**body, "required": ["images", "prompt"], "description": about}
+    texts["prompt"]["description"] += _SAME_PROMPT
+    body = _body({"images": pictures, "references": references, "mask": mask, **texts}, _COVERED_BY_MASK)
+    return {**body, "required": ["images", "prompt"], "description": _LEFT_EMPTY}
 
 
 def _edit_json(settings: AppSettings) -> Schema:
     limits = settings.limits
-    texts = _texts(settings)
-    nullable = {name: texts[name] if name == "prompt" else _or_null(texts[name]) for name in texts}
     pictures = {
         "images": {
             "anyOf": [_array(_TEXT, limits.max_images), *_one_edit(limits)],
@@ -356,9 +381,7 @@ def _edit_json(settings: AppSettings) -> Schema:
             "description": _MASK,
         },
     }
-    # Clients send it where no model is configured.
-    nullable["model"]["anyOf"].append({"type": "string", "enum": [""]})
-    body = _body({**pictures, **nullable})
+    body = _body({**pictures, **_nullable(_texts(settings))}, _COVERED_BY_MASK)
     several = {"type": "array", "minItems": 2}
     objects = {**several, "contains": {"type": "object"}}
     twice = [{"properties": {"image": several}, "required": ["image"]}]
@@ -367,6 +390,44 @@ def _edit_json(settings: AppSettings) -> Schema:
     return {**body, "required": ["prompt"], "oneOf": [_given("images"), _given("image")], "not": both}
 
 
+def _generation_form(settings: AppSettings) -> Schema:
+    texts = _generation_texts(settings)
+    texts["prompt"]["description"] += _SAME_PROMPT
+    return {**_body(texts), "required": ["prompt"], "description": _LEFT_EMPTY}
+
+
+def _generation_json(settings: AppSettings) -> Schema:
+    return {**_body(_nullable(_generation_texts(settings))), "required": ["prompt"]}
+
+
+def _generation_texts(settings: AppSettings) -> Schema:
+    """Return the schemas of the fields of a generation, described without the pictures of an edit."""
+    texts = _texts(settings, fields.GenerationFields)
+    for name in texts.keys() - GENERATION_FIELDS:
+        del texts[name]
+    texts["prompt"]["anyOf"][1]["maxItems"] = 1
+    texts["prompt"].update(description="what to make; a list of one is the same", examples=["a red house by a lake"])
+    texts["n"]["description"] = f"variants, at most {settings.limits.max_outputs}"
+    texts["size"].update(
+        pattern=f"^(auto|{SIZE_PATTERN.pattern})$",
+        description="`auto`: a square of the model's native area; `WxH`: exactly these pixels",
+    )
+    texts["background"]["description"] = (
+        "`auto`: as the model makes it; `opaque`: on white; `transparent`: only from models that make transparency"
+    )
+    return texts
+
+
+def _nullable(texts: Schema) -> Schema:
+    """Return the schemas of text fields in JSON."""
+    nullable = {name: texts[name] if name == "prompt" else _or_null(texts[name]) for name in texts}
+    # Clients send it where no model is configured.
+    nullable["model"]["anyOf"].append({"type": "string", "enum": [""]})
+    return nullable
+
+
+_LEFT_EMPTY = "A field that is left empty, other than the prompt, is a field left out."
+_SAME_PROMPT = ". `prompt[]` is the same field"
 _TEXT = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/*"}
 
 
@@ -412,14 +473,14 @@ def _or_null(schema: Schema) -> Schema:
     return {**{name: schema[name] for name in about}, "anyOf": [rules, {"type": "null"}]}
 
 
-def _body(properties: Schema) -> Schema:
+def _body(properties: Schema, *rules: Schema) -> Schema:
     return {
         "type": "object",
         "properties": properties,
         "allOf": [
             _if_then("output_compression", {"type": "integer", "maximum": fields.MAX_COMPRESSION - 1}, _LOSSY),
             _if_then("background", {"const": "transparent"}, _NO_JPEG),
-            _if_then("mask", _PICTURES_GIVEN, {"properties": {"fit": {"enum": ["cover", None]}}}),
+            *rules,
         ],
         "additionalProperties": False,
     }
@@ -434,13 +495,14 @@ def _if_then(name: str, value: Schema, then: Schema) -> Schema:
 
 
 _PICTURES_GIVEN = {"anyOf": [{"type": "array", "minItems": 1}, {"type": ["string", "object"]}]}
+_COVERED_BY_MASK = _if_then("mask", _PICTURES_GIVEN, {"properties": {"fit": {"enum": ["cover", None]}}})
 _NO_JPEG = {"properties": {"output_format": {"enum": ["png", "webp", None]}}}
 _LOSSY = {"required": ["output_format"], "properties": {"output_format": {"enum": ["jpeg", "webp"]}}}
 
 
-def _texts(settings: AppSettings) -> Schema:
+def _texts(settings: AppSettings, kind: type[fields.EditFields] = fields.EditFields) -> Schema:
     """Return the schemas of all fields but the pictures, with this server's limits and names."""
-    texts = copy.deepcopy(fields.properties())
+    texts = copy.deepcopy(fields.properties(kind))
     # JSON has prompts as a list, a form as repeated fields.
     texts["prompt"]["anyOf"][1]["maxItems"] = settings.limits.max_images
     texts["n"]["description"] += f"; pictures × n is at most {settings.limits.max_outputs}"
@@ -496,5 +558,19 @@ _JSON_EXAMPLES = {
     "stream": {
         "summary": "As a stream, with previews",
         "value": {"image": _PICTURES[0], "prompt": "make the sky blue", "stream": True, "partial_images": 2},
+    },
+}
+_GENERATION_EXAMPLES = {
+    "openai": {
+        "summary": "One picture, as OpenAI's API has it",
+        "value": {"prompt": "a red house by a lake", "size": "1024x1024", "output_format": "png"},
+    },
+    "variants": {
+        "summary": "Two variants with a transparent background",
+        "value": {"prompt": "a paper boat, cut out", "n": 2, "seed": 7, "background": "transparent"},
+    },
+    "stream": {
+        "summary": "As a stream, with previews",
+        "value": {"prompt": "a red house by a lake", "stream": True, "partial_images": 2},
     },
 }

@@ -137,7 +137,7 @@ class _Watch:
 
 def _is_edit(scope: Scope) -> bool:
     path: str = scope["path"]
-    return scope["method"] == "POST" and path.endswith("/v1/images/edits")
+    return scope["method"] == "POST" and path.endswith(("/v1/images/edits", "/v1/images/generations"))
 
 
 def _repeat(refusal: _Refusal, request_id: str) -> Response:

@@ -146,8 +146,10 @@ class ImageEditor:
     async def capabilities(self) -> Capabilities:
         """Return what the model can do within this server's limits."""
         references = min(self._limits.max_references, self._model.pipeline.max_references - 1)
-        model = self._model
-        return Capabilities(references, self._geometry.native_area, model.pipeline.makes_alpha, model.license)
+        model, pipeline = self._model, self._model.pipeline
+        return Capabilities(
+            references, self._geometry.native_area, pipeline.makes_alpha, model.license, pipeline.generates
+        )
 
     async def check_health(self) -> None:
         self._engine.check_health()

@@ -1,20 +1,26 @@
-"""Text fields of an edit: one model, which validates every body and describes the fields in /openapi.json."""
+"""Text fields of edits and generations: models that validate every body and describe the fields in /openapi.json."""
 
 import reprlib
 from functools import cache
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from serve_app.errors import InvalidInput, ModelNotFound
 from serve_app.forms.upload import Values
 from serve_app.images.encoding import OutputFormat
-from serve_app.request import EditParams, Guidance, check_adapters, check_preset, invalid_input
+from serve_app.request import (
+    EditParams,
+    EditRequest,
+    GenerationRequest,
+    Guidance,
+    check_adapters,
+    check_preset,
+    invalid_input,
+)
 from serve_app.settings import AdapterUse, ModelSettings
 
 MAX_COMPRESSION = 100
-HINTS = ("input_fidelity", "moderation", "quality")
-"""Fields with which OpenAI's models can be told how to work. They cannot make a result wrong, so they are accepted."""
 
 
 class EditFields(EditParams):
@@ -25,6 +31,11 @@ class EditFields(EditParams):
     """
 
     model_config = ConfigDict(strict=True)
+
+    request_type: ClassVar[type[EditRequest]] = EditRequest
+    """What a body becomes."""
+    hints: ClassVar[tuple[str, ...]] = ("input_fidelity", "moderation", "quality")
+    """Fields that tell OpenAI's models how to work. They cannot make a result wrong, so they are accepted."""
 
     true_cfg_scale: Guidance = Field(None, description="diffusers' name of guidance_scale; both, different: 400")
     output_format: OutputFormat = Field("png", description="how the results are encoded")
@@ -98,7 +109,7 @@ class EditFields(EditParams):
     @property
     def ignored(self) -> tuple[str, ...]:
         """The hints that asked for something and have no effect. `auto` leaves the choice to the server."""
-        return tuple(name for name in HINTS if getattr(self, name) not in (None, "auto"))
+        return tuple(name for name in self.hints if getattr(self, name) not in (None, "auto"))
 
     def params(self) -> dict[str, Any]:
         """Return the given values for the fields of EditParams; the request has its own defaults for the others."""
@@ -110,10 +121,21 @@ class EditFields(EditParams):
         return params
 
 
+class GenerationFields(EditFields):
+    """Text fields of one generation: those of an edit but for those about its pictures, which `names` refuses."""
+
+    request_type: ClassVar[type[EditRequest]] = GenerationRequest
+    hints: ClassVar[tuple[str, ...]] = ("moderation", "quality", "style")
+
+    style: Literal["vivid", "natural"] | None = Field(
+        None, description="has no effect: say in the prompt which style you want"
+    )
+
+
 @cache
-def properties() -> dict[str, dict[str, Any]]:
+def properties(fields: type[EditFields] = EditFields) -> dict[str, dict[str, Any]]:
     """Return the JSON Schema of every field, without titles, null for a field left out, and constants."""
-    return {name: _plain(schema) for name, schema in EditFields.model_json_schema()["properties"].items()}
+    return {name: _plain(schema) for name, schema in fields.model_json_schema()["properties"].items()}
 
 
 def _plain(schema: dict[str, Any]) -> dict[str, Any]:
@@ -127,23 +149,23 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def validate(values: Values, model: ModelSettings) -> EditFields:
+def validate(values: Values, model: ModelSettings, fields: type[EditFields] = EditFields) -> EditFields:
     """Return the validated fields of a body. Raise ModelNotFound, or InvalidInput for the first bad field."""
     given = {name: value if name == "prompt" else value[0] for name, value in values.items()}
     presets: dict[Any, str] = dict(model.quality.items())
     if "preset" not in given and given.get("quality") in presets:
         given["preset"] = presets[given.pop("quality")]
     try:
-        return EditFields.model_validate(given, context=model)
+        return fields.model_validate(given, context=model)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(error, fields) from None
 
 
-def _refusal(error: ValidationError) -> InvalidInput:
+def _refusal(error: ValidationError, fields: type[EditFields]) -> InvalidInput:
     """Return the first error of pydantic with a message that names the allowed values."""
     first = error.errors(include_url=False)[0]
     name, value = str(first["loc"][0]), first["input"]
-    schema = properties()[name]
+    schema = properties(fields)[name]
     match first["type"]:
         case "literal_error":
             wanted = first["ctx"]["expected"].replace("'", "")

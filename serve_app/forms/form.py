@@ -15,7 +15,7 @@ from starlette.requests import Request
 from serve_app.decoding.pool import DECODERS
 from serve_app.errors import DeadlineExceeded, InvalidInput, UnsupportedMediaType
 from serve_app.forms import json_body, kept_form, multipart
-from serve_app.forms.fields import EditFields, validate
+from serve_app.forms.fields import EditFields, GenerationFields, validate
 from serve_app.forms.fingerprint import Fingerprint
 from serve_app.forms.memory import Reservation
 from serve_app.forms.upload import PictureFiles, ReadPicture, Values
@@ -36,10 +36,13 @@ from serve_app.settings import AppSettings, LimitSettings
 
 T = TypeVar("T")
 
+_KINDS: dict[type[EditFields], str] = {EditFields: "edit", GenerationFields: "generation"}
+"""The names of the kinds of forms, as the store has them."""
+
 
 @dataclass(frozen=True, slots=True)
 class EditForm:
-    """One HTTP request: the edit, and the format of its response.
+    """One HTTP request: the edit or the generation, and the format of its response.
 
     `fingerprint`: digest of all that was sent, which distinguishes a retry from another edit; None if not requested.
     `ignored`: names of the fields that were accepted without effect. `kept`: the form for a later process; None if not
@@ -63,10 +66,11 @@ async def parse(
     reservation: Reservation | None = None,
     caller: str | None = None,
     *,
+    fields: type[EditFields] = EditFields,
     fingerprinted: bool = False,
     is_job: bool = False,
 ) -> EditForm:
-    """Read and validate the body of an edit. Threads of `executor` wait for the decoders.
+    """Read and validate the body of an edit, or of what else `fields` are of. Threads of `executor` wait for decoders.
 
     `reservation` holds the bytes of the body, and then the pixels of all pictures; None: no limit. `caller`: as in
     EditRequest; no field can set it. `is_job`: a job has previews without `stream`, since its events can be streamed.
@@ -75,8 +79,9 @@ async def parse(
     InvalidInput, DeadlineExceeded if the pixels cannot be reserved in time, and Starlette's ClientDisconnect if the
     client leaves during the upload.
     """
-    async with _opened(request, settings.limits, executor) as (values, files):
+    async with _opened(request, settings.limits, executor, fields) as (values, files):
         return await _build(
+            fields,
             values,
             files,
             settings,
@@ -90,11 +95,13 @@ async def parse(
 
 async def parse_kept(kept: bytes, settings: AppSettings, executor: Executor | None, caller: str | None) -> EditForm:
     """Return the form of a job from `EditForm.kept`. Raises ValueError for that of another version, and as `parse`."""
-    values, files = kept_form.load(kept)
-    return await _build(values, files, settings, executor, None, caller, fingerprinted=False, is_job=True)
+    kind, values, files = kept_form.load(kept)
+    fields = {kind: fields for fields, kind in _KINDS.items()}[kind]
+    return await _build(fields, values, files, settings, executor, None, caller, fingerprinted=False, is_job=True)
 
 
 async def _build(
+    fields: type[EditFields],
     values: Values,
     files: PictureFiles,
     settings: AppSettings,
@@ -106,14 +113,12 @@ async def _build(
     is_job: bool,
 ) -> EditForm:
     limits = settings.limits
-    given = validate(values, settings.model)
+    given = validate(values, settings.model, fields)
     if given.partial_images and not (given.stream or is_job):
         message = "partial_images: only a stream or a job has previews; send stream=true"
         raise InvalidInput(message, param="partial_images")
-    if not files.images:
-        raise InvalidInput("At least one image is required", param="images")
-    _check_references(files)
-    check_masks(len(files.masks), len(files.images), given.fit)
+    if fields is EditFields:
+        _check_counts(files, given)
     fingerprint = Fingerprint(values, files) if fingerprinted else None
     reads = files if fingerprint is None else fingerprint.pictures
     sizes = await _measure(reads, limits, executor)
@@ -125,10 +130,12 @@ async def _build(
     pictures = await _decode(reads, limits, executor)
     loop = asyncio.get_running_loop()
     # Not on the event loop: the masks and the alpha of large pictures are searched, or laid on white.
-    edit = await loop.run_in_executor(executor, partial(EditRequest, **pictures, caller=caller, **given.params()))
+    edit = await loop.run_in_executor(
+        executor, partial(fields.request_type, **pictures, caller=caller, **given.params())
+    )
     check_limits(edit, limits)
     # With the seed, so that a later process makes the same pictures.
-    dump = partial(kept_form.dump, {**values, "seed": [edit.seed]}, files)
+    dump = partial(kept_form.dump, _KINDS[fields], {**values, "seed": [edit.seed]}, files)
     kept = await loop.run_in_executor(executor, dump) if is_job else None
     if reservation is not None:
         reservation.release_bytes()
@@ -138,13 +145,17 @@ async def _build(
     )
 
 
-def _check_references(files: PictureFiles) -> None:
+def _check_counts(files: PictureFiles, given: EditFields) -> None:
+    """Raise InvalidInput for an edit without images, and for references or masks that do not fit their number."""
+    if not files.images:
+        raise InvalidInput("At least one image is required", param="images")
     counts, images = files.per_image, len(files.images)
     if counts is not None and len(counts) != images:
         raise InvalidInput(
             f"references: {len(counts)} lists for {images} images; send one for each image, or pictures for all",
             param="references",
         )
+    check_masks(len(files.masks), images, given.fit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,15 +250,15 @@ async def _reserve(reservation: Reservation, pixels: int, limits: LimitSettings)
 
 
 def _opened(
-    request: Request, limits: LimitSettings, executor: Executor | None
+    request: Request, limits: LimitSettings, executor: Executor | None, fields: type[EditFields]
 ) -> AbstractAsyncContextManager[tuple[Values, PictureFiles]]:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise UnsupportedMediaType(f"A body with Content-Encoding: {encoding[:80]} is not read; send it uncompressed")
     media_type = parse_options_header(request.headers.get("content-type"))[0].decode("latin-1")
     if media_type == multipart.MEDIA_TYPE:
-        return multipart.opened(request, limits)
+        return multipart.opened(request, limits, fields)
     if media_type == json_body.MEDIA_TYPE:
-        return json_body.opened(request, limits, executor)
+        return json_body.opened(request, limits, executor, fields)
     found = media_type[:80] or "nothing"
     raise UnsupportedMediaType(f"Content-Type must be {multipart.MEDIA_TYPE} or {json_body.MEDIA_TYPE}, not {found}")

@@ -14,6 +14,7 @@ import pybase64
 from starlette.requests import Request
 
 from serve_app.errors import InvalidInput
+from serve_app.forms.fields import EditFields
 from serve_app.forms.names import PICTURE_FIELDS, SYNONYMS, check_name, count, too_many_references
 from serve_app.forms.upload import PictureFiles, ReadPicture, Values, file_too_large, text_too_large, within_limit
 from serve_app.forms.values import WORDS, from_json
@@ -31,25 +32,26 @@ _URL = re.compile("[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
 
 @asynccontextmanager
 async def opened(
-    request: Request, limits: LimitSettings, executor: Executor | None
+    request: Request, limits: LimitSettings, executor: Executor | None, fields: type[EditFields]
 ) -> AsyncIterator[tuple[Values, PictureFiles]]:
     """Yield the values and the pictures of the body, which is parsed in `executor`."""
-    yield await _read(request, limits, executor)
+    body = await _read(request, limits)
+    yield await asyncio.get_running_loop().run_in_executor(executor, _parse, body, limits, fields)
 
 
-async def _read(request: Request, limits: LimitSettings, executor: Executor | None) -> tuple[Values, PictureFiles]:
+async def _read(request: Request, limits: LimitSettings) -> bytearray:
     body = bytearray()
     async for chunk in within_limit(request, limits):
         body += chunk
-    return await asyncio.get_running_loop().run_in_executor(executor, _parse, body, limits)
+    return body
 
 
-def _parse(body: bytearray, limits: LimitSettings) -> tuple[Values, PictureFiles]:
+def _parse(body: bytearray, limits: LimitSettings, fields: type[EditFields]) -> tuple[Values, PictureFiles]:
     values: Values = {}
     pictures = PictureFiles()
     seen: Counter[str] = Counter()
     for name, value in _load(body).items():
-        check_name(name)
+        check_name(name, fields)
         if value is None:
             # Typed clients send null for every field that was left out.
             continue

@@ -15,12 +15,13 @@ _VERSION = 1
 _LENGTH_BYTES = 4
 
 
-def dump(values: Values, files: PictureFiles) -> bytes:
-    """Return the form as bytes. Reads every file."""
+def dump(kind: str, values: Values, files: PictureFiles) -> bytes:
+    """Return the form as bytes. Reads every file. `kind`: what it asks for, an edit or something else."""
     pictures = [read() for read in (*files.images, *files.references, *files.masks)]
     head = orjson.dumps(
         {
             "version": _VERSION,
+            "kind": kind,
             "values": values,
             "images": len(files.images),
             "references": len(files.references),
@@ -31,8 +32,8 @@ def dump(values: Values, files: PictureFiles) -> bytes:
     return b"".join((len(head).to_bytes(_LENGTH_BYTES), head, *pictures))
 
 
-def load(data: bytes) -> tuple[Values, PictureFiles]:
-    """Return the fields and files of `dump`. Raises ValueError for a form of another version."""
+def load(data: bytes) -> tuple[str, Values, PictureFiles]:
+    """Return the kind, the fields and the files of `dump`. Raises ValueError for a form of another version."""
     length = int.from_bytes(data[:_LENGTH_BYTES])
     try:
         head = orjson.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
@@ -42,7 +43,7 @@ def load(data: bytes) -> tuple[Values, PictureFiles]:
         raise ValueError("a form of another version")
     reads = _reads(data, _LENGTH_BYTES + length, head["sizes"])
     images, references = list(islice(reads, head["images"])), list(islice(reads, head["references"]))
-    return head["values"], PictureFiles(images, references, head["per_image"], masks=list(reads))
+    return head["kind"], head["values"], PictureFiles(images, references, head["per_image"], masks=list(reads))
 
 
 def _reads(data: bytes, start: int, sizes: list[int]) -> Iterator[ReadPicture]:

@@ -11,6 +11,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from serve_app.errors import InvalidInput
+from serve_app.forms.fields import EditFields
 from serve_app.forms.names import PICTURE_FIELDS, SYNONYMS, check_name, count
 from serve_app.forms.upload import PictureFiles, Values, file_too_large, text_too_large, within_limit
 from serve_app.forms.values import from_text
@@ -20,14 +21,16 @@ MEDIA_TYPE = "multipart/form-data"
 
 
 @asynccontextmanager
-async def opened(request: Request, limits: LimitSettings) -> AsyncIterator[tuple[Values, PictureFiles]]:
+async def opened(
+    request: Request, limits: LimitSettings, fields: type[EditFields]
+) -> AsyncIterator[tuple[Values, PictureFiles]]:
     """Yield the values and the pictures of the body, whose files are closed on the way out."""
     if not parse_options_header(request.headers.get("content-type"))[1].get(b"boundary"):
         raise InvalidInput("The Content-Type header has no boundary: let your HTTP client set this header itself")
     files: list[UploadFile] = []
     values: Values = {}
     try:
-        items = await _read(request, limits)
+        items = await _read(request, limits, fields)
         files += (value for _, value in items if not isinstance(value, str))
         for name, text in _given([(name, value) for name, value in items if isinstance(value, str)]):
             values.setdefault(SYNONYMS.get(name, name), []).append(from_text(name, text))
@@ -66,8 +69,10 @@ def _contents(file: UploadFile) -> bytes:
     return file.file.read()
 
 
-async def _read(request: Request, limits: LimitSettings) -> list[tuple[str, str | UploadFile]]:
-    parser = _Parser(request.headers, within_limit(request, limits), limits)
+async def _read(
+    request: Request, limits: LimitSettings, fields: type[EditFields]
+) -> list[tuple[str, str | UploadFile]]:
+    parser = _Parser(request.headers, within_limit(request, limits), limits, fields)
     try:
         return (await parser.parse()).multi_items()
     except MultiPartException as error:
@@ -80,11 +85,18 @@ class _Parser(MultiPartParser):
     Errors of these methods pass through `parse`, which closes the files first.
     """
 
-    def __init__(self, headers: Headers, stream: AsyncGenerator[bytes, None], limits: LimitSettings) -> None:
+    def __init__(
+        self,
+        headers: Headers,
+        stream: AsyncGenerator[bytes, None],
+        limits: LimitSettings,
+        fields: type[EditFields],
+    ) -> None:
         # `count` limits the number of parts by name.
         super().__init__(headers, self._whole(stream), max_files=float("inf"), max_fields=float("inf"))
         self.max_part_size = limits.max_field_bytes
         self._limits = limits
+        self._fields = fields
         self._seen: Counter[str] = Counter()
         self._part_bytes = 0
         self._complete = False
@@ -102,7 +114,7 @@ class _Parser(MultiPartParser):
         super().on_headers_finished()
         part = self._current_part
         name, is_file = part.field_name, part.file is not None
-        check_name(name)
+        check_name(name, self._fields)
         if name in PICTURE_FIELDS and not is_file and not _is_mask(name):
             raise _not_a_file(name)
         if name not in PICTURE_FIELDS and is_file:

@@ -4,20 +4,26 @@ import difflib
 from collections import Counter
 
 from serve_app.errors import InvalidInput
-from serve_app.forms.fields import EditFields
+from serve_app.forms.fields import EditFields, GenerationFields
+from serve_app.request import needs_picture
 from serve_app.settings import LimitSettings
 
 # FormData serializers (axios, PHP, Rails) and OpenAI's clients put brackets after the name of a list.
 SYNONYMS = {f"{name}[]": name for name in ("images", "image", "references", "mask", "prompt")}
 PICTURE_FIELDS = frozenset({*SYNONYMS, *SYNONYMS.values()} - {"prompt", "prompt[]"})
 FIELDS = frozenset({*SYNONYMS, *PICTURE_FIELDS, *EditFields.model_fields})
+_ABOUT_PICTURES = PICTURE_FIELDS | {"fit", "input_fidelity"}
+GENERATION_FIELDS = frozenset({"prompt[]", *GenerationFields.model_fields} - _ABOUT_PICTURES)
 
 
-def check_name(name: str) -> None:
-    """Raise InvalidInput for a field that this API does not have."""
-    if name not in FIELDS:
+def check_name(name: str, fields: type[EditFields]) -> None:
+    """Raise InvalidInput for a field that bodies with these text fields do not have."""
+    known = FIELDS if fields is EditFields else GENERATION_FIELDS
+    if name not in known:
+        if name in _ABOUT_PICTURES:
+            raise needs_picture(name)
         shown = name[:64]
-        similar = difflib.get_close_matches(shown, sorted(FIELDS), n=1)
+        similar = difflib.get_close_matches(shown, sorted(known), n=1)
         hint = f"; did you mean {similar[0]}?" if similar else ""
         raise InvalidInput(f"Unknown field {shown!r}{hint}", param=shown)
 

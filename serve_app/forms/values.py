@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 from serve_app.errors import InvalidInput
-from serve_app.forms.fields import EditFields
+from serve_app.forms.fields import GenerationFields
 from serve_app.forms.names import SYNONYMS
 
 WORDS = {
@@ -50,5 +50,6 @@ def from_text(name: str, text: str) -> Any:
 
 def _kind(name: str) -> type:
     """Return the type of one value of a field: bool, int, float; str for all others, which are read from text."""
-    annotation = EditFields.model_fields[SYNONYMS.get(name, name)].annotation
+    # It has the fields of edits too.
+    annotation = GenerationFields.model_fields[SYNONYMS.get(name, name)].annotation
     return next((kind for kind in (bool, int, float) if kind in (annotation, *get_args(annotation))), str)

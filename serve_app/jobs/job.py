@@ -36,8 +36,9 @@ class Job:
 
     `caller`: the name of the key that it belongs to; None if the server had no keys. `created_s`, `ended_s`: seconds
     since the epoch; a job is open until `ended_s` is set. `starts`: how many processes have started it. `open_bytes`:
-    size of its form and its decoded images, which are in memory while it is open. `is_accepted`: its caller may know of
-    it. `pictures`: by `IMAGE-VARIANT`, in the order of their events. `result`: the response without its pictures.
+    size of its form and its decoded images, which are in memory while it is open. `generates`: it makes pictures from a
+    text alone. `is_accepted`: its caller may know of it. `pictures`: by `IMAGE-VARIANT`, in the order of their events.
+    `result`: the response without its pictures.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -45,6 +46,7 @@ class Job:
     created_s: float = field(default_factory=time.time)
     starts: int = 1
     open_bytes: int = 0
+    generates: bool = False
     is_accepted: bool = False
     progress: Progress = field(default_factory=lambda: Progress(0, 0, 1))
     pictures: dict[str, StoredPicture] = field(default_factory=dict)

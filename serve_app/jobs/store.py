@@ -22,6 +22,7 @@ from serve_app.forms.form import EditForm, parse_kept
 from serve_app.images.pixels import PICTURE_THREADS
 from serve_app.jobs.job import Job, StoredPicture
 from serve_app.jobs.runner import AcceptedEdit, JobRunner, patiently, restart_edit, start_edit
+from serve_app.responses import stream
 from serve_app.responses.errors import to_public_error
 from serve_app.responses.log import LogEntry
 from serve_app.responses.schemas import DeletedJobBody
@@ -107,7 +108,7 @@ class JobStore:
         """
         assert form.kept is not None
         caller, open_bytes = form.request.caller, form.request.picture_bytes + len(form.kept)
-        job = Job(caller=caller, open_bytes=open_bytes)
+        job = Job(caller=caller, open_bytes=open_bytes, generates=stream.is_generation(form))
         lease = await self._leases.open(job.id, job.dump(), open_bytes)
         assert isinstance(lease, Lease)
         entry = LogEntry(self._settings.log, request_id, key_name=caller, form=form, is_job=True)

@@ -49,7 +49,7 @@ class _Reader:
 
     async def _news(self) -> AsyncGenerator[bytes, None]:
         """Yield what has changed in the job since it was looked at before."""
-        progress = encode_event(progress_event(self._job.progress))
+        progress = encode_event(progress_event(self._job.progress, generates=self._job.generates))
         if progress != self._progress and self._job.error is None:
             self._progress = progress
             yield progress

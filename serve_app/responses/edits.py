@@ -1,4 +1,4 @@
-"""JSON responses of finished edits, with the pictures encoded in the order of the contract."""
+"""JSON responses of finished edits and generations, with the pictures encoded in the order of the contract."""
 
 import asyncio
 import time

@@ -79,7 +79,7 @@ class LogEntry:
             "mode": "job" if self.is_job else "stream" if form.stream else "plain",
             "inputs": [str(size) for size in request.sizes],
             "size": str(request.size or "auto"),
-            "fit": request.fit if isinstance(request.size, Size) else None,
+            "fit": request.fit if request.images and isinstance(request.size, Size) else None,
             "n": request.n,
             "num_inference_steps": request.num_inference_steps,
             "guidance_scale": request.guidance_scale,

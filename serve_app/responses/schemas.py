@@ -24,7 +24,7 @@ Base64 = Annotated[
 ]
 SizeText = Annotated[str, _field("width x height in pixels", "1024x768", pattern="^[0-9]+x[0-9]+$")]
 Seed = Annotated[int, _field("the seed of this output", 7, ge=0)]
-InputIndex = Annotated[int, _field("index of the image that was edited, 0-based", 0, ge=0)]
+InputIndex = Annotated[int, _field("index of the image that was edited, 0-based; 0 of a generation", 0, ge=0)]
 VariantIndex = Annotated[int, _field("index of the variant of that image, 0-based", 0, ge=0)]
 EpochSeconds = Annotated[int, _field("seconds since the epoch", 1702814400, ge=0)]
 Seconds = Annotated[float, _field("seconds", 22.5, ge=0)]
@@ -47,7 +47,7 @@ class Usage(TypedDict):
     """The work of an edit. In a request, the prompt and the picture of an image count once, however many variants."""
 
     processing_time_seconds: Seconds
-    input_images: Annotated[int, _field("images that were edited", 1, ge=1)]
+    input_images: Annotated[int, _field("images that were edited; 0 of a generation", 1, ge=0)]
     generated_images: Annotated[int, _field("outputs that were generated", 1, ge=1)]
     input_tokens: Annotated[int, _field("sum of input_tokens_details", 69, ge=0)]
     output_tokens: Annotated[int, _field("latent tokens of the outputs", 64, ge=0)]
@@ -100,6 +100,10 @@ class ModelBody(TypedDict):
         _field("the model's licence, if it allows no commerce; null until a replica has loaded the model", None),
     ]
     masks: Annotated[Literal[True], _field("edits may have a mask")]
+    generates: Annotated[
+        bool | None,
+        _field("`POST /v1/images/generations` is served; null until a replica has loaded the model", False),
+    ]
     transparency: Annotated[
         bool | None,
         _field("`background` may be `transparent`; null until a replica has loaded the model", False),
@@ -183,7 +187,7 @@ class DeletedJobBody(TypedDict):
 class ProgressEvent(TypedDict):
     """The progress of the edit, sent whenever it changes."""
 
-    type: Literal["image_edit.progress"]
+    type: Literal["image_edit.progress", "image_generation.progress"]
     steps_done: StepsDone
     steps: Steps
     place: Place
@@ -205,7 +209,7 @@ class PictureEvent(OutputBody):
 class PartialImageEvent(PictureEvent):
     """A preview of one output."""
 
-    type: Literal["image_edit.partial_image"]
+    type: Literal["image_edit.partial_image", "image_generation.partial_image"]
     partial_image_index: Annotated[int, _field("index of the preview of this output, 0-based", 0, ge=0)]
 
 
@@ -213,7 +217,7 @@ class PartialImageEvent(PictureEvent):
 class CompletedEvent(PictureEvent):
     """One output, sent as soon as it is done."""
 
-    type: Literal["image_edit.completed"]
+    type: Literal["image_edit.completed", "image_generation.completed"]
     usage: Usage
 
 
@@ -230,7 +234,7 @@ class StageSeconds(TypedDict):
 class DoneEvent(TypedDict):
     """The end of the stream: every output is done."""
 
-    type: Literal["image_edit.done"]
+    type: Literal["image_edit.done", "image_generation.done"]
     usage: Usage
     timings: StageSeconds
 

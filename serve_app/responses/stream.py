@@ -1,10 +1,12 @@
-"""Server-sent events of a streamed edit: those of OpenAI's Images API, with further fields and events."""
+"""Server-sent events of a streamed edit or generation: those of OpenAI's Images API, with further fields and events."""
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal
 
 import orjson
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -12,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.forms.form import EditForm
-from serve_app.request import TokenCounts
+from serve_app.request import GenerationRequest, TokenCounts
 from serve_app.responses.edits import background, build_output, build_usage
 from serve_app.responses.errors import error_body, to_public_error
 from serve_app.responses.log import LogEntry
@@ -79,7 +81,7 @@ class _Stream:
 
     async def _render(self, event: Event) -> bytes:
         if isinstance(event, Progress):
-            return encode_event(progress_event(event))
+            return encode_event(progress_event(event, generates=is_generation(self._form)))
         if isinstance(event, Done):
             return self._done_frame(event)
         start = time.perf_counter()
@@ -100,9 +102,37 @@ class _Stream:
 # --- shared with the streams of jobs ------------------------------------------------------------------------------
 
 
-def progress_event(event: Progress) -> ProgressEvent:
+@dataclass(frozen=True, slots=True)
+class _Types:
+    """The types of the events of an edit, or of a generation."""
+
+    progress: Literal["image_edit.progress", "image_generation.progress"]
+    partial_image: Literal["image_edit.partial_image", "image_generation.partial_image"]
+    completed: Literal["image_edit.completed", "image_generation.completed"]
+    done: Literal["image_edit.done", "image_generation.done"]
+
+
+_EDIT = _Types("image_edit.progress", "image_edit.partial_image", "image_edit.completed", "image_edit.done")
+_GENERATION = _Types(
+    "image_generation.progress",
+    "image_generation.partial_image",
+    "image_generation.completed",
+    "image_generation.done",
+)
+
+
+def _types(form: EditForm) -> _Types:
+    return _GENERATION if is_generation(form) else _EDIT
+
+
+def is_generation(form: EditForm) -> bool:
+    """Return whether a form asks for a generation, whose events have names of their own."""
+    return isinstance(form.request, GenerationRequest)
+
+
+def progress_event(event: Progress, *, generates: bool) -> ProgressEvent:
     return {
-        "type": "image_edit.progress",
+        "type": (_GENERATION if generates else _EDIT).progress,
         "steps_done": event.steps_done,
         "steps": event.steps,
         "place": event.place,
@@ -127,14 +157,15 @@ def picture_event(
         "quality": "auto",
     }
     if isinstance(event, Preview):
-        return {"type": "image_edit.partial_image", "partial_image_index": event.preview_index, **picture}
-    return {"type": "image_edit.completed", "usage": _usage(started, 1, 1, event.tokens), **picture}
+        return {"type": _types(form).partial_image, "partial_image_index": event.preview_index, **picture}
+    inputs = 1 if form.request.images else 0
+    return {"type": _types(form).completed, "usage": _usage(started, inputs, 1, event.tokens), **picture}
 
 
 def done_event(event: Done, form: EditForm, started: float, serialize_s: float) -> DoneEvent:
     """Return the last event of an edit. `started`: as in picture_event."""
     return {
-        "type": "image_edit.done",
+        "type": _types(form).done,
         "usage": _usage(started, len(form.request.images), form.request.outputs, event.tokens),
         "timings": {
             "queue_s": event.timings.queue_s,

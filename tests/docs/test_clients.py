@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 from starlette.applications import Starlette
 
+from serve_app.request import GenerationRequest
 from tests.docs.pages import URL, block_with, blocks, photo, write_photos
 from tests.editors import Inverter
 from tests.http_server import listening
@@ -25,8 +26,10 @@ RUN_HERE = (
     "json=body",
     'job["status"]',
     'params={"stream": "true"}',
-    "with ImageEdits()",
+    "rows = edits.edit(",
     "async with AsyncImageEdits()",
+    "images/generations",
+    "made = client.images.generate",
     "result = client.images.edit",
     "events = client.images.edit",
     "edited = client.images.edit",
@@ -102,9 +105,9 @@ def test_the_client_of_the_package_is_used_as_written(
 ) -> None:
     with listening(app) as url:
         monkeypatch.setenv("IMAGE_EDITS_SERVER", url)
-        run("with ImageEdits()", url)
+        run("rows = edits.edit(", url)
         Path("photo1.jpg").write_bytes(b"no picture")
-        run("with ImageEdits()", url)
+        run("rows = edits.edit(", url)
     with PIL.Image.open("photo2-1.jpg") as picture:
         assert np.abs(np.asarray(picture).astype(int)[3, 4] - 175).max() <= 2
     done, failed = capsys.readouterr().out.splitlines()
@@ -143,6 +146,18 @@ def test_the_mask_on_the_page_is_painted_and_taken(app: Starlette, editor: Inver
         space["client"].close()
     [mask] = editor.requests[0].mask
     assert mask.any(axis=1).tolist() == [True] * 3 + [False] * 3
+
+
+def test_generations_are_made_as_written(app: Starlette, editor: Inverter) -> None:
+    with listening(app) as url:
+        run("images/generations", url)
+        space = run("made = client.images.generate", url)
+        space["client"].close()
+    assert [item.seed for item in space["made"].data] == [7, 8]
+    for name in ("boat_0.png", "boat_1.png"):
+        with PIL.Image.open(name) as picture:
+            assert np.asarray(picture)[3, 4, 0] == 200
+    assert all(isinstance(request, GenerationRequest) for request in editor.requests)
 
 
 def test_the_call_from_javascript_is_answered(app: Starlette, tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 from safetensors import safe_open
 
 from serve_app.engine.requests import RunOptions
+from serve_app.errors import NotFound
 from serve_app.events import Event, Preview
 from serve_app.models import loading
-from serve_app.request import EditRequest, Pixels
+from serve_app.request import EditRequest, GenerationRequest, Pixels
 from serve_app.settings import ModelSettings
 from tests.engines import calibrated_engine, outcome
 from tests.model.edits import edit
@@ -126,3 +127,10 @@ def test_previews_come_nearer_to_the_final_picture(model):
     distances = [float(np.abs(each.astype(int) - final.astype(int)).mean()) for each in [held.pixels, *previews]]
     assert len(distances) == 4
     assert all(later < earlier for earlier, later in pairwise(distances))
+
+
+def test_it_edits_only_and_says_what_generates(model):
+    with calibrated_engine(model.pipeline) as running:
+        [refused] = running.submit([GenerationRequest(prompt="a red house")])
+    assert isinstance(refused, NotFound)
+    assert "Qwen/Qwen-Image-2.1" in refused.message

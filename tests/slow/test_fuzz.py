@@ -28,7 +28,8 @@ from starlette.types import Message, Scope
 from serve_app.api.app import create_app
 from serve_app.decoding.pool import DecoderPool
 from serve_app.errors import EditError, InvalidInput
-from serve_app.forms.names import FIELDS
+from serve_app.forms.fields import EditFields, GenerationFields
+from serve_app.forms.names import FIELDS, GENERATION_FIELDS
 from serve_app.images.colour import srgb_profile
 from serve_app.settings import AppSettings, CorsSettings, LimitSettings
 from tests.editors import Inverter
@@ -41,7 +42,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 # --- bodies -------------------------------------------------------------------------------------------------------
 
-NAMES = st.sampled_from(sorted(FIELDS)) | st.text(max_size=12)
+NAMES = st.sampled_from(sorted(FIELDS | GENERATION_FIELDS)) | st.text(max_size=12)
 WORDS = [
     "1",
     "0",
@@ -116,14 +117,16 @@ JSON = st.recursive(
 PNG = base64.b64encode(png()).decode()
 OBJECTS = JSON | st.builds(
     lambda valid, fields: {**valid, **fields},
-    st.sampled_from([{}, {"prompt": "x", "images": [PNG]}, {"prompt": ["x", "y"], "images": [PNG, PNG], "n": 2}]),
+    st.sampled_from(
+        [{}, {"prompt": "x"}, {"prompt": "x", "images": [PNG]}, {"prompt": ["x", "y"], "images": [PNG, PNG], "n": 2}]
+    ),
     st.dictionaries(NAMES, JSON, max_size=3),
 )
 
 
-def parse(kind: str, upload: Upload) -> None:
+def parse(kind: str, upload: Upload, fields: type[EditFields] = EditFields) -> None:
     try:
-        upload.parse()
+        upload.parse(fields=fields)
         tried[f"{kind} taken"] += 1
     except ClientDisconnect:
         tried[f"{kind} left"] += 1
@@ -140,12 +143,14 @@ def chunks(body: bytes, size: int) -> list[bytes]:
 @given(body=damaged(FORMS), content_type=st.sampled_from(TYPES), size=st.integers(1, 300), leaves=st.booleans())
 def test_any_form_is_read_or_refused(body: bytes, content_type: str, size: int, leaves: bool) -> None:
     parse("forms", Upload(chunks(body, size), content_type, disconnects=leaves))
+    parse("forms", Upload(chunks(body, size), content_type, disconnects=leaves), GenerationFields)
 
 
 @fuzz(500)
 @given(body=damaged(OBJECTS.map(lambda value: json.dumps(value).encode())))
 def test_any_json_is_read_or_refused(body: bytes) -> None:
     parse("JSON bodies", Upload([body], "application/json"))
+    parse("JSON bodies", Upload([body], "application/json"), GenerationFields)
 
 
 # --- headers ------------------------------------------------------------------------------------------------------
@@ -162,7 +167,19 @@ HEADER_VALUES = TEXTS | st.sampled_from(
     [*TYPES, "application/json", "9" * 5000, "-1", "?1", "30", "Basic !!", "Bearer ", "https://lab.example"]
 )
 METHODS = st.sampled_from(["POST", "GET", "DELETE", "OPTIONS", "HEAD", "X"])
-PATHS = ("/v1/images/edits", "/v1/jobs/x", "/v1/models", "/v1/models/x", "/health", "/", "/docs", "/static/x", "/nope")
+PATHS = (
+    *(
+        "/v1/images/edits",
+        "/v1/images/generations",
+        "/v1/jobs/x",
+        "/v1/models",
+        "/v1/models/x",
+        "/health",
+        "/",
+        "/docs",
+    ),
+    *("/static/x", "/nope"),
+)
 PLACES = st.sampled_from(PATHS) | TEXTS.map("/v1/models/".__add__) | TEXTS.map("/v1/jobs/".__add__)
 
 

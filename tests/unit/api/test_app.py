@@ -319,7 +319,7 @@ def test_models_are_listed_and_found_by_every_name(app: Starlette, editor: Inver
     assert models["object"] == "list"
     assert [model["id"] for model in models["data"]] == ["Qwen-Image-Edit", "lab/edit"]
     for model in models["data"]:
-        known = {"max_references", "native_area", "license", "transparency"}
+        known = {"max_references", "native_area", "license", "transparency", "generates"}
         offered = {*known, "demonstration", "masks", "adapters", "presets"}
         assert set(model) == {"id", "object", "created", "owned_by", *offered}
         assert (model["max_references"], model["native_area"], model["masks"]) == (2, 1024 * 1024, True)

@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from openai.types import ImageGenCompletedEvent, ImageGenPartialImageEvent
 
 from serve_app.api.app import create_app
 from serve_app.errors import DeadlineExceeded, EditError, OutOfMemory, Overloaded, TooManySamples
@@ -125,3 +126,41 @@ def test_a_mask_is_sent_as_in_openais_api() -> None:
             client.images.edit(image=png(1), prompt="x", background="transparent", output_format="jpeg")
         assert transparent.value.param == "background"
     assert [request.mask[0].tolist() for request in editor.requests] == [changes.tolist()] * 2
+
+
+def test_pictures_are_generated() -> None:
+    editor = Inverter()
+    with client_of(editor) as client:
+        result = client.images.generate(
+            prompt="x",
+            model="gpt-image-1",
+            n=2,
+            size="1024x1024",
+            quality="hd",
+            style="vivid",
+            background="auto",
+            response_format="b64_json",
+            user="ann",
+            extra_body={"seed": 7},
+        )
+        assert result.usage is not None
+        assert (result.usage.input_tokens_details.image_tokens, len(result.data or [])) == (0, 2)
+        with pytest.raises(openai.BadRequestError, match="/v1/images/edits") as picture:
+            client.images.generate(prompt="x", extra_body={"image": "x"})
+        assert picture.value.param == "image"
+        editor.generates = False
+        with pytest.raises(openai.NotFoundError, match=r"Qwen-Image-2\.1") as caught:
+            client.images.generate(prompt="x")
+        assert caught.value.code == "NOT_FOUND"
+    [request] = editor.requests
+    assert (request.prompt, request.n, request.seed, str(request.size)) == ("x", 2, 7, "1024x1024")
+
+
+def test_a_generation_streams_events_of_the_clients_types() -> None:
+    with client_of(Inverter()) as client:
+        events = list(client.images.generate(prompt="x", n=2, stream=True, partial_images=1))
+    pictures = [event for event in events if isinstance(event, ImageGenPartialImageEvent | ImageGenCompletedEvent)]
+    assert [event.type for event in pictures].count("image_generation.partial_image") == 2
+    [first, _] = [event for event in pictures if isinstance(event, ImageGenCompletedEvent)]
+    assert first.usage.input_tokens_details.image_tokens == 0
+    assert events[-1].type == "image_generation.done"  # type: ignore[comparison-overlap]

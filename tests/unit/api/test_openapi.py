@@ -16,7 +16,7 @@ from starlette.routing import Route
 from serve_app.api import openapi
 from serve_app.api.app import create_app
 from serve_app.errors import DeadlineExceeded, EditError, GenerationError, Overloaded, TooManySamples
-from serve_app.forms.names import FIELDS, SYNONYMS
+from serve_app.forms.names import FIELDS, GENERATION_FIELDS, SYNONYMS
 from serve_app.settings import AppSettings, AuthSettings, LimitSettings
 from tests.editors import Inverter, Stumbler
 from tests.http_calls import MODEL, call, events_of
@@ -26,7 +26,16 @@ SETTINGS = AppSettings(model=MODEL, limits=LimitSettings(max_images=3, max_outpu
 DOCUMENT = openapi.document(SETTINGS, needs_key=False)
 SCHEMAS = DOCUMENT["components"]["schemas"]
 EDITS = "/v1/images/edits"
-EXAMPLES = DOCUMENT["paths"][EDITS]["post"]["requestBody"]["content"]["application/json"]["examples"]
+GENERATIONS = "/v1/images/generations"
+
+
+def examples_of(path: str) -> dict[str, Any]:
+    body: dict[str, Any] = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    examples: dict[str, Any] = body["examples"]
+    return examples
+
+
+EXAMPLES, GENERATION_EXAMPLES = examples_of(EDITS), examples_of(GENERATIONS)
 
 
 @pytest.fixture
@@ -102,6 +111,9 @@ def test_its_fields_are_those_of_the_application() -> None:
     for synonym, name in synonyms.items():
         assert f"`{synonym}`" in properties[name]["description"]
     assert set(SCHEMAS["EditJson"]["properties"]) == FIELDS - set(SYNONYMS) - offered
+    for name in ("GenerationForm", "GenerationJson"):
+        assert set(SCHEMAS[name]["properties"]) == GENERATION_FIELDS - set(SYNONYMS) - offered
+    assert "`prompt[]`" in SCHEMAS["GenerationForm"]["properties"]["prompt"]["description"]
 
 
 def schemas_in(value: Any) -> Iterator[dict[str, Any]]:
@@ -120,6 +132,8 @@ def test_its_examples_and_defaults_fit_their_schemas() -> None:
             count += 1
     for example in EXAMPLES.values():
         check(example["value"], SCHEMAS["EditJson"])
+    for example in GENERATION_EXAMPLES.values():
+        check(example["value"], SCHEMAS["GenerationJson"])
     assert count > 40
 
 
@@ -141,6 +155,30 @@ def test_every_example_is_answered_as_documented(app: Starlette, name: str, quer
     refused = query and name == "stream"
     assert response.status_code == (400 if refused else 202 if query else 200)
     check_answer(response, EDITS, "post")
+
+
+@pytest.mark.parametrize("name", GENERATION_EXAMPLES)
+@pytest.mark.parametrize("query", ["", "?async=true"])
+def test_every_example_of_a_generation_is_answered_as_documented(app: Starlette, name: str, query: str) -> None:
+    response = call(app, "POST", GENERATIONS + query, json=GENERATION_EXAMPLES[name]["value"])
+    refused = query and name == "stream"
+    assert response.status_code == (400 if refused else 202 if query else 200)
+    check_answer(response, GENERATIONS, "post")
+
+
+def test_a_model_that_does_not_generate_answers_as_documented(app: Starlette, editor: Inverter) -> None:
+    editor.generates = False
+    response = call(app, "POST", GENERATIONS, json=GENERATION_EXAMPLES["openai"]["value"])
+    assert response.status_code == 404
+    check_answer(response, GENERATIONS, "post")
+
+
+def test_hints_of_a_generation_are_named_as_documented(app: Starlette) -> None:
+    body = {"prompt": "x", "quality": "high", "moderation": "low", "style": "vivid"}
+    response = call(app, "POST", GENERATIONS, json=body)
+    documented = DOCUMENT["paths"][GENERATIONS]["post"]["responses"]["200"]["headers"]["x-edit-ignored"]
+    assert response.headers["x-edit-ignored"] == "moderation, quality, style"
+    check(response.headers["x-edit-ignored"], documented["schema"])
 
 
 def send(app: Starlette, fields: dict[str, Any]) -> httpx.Response:

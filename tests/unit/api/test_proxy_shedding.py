@@ -86,6 +86,7 @@ def test_what_another_caller_is_answered_is_for_the_application_to_say():
         assert [await reaches(headers={"authorization": "Bearer a"}) for _ in range(2)] == [True, False]
         assert [await reaches(headers={"origin": "https://a.example"}) for _ in range(2)] == [True, False]
         assert [await reaches(path=f"/other{EDITS}") for _ in range(2)] == [True, False]
+        assert [await reaches(path="/v1/images/generations") for _ in range(2)] == [True, False]
         assert [await reaches(headers={"idempotency-key": "k"}) for _ in range(2)] == [True, True]
         assert [await reaches("GET", "/health/ready") for _ in range(2)] == [True, True]
         assert [await reaches("GET") for _ in range(2)] == [True, True]

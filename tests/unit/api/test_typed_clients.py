@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from serve_app.api.app import create_app
 from serve_app.settings import AppSettings
 from tests.editors import Gated, Inverter
-from tests.http_calls import JobCaller, edit, events_of
+from tests.http_calls import JobCaller, call, edit, events_of
 
 U32 = Annotated[int, Field(ge=0, lt=2**32)]
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -62,12 +62,12 @@ class Event(Struct):
 
 
 class PartialImage(Event):
-    type: Literal["image_edit.partial_image"]
+    type: Literal["image_edit.partial_image", "image_generation.partial_image"]
     partial_image_index: Annotated[int, Field(ge=0, lt=2**8)]
 
 
 class Completed(Event):
-    type: Literal["image_edit.completed"]
+    type: Literal["image_edit.completed", "image_generation.completed"]
     usage: ImageGenUsage
 
 
@@ -95,6 +95,15 @@ def test_the_pictures_of_a_stream_are_read(app: Starlette) -> None:
     assert isinstance(partial, PartialImage)
     assert isinstance(completed, Completed)
     assert completed.usage.total_tokens == 15
+
+
+def test_a_generation_is_read(app: Starlette) -> None:
+    answer = call(app, "POST", "/v1/images/generations", json={"prompt": "one two", "n": 2, "size": "10x6"})
+    assert ImagesResponse.model_validate(answer.json()).usage.input_tokens_details.image_tokens == 0
+    body = {"prompt": "x", "stream": True, "partial_images": 1}
+    events = [e for e in events_of(call(app, "POST", "/v1/images/generations", json=body)) if "b64_json" in e]
+    partial, completed = map(EVENT.validate_python, events)
+    assert (partial.type, completed.type) == ("image_generation.partial_image", "image_generation.completed")
 
 
 def test_the_result_of_a_job_is_read() -> None:
