@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from serve_app.client.connection import BrokenOff as BrokenOff
     from serve_app.client.connection import Unreachable as Unreachable
     from serve_app.client.messages import EditOptions as EditOptions
+    from serve_app.client.messages import GenerationOptions as GenerationOptions
     from serve_app.client.messages import Output as Output
     from serve_app.client.messages import StreamedOutput as StreamedOutput
     from serve_app.client.messages import StreamedPreview as StreamedPreview
@@ -29,7 +30,7 @@ _MODULES = {
     "serve_app.client.asynchronous": ("AsyncImageEdits",),
     "serve_app.client.blocking": ("ImageEdits",),
     "serve_app.client.connection": ("BrokenOff", "Unreachable"),
-    "serve_app.client.messages": ("EditOptions", "Output", "StreamedOutput", "StreamedPreview"),
+    "serve_app.client.messages": ("EditOptions", "GenerationOptions", "Output", "StreamedOutput", "StreamedPreview"),
     "serve_app.errors": (
         "DeadlineExceeded",
         "EditError",

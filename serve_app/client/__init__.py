@@ -1,7 +1,7 @@
 """Python clients of the server, blocking and asyncio, over httpx, without torch and Ray.
 
-Public names, which `serve_app` exports: ImageEdits, AsyncImageEdits, EditOptions, Output, StreamedOutput,
-StreamedPreview, Unreachable and BrokenOff. All other names of this package may change.
+Public names, which `serve_app` exports: ImageEdits, AsyncImageEdits, EditOptions, GenerationOptions, Output,
+StreamedOutput, StreamedPreview, Unreachable and BrokenOff. All other names of this package may change.
 
 Both clients raise:
 

@@ -1,6 +1,7 @@
 """The asyncio client."""
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from functools import cached_property
 from typing import Any, Self, Unpack
 
@@ -11,13 +12,17 @@ from serve_app.client.connection import BODY_ERRORS, NO_END, BrokenOff, Connecti
 from serve_app.client.messages import (
     EDITS,
     END,
+    GENERATIONS,
     MODELS,
     READY,
     EditOptions,
+    GenerationOptions,
     ImageSource,
+    Output,
     Rows,
     StreamedEvent,
     build_form,
+    build_json,
     idempotency_header,
     read_content,
     read_event,
@@ -45,12 +50,20 @@ class AsyncImageEdits(Connection):
         """Edit each picture on its own, as ImageEdits.edit. Cancelling the call cancels the edit ten seconds later."""
         form = build_form(images, prompt, options)
         with self.translate_errors():
-            return read_rows(await self._post(idempotency_header(idempotency_key), form))
+            return read_rows(await self._post(EDITS, idempotency_header(idempotency_key), form))
 
-    async def _post(self, headers: dict[str, str], form: dict[str, Any]) -> httpx.Response:
-        """Send an edit and return its answer, as ImageEdits._post."""
+    async def generate(
+        self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[GenerationOptions]
+    ) -> list[Output]:
+        """Make pictures from the prompt alone, as ImageEdits.generate."""
+        body = build_json(prompt, options)
+        with self.translate_errors():
+            return read_rows(await self._post(GENERATIONS, idempotency_header(idempotency_key), body))[0]
+
+    async def _post(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> httpx.Response:
+        """Send a request and return its answer, as ImageEdits._post."""
         for retries_left in reversed(range(self.retries + 1)):
-            async with self._http.stream("POST", EDITS, headers=headers, **form) as response:
+            async with self._http.stream("POST", path, headers=headers, **body) as response:
                 try:
                     await response.aread()
                 except BODY_ERRORS:
@@ -70,8 +83,22 @@ class AsyncImageEdits(Connection):
     ) -> AsyncGenerator[StreamedEvent, None]:
         """Edit as `edit`, and yield the events of the edit, as ImageEdits.edit_stream."""
         form = build_form(images, prompt, options, stream="true", partial_images=partial_images)
+        async with aclosing(self._stream(EDITS, form)) as events:
+            async for event in events:
+                yield event
+
+    async def generate_stream(
+        self, prompt: str, *, partial_images: int = 0, **options: Unpack[GenerationOptions]
+    ) -> AsyncGenerator[StreamedEvent, None]:
+        """Make pictures as `generate`, and yield the events, as ImageEdits.generate_stream."""
+        body = build_json(prompt, options, stream=True, partial_images=partial_images)
+        async with aclosing(self._stream(GENERATIONS, body)) as events:
+            async for event in events:
+                yield event
+
+    async def _stream(self, path: str, body: dict[str, Any]) -> AsyncGenerator[StreamedEvent, None]:
         with self.translate_errors():
-            async with self._http.stream("POST", EDITS, **form) as response:
+            async with self._http.stream("POST", path, **body) as response:
                 if not response.is_success:
                     await response.aread()
                     read_content(response)

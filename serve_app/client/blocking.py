@@ -11,13 +11,17 @@ from serve_app.client.connection import BODY_ERRORS, NO_END, BrokenOff, Connecti
 from serve_app.client.messages import (
     EDITS,
     END,
+    GENERATIONS,
     MODELS,
     READY,
     EditOptions,
+    GenerationOptions,
     ImageSource,
+    Output,
     Rows,
     StreamedEvent,
     build_form,
+    build_json,
     idempotency_header,
     read_content,
     read_event,
@@ -50,15 +54,26 @@ class ImageEdits(Connection):
         """
         form = build_form(images, prompt, options)
         with self.translate_errors():
-            return read_rows(self._post(idempotency_header(idempotency_key), form))
+            return read_rows(self._post(EDITS, idempotency_header(idempotency_key), form))
 
-    def _post(self, headers: dict[str, str], form: dict[str, Any]) -> httpx.Response:
-        """Send an edit and return its answer. If the answer's body breaks off, send the edit again.
+    def generate(
+        self, prompt: str, *, idempotency_key: str | None = None, **options: Unpack[GenerationOptions]
+    ) -> list[Output]:
+        """Make pictures from the prompt alone, and return the variants. `idempotency_key`: as of `edit`.
+
+        Raises EditError; NotFound if the server's model only edits.
+        """
+        body = build_json(prompt, options)
+        with self.translate_errors():
+            return read_rows(self._post(GENERATIONS, idempotency_header(idempotency_key), body))[0]
+
+    def _post(self, path: str, headers: dict[str, str], body: dict[str, Any]) -> httpx.Response:
+        """Send a request and return its answer. If the answer's body breaks off, send the request again.
 
         The transport retries only until the head of an answer has arrived.
         """
         for retries_left in reversed(range(self.retries + 1)):
-            with self._http.stream("POST", EDITS, headers=headers, **form) as response:
+            with self._http.stream("POST", path, headers=headers, **body) as response:
                 try:
                     response.read()
                 except BODY_ERRORS:
@@ -81,8 +96,18 @@ class ImageEdits(Connection):
         `partial_images`: previews of each output, at most 3. Raises EditError between any two events, and BrokenOff if
         the stream ends before its last event. Closing the iterator cancels the edit.
         """
-        form = build_form(images, prompt, options, stream="true", partial_images=partial_images)
-        with self.translate_errors(), self._http.stream("POST", EDITS, **form) as response:
+        yield from self._stream(
+            EDITS, build_form(images, prompt, options, stream="true", partial_images=partial_images)
+        )
+
+    def generate_stream(
+        self, prompt: str, *, partial_images: int = 0, **options: Unpack[GenerationOptions]
+    ) -> Iterator[StreamedEvent]:
+        """Make pictures as `generate`, and yield the events, as `edit_stream`."""
+        yield from self._stream(GENERATIONS, build_json(prompt, options, stream=True, partial_images=partial_images))
+
+    def _stream(self, path: str, body: dict[str, Any]) -> Iterator[StreamedEvent]:
+        with self.translate_errors(), self._http.stream("POST", path, **body) as response:
             if not response.is_success:
                 response.read()
                 read_content(response)

@@ -3,7 +3,7 @@
 import io
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -32,20 +32,16 @@ _WHITE = 255
 _ONE_PICTURE = (str, os.PathLike, bytes, PIL.Image.Image, np.ndarray)
 
 
-class EditOptions(TypedDict, total=False):
-    """The optional parameters of an edit. The server's defaults apply to those that are omitted.
+class GenerationOptions(TypedDict, total=False):
+    """The optional parameters of a generation. The server's defaults apply to those that are omitted.
 
-    `references`: pictures that every edit looks at beside its own. `mask`: the part that may change, one for all
-    pictures or one for each. `steps`, `guidance`: the API's `num_inference_steps` and `guidance_scale`. All others have
-    the API's names and ranges.
+    `steps`, `guidance`: the API's `num_inference_steps` and `guidance_scale`. All others have the API's names and
+    ranges.
     """
 
-    references: "Sequence[ImageSource]"
-    mask: "MaskSource | Sequence[MaskSource]"
     background: Background
     n: int
     size: str
-    fit: Fit
     steps: int
     guidance: float
     preset: str
@@ -58,7 +54,20 @@ class EditOptions(TypedDict, total=False):
     user: str
 
 
-EDITS, MODELS, READY = "/v1/images/edits", "/v1/models", "/health/ready"
+class EditOptions(GenerationOptions, total=False):
+    """The optional parameters of an edit: those of a generation, and those of its pictures.
+
+    `references`: pictures that every edit looks at beside its own. `mask`: the part that may change, one for all
+    pictures or one for each.
+    """
+
+    references: "Sequence[ImageSource]"
+    mask: "MaskSource | Sequence[MaskSource]"
+    fit: Fit
+
+
+EDITS, GENERATIONS = "/v1/images/edits", "/v1/images/generations"
+MODELS, READY = "/v1/models", "/health/ready"
 END = "[DONE]"
 """The data of a stream's last event."""
 
@@ -68,7 +77,7 @@ _API_NAMES = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One edited picture: the file from the server, and the seed that reproduces it."""
+    """One picture that was made: the file from the server, and the seed that reproduces it."""
 
     file: bytes
     seed: int
@@ -122,8 +131,16 @@ def build_form(
     files += [("references", _file(picture, index)) for index, picture in enumerate(options.get("references", ()))]
     files += [("mask", _mask_file(mask, index)) for index, mask in enumerate(_as_list(options.get("mask", ())))]
     texts = {name: value for name, value in options.items() if name not in ("references", "mask")}
-    fields = {_API_NAMES.get(name, name): value for name, value in texts.items()}
-    return {"files": files, "data": {"prompt": prompt, **fields, **others}}
+    return {"files": files, "data": {"prompt": prompt, **_by_api_name(texts), **others}}
+
+
+def build_json(prompt: str, options: GenerationOptions, **others: bool | int) -> dict[str, Any]:
+    """Return the arguments with which httpx sends the body of a generation. Unknown options are sent too."""
+    return {"json": {"prompt": prompt, **_by_api_name(options), **others}}
+
+
+def _by_api_name(options: Mapping[str, object]) -> dict[str, Any]:
+    return {_API_NAMES.get(name, name): value for name, value in options.items()}
 
 
 def idempotency_header(key: str | None) -> dict[str, str]:
@@ -214,13 +231,14 @@ def read_event(message: ServerSentEvent) -> StreamedEvent | None:
     if message.event == "error":
         failure = _FailureBody.model_validate_json(message.data).error
         raise from_body(failure.code, failure.message, status=EditError.status, param=failure.param)
-    if message.event == "image_edit.progress":
-        return _PROGRESS.validate_json(message.data)
-    if message.event not in ("image_edit.partial_image", "image_edit.completed"):
+    kind, _, moment = message.event.partition(".")
+    if kind not in ("image_edit", "image_generation") or moment not in ("progress", "partial_image", "completed"):
         return None
+    if moment == "progress":
+        return _PROGRESS.validate_json(message.data)
     picture = _StreamedBody.model_validate_json(message.data)
     output = picture.output(picture.output_format)
-    if message.event == "image_edit.completed":
+    if moment == "completed":
         return StreamedOutput(picture.input_index, picture.variant_index, output)
     return StreamedPreview(picture.input_index, picture.variant_index, picture.partial_image_index, output)
 

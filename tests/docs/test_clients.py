@@ -28,6 +28,7 @@ RUN_HERE = (
     'params={"stream": "true"}',
     "rows = edits.edit(",
     "async with AsyncImageEdits()",
+    "edits.generate(",
     "images/generations",
     "made = client.images.generate",
     "result = client.images.edit",
@@ -148,13 +149,15 @@ def test_the_mask_on_the_page_is_painted_and_taken(app: Starlette, editor: Inver
     assert mask.any(axis=1).tolist() == [True] * 3 + [False] * 3
 
 
-def test_generations_are_made_as_written(app: Starlette, editor: Inverter) -> None:
+def test_generations_are_made_as_written(app: Starlette, editor: Inverter, monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(app) as url:
         run("images/generations", url)
+        monkeypatch.setenv("IMAGE_EDITS_SERVER", url)
+        run("edits.generate(", url)
         space = run("made = client.images.generate", url)
         space["client"].close()
     assert [item.seed for item in space["made"].data] == [7, 8]
-    for name in ("boat_0.png", "boat_1.png"):
+    for name in ("boat_0.png", "boat_1.png", "house-1.png", "house-2.png"):
         with PIL.Image.open(name) as picture:
             assert np.asarray(picture)[3, 4, 0] == 200
     assert all(isinstance(request, GenerationRequest) for request in editor.requests)

@@ -27,6 +27,7 @@ from serve_app.errors import (
     EditError,
     GenerationError,
     InvalidInput,
+    NotFound,
     NotReady,
     OutOfMemory,
     Overloaded,
@@ -34,7 +35,7 @@ from serve_app.errors import (
     Unauthorized,
 )
 from serve_app.events import Event, Progress
-from serve_app.request import EditRequest, EditResult, Mask
+from serve_app.request import EditRequest, EditResult, GenerationRequest, Mask
 from serve_app.settings import OPENAI_MODELS, AdapterSettings, AdapterUse, AppSettings, PresetSettings
 from tests.editors import Inverter
 from tests.http_calls import MODEL
@@ -323,15 +324,15 @@ def test_an_answer_that_breaks_off_is_asked_for_again_by_the_same_key(ask: Ask) 
             ask(url, "edit", png(10), "invert")
 
 
-def streamed(url: str, *arguments: Any, **options: Any) -> list[StreamedEvent]:
+def streamed(url: str, *arguments: Any, call: str = "edit_stream", **options: Any) -> list[StreamedEvent]:
     with ImageEdits(url, retries=0) as edits:
-        return list(edits.edit_stream(*arguments, **options))
+        return list(getattr(edits, call)(*arguments, **options))
 
 
-def streamed_in_a_loop(url: str, *arguments: Any, **options: Any) -> list[StreamedEvent]:
+def streamed_in_a_loop(url: str, *arguments: Any, call: str = "edit_stream", **options: Any) -> list[StreamedEvent]:
     async def go() -> list[StreamedEvent]:
         async with AsyncImageEdits(url, retries=0) as edits:
-            return [event async for event in edits.edit_stream(*arguments, **options)]
+            return [event async for event in getattr(edits, call)(*arguments, **options)]
 
     return asyncio.run(go())
 
@@ -432,3 +433,60 @@ def test_a_stream_has_no_key(stream: Ask, editor: Inverter) -> None:
     with listening(app) as url:
         stream(url, png(10), "invert")
     assert app.keys == [None]
+
+
+# --- generations --------------------------------------------------------------------------------------------------
+
+
+@both
+def test_a_generation_returns_its_variants(ask: Ask, server: str, editor: Inverter) -> None:
+    options = {
+        "n": 3, "size": "64x48", "steps": 5, "guidance": 2.5, "seed": 9, "negative_prompt": "blur",
+        "output_format": "jpeg", "output_compression": 80, "model": "lab/edit", "user": "ann",
+        "preset": "fast", "adapters": "sketch:0.5", "background": "opaque",
+    }  # fmt: skip
+    outputs = ask(server, "generate", "a red house", **options)
+    assert [(output.seed, output.image.format, output.image.size) for output in outputs] == [
+        (seed, "JPEG", (64, 48)) for seed in (9, 10, 11)
+    ]
+    (request,) = editor.requests
+    assert isinstance(request, GenerationRequest)
+    assert (request.prompt, request.num_inference_steps, request.guidance_scale) == ("a red house", 5, 2.5)
+    assert (request.preset, request.adapters) == ("fast", (AdapterUse("sketch", 0.5),))
+    assert (request.negative_prompt, request.background) == ("blur", "opaque")
+
+
+@both
+def test_options_of_an_edit_are_refused_in_a_generation(ask: Ask, server: str) -> None:
+    with pytest.raises(InvalidInput, match="/v1/images/edits") as caught:
+        ask(server, "generate", "x", fit="free")
+    assert caught.value.param == "fit"
+
+
+@both
+def test_a_model_that_only_edits_raises_not_found(ask: Ask, server: str, editor: Inverter) -> None:
+    editor.generates = False
+    with pytest.raises(NotFound, match=r"Qwen/Qwen-Image-2\.1"):
+        ask(server, "generate", "x")
+
+
+@both
+def test_a_generation_is_made_once_by_its_key(ask: Ask) -> None:
+    editor = Inverter()
+    app = Torn(create_app(editor, AppSettings()))
+    with listening(app) as url:
+        [output] = ask(url, "generate", "x", retries=1)
+        [again] = ask(url, "generate", "x", idempotency_key=app.keys[0])
+    assert len(set(app.keys)) == 1
+    assert output == again
+    assert len(editor.requests) == 1
+
+
+@both_streams
+def test_a_generation_is_streamed_as_an_edit_is(stream: Ask, server: str) -> None:
+    events = stream(server, "x", call="generate_stream", n=2, seed=7, partial_images=1)
+    assert [events[0], events[-1]] == [Progress(0, 2, place=1), Progress(2, 2, place=0)]
+    found = {(e.image_index, e.variant_index): e.output.seed for e in events if isinstance(e, StreamedOutput)}
+    assert found == {(0, 0): 7, (0, 1): 8}
+    previews = [event for event in events if isinstance(event, StreamedPreview)]
+    assert sorted((p.image_index, p.variant_index, p.preview_index) for p in previews) == [(0, 0, 0), (0, 1, 0)]
