@@ -16,7 +16,7 @@ from serve_app.engine.engine import EditEngine
 from serve_app.engine.scheduler import ONE_PER_TOKEN, Condition, Sample, StepCost
 from serve_app.errors import InvalidInput, NotFinite
 from serve_app.images.geometry import Geometry
-from serve_app.request import EditRequest, Pixels
+from serve_app.request import EditRequest, GenerationRequest, Pixels
 
 
 class Clock:
@@ -143,6 +143,10 @@ def edit_request(seed: int = 0, **fields: Any) -> EditRequest:
     return EditRequest(
         **{"images": [picture(seed)], "prompt": f"prompt {seed}", "seed": seed, "num_inference_steps": 4, **fields}
     )
+
+
+def generation_request(seed: int = 0, **fields: Any) -> GenerationRequest:
+    return GenerationRequest(**{"prompt": f"prompt {seed}", "seed": seed, "num_inference_steps": 4, **fields})
 
 
 @dataclass

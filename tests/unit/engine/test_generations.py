@@ -10,9 +10,8 @@ import pytest
 from serve_app.engine.requests import RunOptions
 from serve_app.errors import EditError, InvalidInput, NotFound
 from serve_app.events import Completed, Done, Event, Preview, result_of
-from serve_app.request import GenerationRequest
 from tests.engines import TIMEOUT_S, assert_same, engine, submit
-from tests.fakes import ArithmeticPipeline, edit_request
+from tests.fakes import ArithmeticPipeline, edit_request, generation_request
 
 
 class EditsOnly(ArithmeticPipeline):
@@ -21,15 +20,11 @@ class EditsOnly(ArithmeticPipeline):
         return False
 
 
-def generation(seed: int = 0, **fields: Any) -> GenerationRequest:
-    return GenerationRequest(**{"prompt": f"prompt {seed}", "seed": seed, "num_inference_steps": 4, **fields})
-
-
 def test_variants_come_in_order_each_from_its_own_seed():
     with engine(ArithmeticPipeline()) as running:
-        [together] = submit(running, generation(5, n=3))
+        [together] = submit(running, generation_request(5, n=3))
         result = together.result(TIMEOUT_S)
-        each = [generation(5 + k, prompt="prompt 5") for k in range(3)]
+        each = [generation_request(5 + k, prompt="prompt 5") for k in range(3)]
         alone = [future.result(TIMEOUT_S) for future in submit(running, *each)]
     assert result.seeds == ((5, 6, 7),)
     for variant, one in zip(result.pixels[0], alone, strict=True):
@@ -40,7 +35,12 @@ def test_variants_come_in_order_each_from_its_own_seed():
 
 
 def test_it_shares_forwards_with_edits_and_nothing_else():
-    requests = [edit_request(1), generation(1), edit_request(2, n=2), generation(2, size="100x40", guidance_scale=1)]
+    requests = [
+        edit_request(1),
+        generation_request(1),
+        edit_request(2, n=2),
+        generation_request(2, size="100x40", guidance_scale=1),
+    ]
     with engine(ArithmeticPipeline()) as running:
         alone = [submit(running, each)[0].result(TIMEOUT_S) for each in requests]
         shared = running.stats().shared_forwards
@@ -54,13 +54,13 @@ def test_it_shares_forwards_with_edits_and_nothing_else():
 @pytest.mark.parametrize(("size", "shape"), [("auto", (64, 64, 3)), ("48x80", (80, 48, 3)), ("50x33", (33, 50, 3))])
 def test_it_has_the_size_that_was_asked_for_or_the_native_square(size, shape):
     with engine(ArithmeticPipeline()) as running:
-        [future] = submit(running, generation(size=size))
+        [future] = submit(running, generation_request(size=size))
         assert future.result(TIMEOUT_S).pixels[0][0].shape == shape
 
 
 def test_its_events_make_its_result():
     events: list[Event] = []
-    request = generation(3, n=2, partial_images=1)
+    request = generation_request(3, n=2, partial_images=1)
     with engine(ArithmeticPipeline()) as running:
         [future] = running.submit([request], [RunOptions(listener=events.append)])
         assert not isinstance(future, EditError)
@@ -85,7 +85,7 @@ def edits_only() -> Iterator[Any]:
 
 
 def test_a_model_that_only_edits_refuses_it_and_goes_on(edits_only):
-    [refused] = edits_only.submit([generation()])
+    [refused] = edits_only.submit([generation_request()])
     assert isinstance(refused, NotFound)
     assert "Qwen/Qwen-Image-2.1" in refused.message
     [future] = submit(edits_only, edit_request(1))
@@ -94,6 +94,6 @@ def test_a_model_that_only_edits_refuses_it_and_goes_on(edits_only):
 
 def test_a_text_that_the_model_cannot_take_is_refused():
     with engine(ArithmeticPipeline()) as running:
-        [refused] = running.submit([generation(prompt="x" * 1001)])
+        [refused] = running.submit([generation_request(prompt="x" * 1001)])
     assert isinstance(refused, InvalidInput)
     assert refused.param == "prompt"

@@ -7,7 +7,7 @@ import pytest
 from serve_app.engine.requests import EditFuture, RunOptions
 from serve_app.errors import EditError, OutOfMemory
 from tests.engines import TIMEOUT_S, alone, assert_same, engine, start, submit, wait_until_prepared
-from tests.fakes import ArithmeticPipeline, Clock, State, edit_request, picture
+from tests.fakes import ArithmeticPipeline, Clock, State, edit_request, generation_request, picture
 
 
 def test_an_engine_that_was_idle_for_longer_than_a_stage_may_take_is_healthy():
@@ -42,11 +42,14 @@ def test_out_of_memory_halves_by_tokens_and_the_rest_of_the_work_stays_below():
     assert {sum(state.sample.tokens for state in batch) for batch in pipeline.batches} <= {8, 24, 48, 56, 72, 80}
 
 
-@pytest.mark.parametrize("stage", ["encode", "preview", "decode"])
-def test_a_stage_that_ran_out_of_memory_stays_below_from_then_on(stage):
+@pytest.mark.parametrize(
+    ("stage", "make"),
+    [("encode", edit_request), ("preview", edit_request), ("decode", edit_request), ("encode", generation_request)],
+)
+def test_a_stage_that_ran_out_of_memory_stays_below_from_then_on(stage, make):
     too_large: list[int] = []
     # By the step at whose end they join. A long edit keeps the engine busy, which else would try four again.
-    rounds = {k: [edit_request(k + j, partial_images=1) for j in range(4)] for k in (10, 20)}
+    rounds = {k: [make(k + j, partial_images=1) for j in range(4)] for k in (10, 20)}
     futures: list[EditFuture] = []
 
     def limited(inputs: Sequence[object]) -> None:

@@ -118,7 +118,6 @@ def test_no_value_makes_a_picture_a_field_of_a_generation(value: Any) -> None:
         ({"style": "loud"}, "style"),
         ({"background": "transparent", "output_format": "jpeg"}, "background"),
         ({"partial_images": 1}, "partial_images"),
-        ({"output_format": "webp", "size": "16384x64"}, "size"),
         ({"size": "64x4096"}, "size"),
         ({"steps": 5}, "steps"),
     ],
@@ -154,6 +153,13 @@ def test_quality_may_ask_for_a_preset() -> None:
     model = ModelSettings(source="x/y", presets=presets, quality={"low": "fast"})
     form = from_json(AppSettings(model=model), quality="low")
     assert (form.request.preset, form.ignored) == ("fast", ())
+
+
+def test_a_size_that_the_file_cannot_have_is_refused() -> None:
+    wide = AppSettings(limits=LimitSettings(max_aspect_ratio=1000))
+    assert from_json(wide, size="16384x64").request.size == Size(16384, 64)
+    error = refusal(from_json, settings=wide, size="16384x64", output_format="webp")
+    assert (error.param, "ask for png" in error.message) == ("size", True)
 
 
 def test_limits_and_the_name_of_the_model_hold() -> None:
