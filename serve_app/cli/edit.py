@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 
 import click
 
-from serve_app.cli.inputs import EditTask, Journal, edit_tag, select
+from serve_app.cli.inputs import SUFFIXES, EditTask, Journal, edit_tag, select
 from serve_app.cli.progress import Report, TaskOutcome, complain
 from serve_app.client.asynchronous import AsyncImageEdits
 from serve_app.client.connection import BrokenOff
@@ -29,7 +29,6 @@ from serve_app.events import Progress
 EDITED, SOME_FAILED, STOPPED = 0, 1, 3
 _MAX_NAMES = 10
 _FILES: tuple[Literal["references", "mask"], ...] = ("references", "mask")
-_SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 
 
 def edit_pictures(
@@ -51,7 +50,7 @@ def edit_pictures(
     try:
         client = AsyncImageEdits(server)
         options = _with_contents(options)
-        tag, suffix = edit_tag(_asked(prompt, options)), _SUFFIXES[options["output_format"]]
+        tag, suffix = edit_tag(_asked(prompt, options)), SUFFIXES[options["output_format"]]
         found = select(named, out, tag=tag, n=options["n"], suffix=suffix)
         masks = _masks(found.tasks, options)
         out.mkdir(parents=True, exist_ok=True)

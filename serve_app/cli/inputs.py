@@ -19,6 +19,8 @@ from typing import Any
 from serve_app.decoding.suffixes import READ_SUFFIXES
 
 JOURNAL = "edits.jsonl"
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+"""Of outputs, by their format."""
 # What systems put into folders of pictures, beside names that begin with a dot, such as ._photo.jpg and .DS_Store.
 _JUNK = frozenset({"thumbs.db", "desktop.ini"})
 _WORD = re.compile(r"[^\W_]+")
@@ -169,7 +171,7 @@ class Journal:
         self._append(json.dumps(entry, ensure_ascii=False) + "\n")
         self._entries[names] = entry
         for path, file in zip(picture.outputs, files, strict=True):
-            _write(path, file)
+            write_whole(path, file)
 
     def _append(self, text: str) -> None:
         with self._path.open("a", encoding="utf-8", errors="surrogateescape") as journal:
@@ -179,7 +181,8 @@ class Journal:
         return tuple(path.relative_to(self._out).as_posix() for path in picture.outputs)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. Raises OSError."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_bytes(content)

@@ -12,7 +12,7 @@ import click
 from serve_app.api.keys import NAME, NAME_RULE, load_keys
 from serve_app.cli.ray_ports import check_token_mode, close_ports
 from serve_app.client.connection import DEFAULT_SERVER, KEY_ENV, SERVER_ENV
-from serve_app.client.messages import EditOptions
+from serve_app.client.messages import EditOptions, GenerationOptions
 from serve_app.forms.fields import MAX_COMPRESSION
 from serve_app.images.encoding import OutputFormat
 from serve_app.images.geometry import Fit
@@ -45,15 +45,59 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-@main.command(epilog=f"The API key is read from {KEY_ENV} in the environment, never from the command line.")
+_KEY = f"The API key is read from {KEY_ENV} in the environment, never from the command line."
+_MAKING = (
+    click.option(
+        "--server", metavar="URL", envvar=SERVER_ENV, show_envvar=True, default=DEFAULT_SERVER, help="Server."
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print results as lines of JSON."),
+    click.option("-n", type=click.IntRange(1, MAX_VARIANTS), default=1, help="Variants of each picture."),
+    click.option("--steps", type=click.IntRange(1, MAX_STEPS), help="Denoising steps."),
+    click.option(
+        "--guidance", type=click.FloatRange(1, MAX_GUIDANCE), help="Classifier-free guidance; 1 turns it off."
+    ),
+    click.option("--preset", help="Preset of the server: steps, guidance, adapters and noise schedule by one name."),
+    click.option("--adapters", help="Adapters of the server, such as cinematic:0.8,sketch."),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, MAX_SEED),
+        help="Seed of the first variant, for every picture; each further variant has the next one.",
+    ),
+    click.option("--negative-prompt", help="What guidance steers away from."),
+    click.option(
+        "--format",
+        "output_format",
+        type=click.Choice(get_args(OutputFormat)),
+        default="png",
+        help="Format of the outputs.",
+    ),
+    click.option(
+        "--quality", "output_compression", type=click.IntRange(0, MAX_COMPRESSION), help="Quality of jpeg and webp."
+    ),
+    click.option("--model", help="Model that must answer."),
+    click.option(
+        "--background",
+        type=click.Choice(get_args(Background)),
+        help="Keep transparency (auto), lay on white (opaque), or have it made (transparent).",
+    ),
+)
+
+
+def _with_making(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of every command that has a server make pictures."""
+    for option in reversed(_MAKING):
+        command = option(command)
+    return command
+
+
+@main.command(epilog=_KEY)
 @click.argument("pictures", nargs=-1, metavar="PICTURE...")
 @click.argument("prompt", metavar="PROMPT")
 @click.option("-o", "--out", type=_PATH, metavar="FOLDER", default="edited", help="Folder of the outputs.")
-@click.option("--server", metavar="URL", envvar=SERVER_ENV, show_envvar=True, default=DEFAULT_SERVER, help="Server.")
+@_with_making
 @click.option("--jobs", type=_POSITIVE, default=4, help="Requests at a time.")
 @click.option("--overwrite", is_flag=True, help="Edit again what is done, and replace existing outputs.")
-@click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each picture.")
-@click.option("-n", type=click.IntRange(1, MAX_VARIANTS), default=1, help="Variants of each picture.")
+@click.option("--size", help="Size of the outputs: auto, original, or WIDTHxHEIGHT in pixels.")
 @click.option(
     "--reference",
     "references",
@@ -69,28 +113,7 @@ def main() -> None:
     multiple=True,
     help="Where to edit: transparent parts, or without any the white ones. Once for all pictures, or once for each.",
 )
-@click.option(
-    "--background", type=click.Choice(get_args(Background)), help="Keep transparency (auto), or lay on white (opaque)."
-)
-@click.option("--size", help="Size of the outputs: auto, original, or WIDTHxHEIGHT in pixels.")
 @click.option("--fit", type=click.Choice(get_args(Fit)), help="If --size has another aspect ratio: crop, or recompose.")
-@click.option("--steps", type=click.IntRange(1, MAX_STEPS), help="Denoising steps.")
-@click.option("--guidance", type=click.FloatRange(1, MAX_GUIDANCE), help="Classifier-free guidance; 1 turns it off.")
-@click.option("--preset", help="Preset of the server: steps, guidance, adapters and noise schedule by one name.")
-@click.option("--adapters", help="Adapters of the server, such as cinematic:0.8,sketch.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, MAX_SEED),
-    help="Seed of every picture's first variant; each further variant has the next one.",
-)
-@click.option("--negative-prompt", help="What guidance steers away from.")
-@click.option(
-    "--format", "output_format", type=click.Choice(get_args(OutputFormat)), default="png", help="Format of the outputs."
-)
-@click.option(
-    "--quality", "output_compression", type=click.IntRange(0, MAX_COMPRESSION), help="Quality of jpeg and webp."
-)
-@click.option("--model", help="Model that must answer.")
 def edit(
     pictures: tuple[str, ...],
     prompt: str,
@@ -122,6 +145,30 @@ def edit(
     sys.exit(
         edit_pictures(pictures, prompt, given, out=out, server=server, jobs=jobs, overwrite=overwrite, as_json=as_json)
     )
+
+
+@main.command(epilog=_KEY)
+@click.argument("prompt", metavar="PROMPT")
+@click.option("-o", "--out", type=_PATH, metavar="FOLDER", default="generated", help="Folder of the outputs.")
+@_with_making
+@click.option("--size", help="Size of the outputs: auto, or WIDTHxHEIGHT in pixels.")
+def generate(prompt: str, out: Path, server: str, as_json: bool, **options: Any) -> None:
+    """Make pictures from a text alone.
+
+    Only some models do, such as Qwen-Image-2.1. An output's name ends with its seed; without --seed, every run makes
+    others. The server's defaults hold for options that are left out.
+
+    \b
+    Exit status:
+      0   the pictures are made
+      1   they are not
+      2   the command line cannot be used
+      130 Ctrl-C
+    """  # noqa: D301 - click reads the character \\b
+    from serve_app.cli.generate import generate_pictures
+
+    given = cast(GenerationOptions, {name: value for name, value in options.items() if value is not None})
+    sys.exit(generate_pictures(prompt, given, out=out, server=server, as_json=as_json))
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -28,12 +28,12 @@ class TaskOutcome:
     @property
     def words(self) -> str:
         if self.error is not None:
-            return f"{self.picture.source}: {_message(self.error)}"
+            return f"{self.picture.source}: {message_of(self.error)}"
         outputs = " ".join(map(str, self.picture.outputs))
         return f"{self.picture.source}: {outputs} (seed {', '.join(map(str, self.seeds))})"
 
     def as_json(self) -> str:
-        error = None if self.error is None else _error(self.error)
+        error = None if self.error is None else error_fields(self.error)
         outputs = [
             {"path": str(path), "seed": seed} for path, seed in zip(self.picture.outputs, self.seeds, strict=False)
         ]
@@ -43,17 +43,19 @@ class TaskOutcome:
         )
 
 
-def _message(error: Exception) -> str:
+def message_of(error: Exception) -> str:
+    """Return what an error says to the user."""
     if isinstance(error, EditError):
         return error.message
     # An OSError's own text repeats its number and the path.
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _error(error: Exception) -> dict[str, Any]:
+def error_fields(error: Exception) -> dict[str, Any]:
+    """Return an error as a line of JSON has it."""
     if isinstance(error, EditError):
         return {"code": error.code, "message": error.message, "param": error.param}
-    return {"code": "FILE", "message": _message(error), "param": None}
+    return {"code": "FILE", "message": message_of(error), "param": None}
 
 
 def complain(words: str) -> None:

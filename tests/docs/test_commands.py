@@ -55,7 +55,7 @@ def command_lines() -> list[list[str]]:
 
 
 def test_there_are_command_lines() -> None:
-    assert {words[0] for words in command_lines()} == {"edit", "check", "key"}
+    assert {words[0] for words in command_lines()} == {"edit", "generate", "check", "key"}
 
 
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
@@ -83,6 +83,10 @@ def test_a_command_line_does_what_it_says(
         for name, (start, end) in zip(written, sorted(ends), strict=True):
             assert name.startswith(f"{start}-make-")
             assert name.endswith(end)
+    if words[0] == "generate":
+        made = list((tmp_path / words[words.index("-o") + 1]).iterdir())
+        assert len(made) == int(words[words.index("-n") + 1])
+        assert {path.name.rpartition("-")[0] for path in made} == {"a-red-house-by-a-lake-b67015"}
     if words[0] == "key":
         assert re.fullmatch(rf"{words[1]} sha256:[0-9a-f]{{64}}\n", done.stdout)
 

@@ -388,6 +388,13 @@ def test_the_operations_of_a_step_are_those_that_are_counted(model):
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.05)
 
 
+def test_the_operations_of_a_text_alone_are_those_that_are_counted(model):
+    transformer = model.transformer
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        prefill.prefill(transformer, [new_prefix(transformer, (300,), 1)])
+    assert counter.get_total_flops() == pytest.approx(model.step_cost.of_text(300), rel=0.05)
+
+
 def test_the_published_models_step_and_prefix_are_as_large_as_was_computed():
     with torch.device("meta"):
         transformer = QwenImage21Transformer2DModel()

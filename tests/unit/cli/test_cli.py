@@ -29,7 +29,7 @@ from serve_app.cli.inputs import edit_tag
 from serve_app.cli.main import main
 from serve_app.errors import InvalidInput, OutOfMemory
 from serve_app.events import Event, Progress
-from serve_app.request import EditRequest, EditResult
+from serve_app.request import EditRequest, EditResult, GenerationRequest
 from serve_app.settings import AdapterSettings, AdapterUse, AppSettings, ModelSettings, PresetSettings
 from tests.editors import Inverter
 from tests.http_server import listening
@@ -54,7 +54,7 @@ class Watched(Inverter):
         try:
             await asyncio.sleep(0.2)
             await asyncio.to_thread(self.open.wait)
-            if request.images[0].max() == 0:
+            if request.images and request.images[0].max() == 0:
                 raise OutOfMemory("CUDA out of memory")
             return await super().edit(request)
         finally:
@@ -400,7 +400,7 @@ def test_a_terminal_sees_a_bar_for_each_output(monkeypatch: pytest.MonkeyPatch) 
 def test_the_command_prints_its_version_and_its_help() -> None:
     assert run_process("--version")[0].count(".") == 2
     help_text, _ = run("--help")
-    assert all(command in help_text for command in ("edit ", "serve ", "key ", "check "))
+    assert all(command in help_text for command in ("edit ", "generate ", "serve ", "key ", "check "))
     assert "130 Ctrl-C" in run("edit", "--help")[0]
     assert run("melt", status=2)[1].startswith("Usage: image-edits")
 
@@ -420,8 +420,9 @@ print(json.dumps(loaded))
 
 def test_neither_torch_nor_ray_is_loaded_without_need() -> None:
     commands = [
-        *([command, "--help"] for command in ("edit", "serve", "key", "check")),
+        *([command, "--help"] for command in ("edit", "generate", "serve", "key", "check")),
         ["edit", "photo10.png", "x", "--server", "http://127.0.0.1:1"],
+        ["generate", "x", "--server", "http://127.0.0.1:1"],
         ["key", "ann"],
         ["serve", "--settings", "gone.yaml"],
         ["serve", "--model", "/no/such"],
@@ -499,3 +500,66 @@ def test_ctrl_c_has_its_status_in_every_command(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("serve_app.cli.key.print_new_key", interrupted)
     assert CliRunner().invoke(main, ["key", "ann"]).exit_code == 130
+
+
+# --- generate -----------------------------------------------------------------------------------------------------
+
+HOUSE = ("generate", "a red house", "-o", "out")
+
+
+def test_a_generation_is_written_under_its_words_and_seeds(server: str, editor: Watched) -> None:
+    out, err = run_process(*HOUSE, "-n", "2", "--seed", "7", "--size", "8x6")
+    names = written()
+    assert [name.rpartition("-")[2] for name in names] == ["7.png", "8.png"]
+    assert all(name.startswith("a-red-house-") for name in names)
+    assert out.splitlines() == [f"out/{name} (seed {seed})" for name, seed in zip(names, (7, 8), strict=True)]
+    assert err == ""
+    assert [value(f"out/{name}") for name in names] == [200, 200]
+    run(*HOUSE, "--seed", "8", "--size", "8x6")
+    assert written() == names
+    # Without a seed, and with another option, it is another picture.
+    run(*HOUSE, "--size", "8x6")
+    run(*HOUSE, "--seed", "7", "--size", "8x6", "--steps", "5")
+    assert len(written()) == 4
+
+
+def test_every_option_of_a_generation_reaches_the_server(server: str, editor: Watched) -> None:
+    words = "--steps 5 --guidance 2.5 --seed 9 --negative-prompt blur --format jpeg --quality 80 --background opaque"
+    out, _ = run(*HOUSE, *words.split(), "--size", "64x48", "--preset", "fast", "--adapters", "sketch:0.5", "--json")
+    line = json.loads(out)
+    assert (line["prompt"], line["status"], line["error"]) == ("a red house", "generated", None)
+    [output] = line["outputs"]
+    with PIL.Image.open(output["path"]) as picture:
+        assert (picture.format, picture.size, output["seed"]) == ("JPEG", (64, 48), 9)
+    [request] = editor.requests
+    assert isinstance(request, GenerationRequest)
+    assert (request.num_inference_steps, request.guidance_scale, request.negative_prompt) == (5, 2.5, "blur")
+    assert (request.background, request.preset, request.adapters) == (
+        *("opaque", "fast", (AdapterUse("sketch", 0.5),)),
+    )
+
+
+def test_a_model_that_only_edits_is_told_in_one_line(server: str, editor: Watched) -> None:
+    editor.generates = False
+    out, err = run(*HOUSE, "--json", status=1)
+    line = json.loads(out)
+    assert (line["status"], line["outputs"], line["error"]["code"]) == ("failed", [], "NOT_FOUND")
+    [words] = err.splitlines()
+    assert "Qwen/Qwen-Image-2.1" in words
+    assert written() == []
+
+
+def test_a_generation_that_cannot_be_asked_for_is_refused_at_once(server: str, editor: Watched) -> None:
+    assert "a server address" in run(*HOUSE, "--server", "nowhere", status=2)[1]
+    assert "No such option" in run(*HOUSE, "--mask", "photo10.png", status=2)[1]
+    assert "No such option" in run(*HOUSE, "--fit", "free", status=2)[1]
+    assert "not in the range" in run(*HOUSE, "-n", "11", status=2)[1]
+    assert not editor.requests
+
+
+def test_a_generation_without_a_server_fails_at_once() -> None:
+    assert "No answer from http://127.0.0.1:1" in run(*HOUSE, "--server", "http://127.0.0.1:1", status=1)[1]
+
+
+def test_a_refused_option_of_a_generation_is_named(server: str) -> None:
+    assert "size" in run(*HOUSE, "--size", "original", status=1)[1]
