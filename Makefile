@@ -102,7 +102,7 @@ install: .venv/.installed tests/node/node_modules/.installed  ## create the envi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=…")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[data]' \
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable '.[data,c2pa]' \
 		--group dev --group training --group bench
 	@touch $@
 

@@ -507,6 +507,39 @@ class HttpSettings(Settings):
         return hosts
 
 
+class ProvenanceSettings(Settings):
+    """The marks in output files that say that a model has made or edited the picture."""
+
+    xmp: bool = Field(
+        True, description="name IPTC's digital source type in the XMP metadata of every output file and preview"
+    )
+    c2pa_certificate: Path | None = Field(
+        None,
+        description="PEM file with a certificate and those above it: every output file and preview is signed by C2PA. "
+        "Needs `c2pa_key` and the extra `c2pa`",
+    )
+    c2pa_key: Path | None = Field(
+        None, description="PEM file with the private key of that certificate, without a password"
+    )
+    c2pa_timestamp_url: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="timestamp authority (RFC 3161) that is asked for each file; unset: none, and signatures are valid "
+        "as long as the certificate",
+    )
+
+    @model_validator(mode="after")
+    def _check_signing(self) -> "ProvenanceSettings":
+        if (self.c2pa_certificate is None) != (self.c2pa_key is None):
+            raise ValueError("provenance.c2pa_certificate and provenance.c2pa_key are set together, or neither")
+        if self.c2pa_timestamp_url is not None and self.c2pa_certificate is None:
+            raise ValueError(
+                "provenance.c2pa_timestamp_url: there are no signatures to give a time; set "
+                "provenance.c2pa_certificate and provenance.c2pa_key"
+            )
+        return self
+
+
 class PageSettings(Settings):
     """The page for browsers."""
 
@@ -531,6 +564,7 @@ class AppSettings(Settings):
     jobs: JobSettings = JobSettings()
     store: StoreSettings = StoreSettings()
     results: ResultSettings = ResultSettings()
+    provenance: ProvenanceSettings = ProvenanceSettings()
     page: PageSettings = PageSettings()
     log: LogSettings = LogSettings()
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import struct
+import xml.etree.ElementTree as ElementTree
 import zlib
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,12 @@ def one_bit_png(width: int, height: int) -> bytes:
     packed = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", packed) + png_chunk(b"IEND", b"")
+
+
+def source_type(data: bytes) -> str | None:
+    """Return IPTC's digital source type in a file's XMP metadata; None if it has none."""
+    packet = PIL.Image.open(io.BytesIO(data)).info.get("xmp")
+    if packet is None:
+        return None
+    found = ElementTree.fromstring(packet).find(".//{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType")
+    return None if found is None else found.text

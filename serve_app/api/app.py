@@ -33,6 +33,7 @@ from serve_app.forms.form import EditForm, parse
 from serve_app.forms.memory import MemoryLimiter, MemoryLimitMiddleware
 from serve_app.idempotency.runner import IDEMPOTENCY_KEY, Key, KeyedEdits, read_idempotency_key
 from serve_app.images.pixels import PICTURE_THREADS
+from serve_app.images.signing import check_signing
 from serve_app.jobs import stream as job_stream
 from serve_app.jobs.store import JobStore
 from serve_app.request import check_generation
@@ -51,7 +52,7 @@ def create_app(
     store: Store | None = None,
     shedder: LoadShedder | None = None,
 ) -> Starlette:
-    """Create the application. Raises ValueError if the API keys that the settings name cannot be loaded.
+    """Create the application. Raises ValueError if the API keys or the signing key of the settings cannot be used.
 
     `on_serialized`: called with the seconds spent on building the response to an edit. `store`: in the memory of this
     process by default. From its startup on, the application looks after the jobs in the store (`state.jobs`).
@@ -60,6 +61,7 @@ def create_app(
     jobs, keyed = JobStore(editor, store, settings), KeyedEdits(store, settings.limits)
     api = _Api(editor, settings, on_serialized, jobs, shedder or LoadShedder(), keyed)
     keys = KeyRing(settings.auth)
+    check_signing(settings.provenance)
     middleware = [
         *cors_middleware(settings.cors),
         Middleware(AnswerHeadersMiddleware),

@@ -15,7 +15,8 @@ from serve_app.cli.machine import Disk, Gpu, available_memory
 from serve_app.client.blocking import ImageEdits
 from serve_app.client.connection import KEY_ENV, Unreachable
 from serve_app.errors import EditError, Forbidden, Unauthorized
-from serve_app.settings import BUILTIN_TINY, BUILTINS, AppSettings, AuthSettings, ModelSettings
+from serve_app.images.signing import check_signing
+from serve_app.settings import BUILTIN_TINY, BUILTINS, AppSettings, AuthSettings, ModelSettings, ProvenanceSettings
 
 if TYPE_CHECKING:
     # Loads the hub's client.
@@ -108,6 +109,7 @@ def check_installation(read: Callable[[], AppSettings]) -> Iterator[Finding]:
         yield Finding("problem", str(error))
         return
     yield from keys(settings.auth)
+    yield from signing(settings.provenance)
     yield from _ray_disk()
     yield from _model(settings)
 
@@ -142,6 +144,16 @@ def keys(auth: AuthSettings) -> Iterator[Finding]:
     else:
         advice = f"before others can reach the port, set auth.keys_file, or {auth.keys_env} in the environment"
         yield Finding("warning", "no API keys are set: anyone who reaches the port may edit", advice)
+
+
+def signing(provenance: ProvenanceSettings) -> Iterator[Finding]:
+    try:
+        check_signing(provenance)
+    except ValueError as error:
+        yield Finding("problem", str(error))
+        return
+    if provenance.c2pa_certificate is not None:
+        yield Finding("ok", f"outputs are signed with {provenance.c2pa_certificate}")
 
 
 def _ray_disk() -> Iterator[Finding]:

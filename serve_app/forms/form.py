@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from serve_app.request import (
     original_pixels,
     wanted_size,
 )
-from serve_app.settings import AppSettings, LimitSettings
+from serve_app.settings import AppSettings, LimitSettings, ProvenanceSettings
 
 T = TypeVar("T")
 
@@ -45,8 +45,8 @@ class EditForm:
     """One HTTP request: the edit or the generation, and the format of its response.
 
     `fingerprint`: digest of all that was sent, which distinguishes a retry from another edit; None if not requested.
-    `ignored`: names of the fields that were accepted without effect. `kept`: the form for a later process; None if not
-    requested.
+    `ignored`: names of the fields that were accepted without effect. `provenance`: the marks of its output files.
+    `kept`: the form for a later process; None if not requested.
     """
 
     request: EditRequest
@@ -56,6 +56,7 @@ class EditForm:
     stream: bool
     fingerprint: str | None = None
     ignored: tuple[str, ...] = ()
+    provenance: ProvenanceSettings = field(default_factory=ProvenanceSettings)
     kept: bytes | None = None
 
 
@@ -141,7 +142,15 @@ async def _build(
         reservation.release_bytes()
     digest = None if fingerprint is None else fingerprint.hexdigest()
     return EditForm(
-        edit, given.output_format, given.output_compression, given.user, given.stream, digest, given.ignored, kept
+        edit,
+        given.output_format,
+        given.output_compression,
+        given.user,
+        given.stream,
+        digest,
+        given.ignored,
+        settings.provenance,
+        kept,
     )
 
 

@@ -12,8 +12,9 @@ import pybase64
 from starlette.responses import Response
 
 from serve_app.forms.form import EditForm
-from serve_app.images.encoding import encode
-from serve_app.request import EditResult, Picture, TokenCounts
+from serve_app.images.output_file import encode_marked
+from serve_app.images.provenance import EDITED, GENERATED
+from serve_app.request import EditResult, GenerationRequest, Picture, TokenCounts
 from serve_app.responses.schemas import EditResponse, OutputBody, Usage
 
 IGNORED = "x-edit-ignored"
@@ -82,8 +83,9 @@ def describe_output(image_index: int, variant_index: int, seed: int, pixels: Pic
 
 
 def encode_file(pixels: Picture, form: EditForm) -> bytes:
-    """Return a picture as a file of the format that the form asks for."""
-    return encode(pixels, form.output_format, form.output_compression)
+    """Encode an output or a preview in the file format that the form asks for, with the marks of its provenance."""
+    kind = GENERATED if isinstance(form.request, GenerationRequest) else EDITED
+    return encode_marked(pixels, form.output_format, form.output_compression, kind, form.provenance)
 
 
 def background(pixels: Picture, form: EditForm) -> Literal["opaque", "transparent"]:

@@ -24,7 +24,7 @@ def test_a_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
     [metadata] = [name for name in names if name.endswith(".dist-info/METADATA")]
     extras = re.findall(r"^Provides-Extra: (.*)$", zipfile.ZipFile(wheel).read(metadata).decode(), re.MULTILINE)
     # The tools of development are dependency groups, which no wheel has.
-    assert extras == ["data", "quantization"]
+    assert extras == ["c2pa", "data", "quantization"]
     held = {name for name in names if name.startswith("serve_app/")}
     assert "serve_app/api/static/index.html" in held
     files = [path for path in (source / "serve_app").rglob("*") if path.is_file()]

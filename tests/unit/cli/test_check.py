@@ -10,11 +10,12 @@ import pytest
 from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
-from serve_app.cli.check import DISTRIBUTION, Finding, check_server, keys, packages, quantization, room
+from serve_app.cli.check import DISTRIBUTION, Finding, check_server, keys, packages, quantization, room, signing
 from serve_app.cli.machine import Disk, Gpu, available_memory
 from serve_app.models.footprint import PartSize, Weights
 from serve_app.models.memory import estimate
-from serve_app.settings import AppSettings, AuthSettings, ModelSettings
+from serve_app.settings import AppSettings, AuthSettings, ModelSettings, ProvenanceSettings
+from tests.certificates import make_chain
 from tests.editors import Inverter
 from tests.http_calls import MODEL
 from tests.http_server import listening
@@ -99,6 +100,15 @@ def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said(keys(AuthSettings())) == [("ok", "API keys: 2")]
     ((level, what),) = said(keys(AuthSettings(keys_file=tmp_path / "none")))
     assert (level, what[:28]) == ("problem", "auth.keys_file: cannot read ")
+
+
+def test_signing(tmp_path: Path) -> None:
+    assert said(signing(ProvenanceSettings())) == []
+    settings = make_chain().settings(tmp_path)
+    assert said(signing(settings)) == [("ok", f"outputs are signed with {settings.c2pa_certificate}")]
+    (tmp_path / "signing.key").write_text("")
+    ((level, what),) = said(signing(settings))
+    assert (level, what[:21]) == ("problem", "provenance.c2pa_key: ")
 
 
 INT8 = {"quantization": "int8", "text_encoder_quantization": "int8"}
