@@ -487,12 +487,17 @@ class CorsSettings(Settings):
 
 
 class HttpSettings(Settings):
-    """The names of the server in `Host` headers."""
+    """The names of the server in `Host` headers, and the answers to plain edits that take long."""
 
     allowed_hosts: tuple[str, ...] = Field(
         (),
         description="names, without a port, by which a server without API keys may be reached, beside `localhost` and "
         "IP addresses; `*`: any. With keys, a list restricts the names too",
+    )
+    keepalive_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="for proxies that cut silent answers: a plain edit that takes longer than this many seconds is "
+        "answered with status 200 and white space, as often, and an error then stands in the body; unset: never",
     )
 
     @field_validator("allowed_hosts")

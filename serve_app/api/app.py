@@ -39,6 +39,7 @@ from serve_app.jobs.store import JobStore
 from serve_app.request import check_generation
 from serve_app.responses import edits, stream
 from serve_app.responses.errors import ErrorMiddleware, handle_routing_error
+from serve_app.responses.keepalive import KeepaliveResponse
 from serve_app.responses.log import EditLogMiddleware, LogEntry
 from serve_app.responses.schemas import HealthBody, ModelBody, ModelListBody
 from serve_app.settings import AppSettings
@@ -171,10 +172,15 @@ class _Api:
             fingerprinted=key is not None,
             is_job=entry.is_job,
         )
-        response = await self._respond_to(request, form, key, entry)
-        if form.ignored:
-            response.headers[edits.IGNORED] = ", ".join(form.ignored)
-        return response
+        keepalive_s = self._settings.http.keepalive_s
+        answer = self._answer(request, form, key, entry)
+        # Streams have their own signs of life, and a job is answered at once.
+        if keepalive_s is None or form.stream or entry.is_job:
+            return await answer
+        return _naming_ignored(KeepaliveResponse(answer, keepalive_s, entry), form)
+
+    async def _answer(self, request: Request, form: EditForm, key: Key | None, entry: LogEntry) -> Response:
+        return _naming_ignored(await self._respond_to(request, form, key, entry), form)
 
     async def _respond_to(self, request: Request, form: EditForm, key: Key | None, entry: LogEntry) -> Response:
         if key is not None:
@@ -270,6 +276,13 @@ class _Api:
         if not self._jobs.is_reachable:
             ready["store"] = "unreachable"
         return _json(ready)
+
+
+def _naming_ignored(response: Response, form: EditForm) -> Response:
+    """Return the response with a header that names the fields without effect, if there are any."""
+    if form.ignored:
+        response.headers[edits.IGNORED] = ", ".join(form.ignored)
+    return response
 
 
 def _is_true(request: Request, name: str) -> bool:

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NoReturn, TypedDict
 
 import httpx
 import numpy as np
@@ -217,7 +217,12 @@ _PROGRESS = TypeAdapter(Progress)
 
 
 def read_rows(response: httpx.Response) -> Rows:
-    answer = _EditResponse.model_validate_json(read_content(response))
+    content = read_content(response)
+    try:
+        answer = _EditResponse.model_validate_json(content)
+    except ValidationError:
+        # With `http.keepalive_s`, an error may come after the status.
+        _raise_failure(content)
     rows: Rows = []
     for picture in sorted(answer.data, key=lambda picture: (picture.input_index, picture.variant_index)):
         if picture.variant_index == 0:
@@ -229,8 +234,7 @@ def read_rows(response: httpx.Response) -> Rows:
 def read_event(message: ServerSentEvent) -> StreamedEvent | None:
     """Return the event in a message, or None for an unused type. Raises the error that an `error` event describes."""
     if message.event == "error":
-        failure = _FailureBody.model_validate_json(message.data).error
-        raise from_body(failure.code, failure.message, status=EditError.status, param=failure.param)
+        _raise_failure(message.data)
     kind, _, moment = message.event.partition(".")
     if kind not in ("image_edit", "image_generation") or moment not in ("progress", "partial_image", "completed"):
         return None
@@ -241,6 +245,12 @@ def read_event(message: ServerSentEvent) -> StreamedEvent | None:
     if moment == "completed":
         return StreamedOutput(picture.input_index, picture.variant_index, output)
     return StreamedPreview(picture.input_index, picture.variant_index, picture.partial_image_index, output)
+
+
+def _raise_failure(body: str | bytes) -> NoReturn:
+    """Raise the error in a body whose status does not say it. Raises pydantic's ValidationError if there is none."""
+    failure = _FailureBody.model_validate_json(body).error
+    raise from_body(failure.code, failure.message, status=EditError.status, param=failure.param)
 
 
 def read_models(response: httpx.Response) -> list[str]:

@@ -15,7 +15,7 @@ import requests
 from serve_app import EditRequest
 from serve_app.api.keys import ApiKey
 from serve_app.errors import InvalidInput, TooManySamples
-from serve_app.settings import AppSettings, AuthSettings, EngineSettings, LimitSettings
+from serve_app.settings import AppSettings, AuthSettings, EngineSettings, HttpSettings, LimitSettings
 from tests.cluster.client import TIMEOUT_S, png
 from tests.cluster.conftest import Served, deploy
 from tests.raw_http import talk
@@ -28,6 +28,8 @@ KEYS = {"ann": "first-XANADU-key", "bob": "second-XANADU-key"}
 SECRET = "XANADU"
 LONG = "x" * 60_000
 REFUSALS = 25
+# Much longer than a refusal takes, and much shorter than an edit of 150 steps.
+KEEPALIVE_S = 2.0
 # The lines of Serve's proxy, of Serve in the replica, and ours; and what Ray's own processes write meanwhile.
 MOST_LOGGED_BYTES = 4000
 
@@ -57,17 +59,17 @@ class Closed:
         url = f"{self.served.client.base}/v1/jobs/{id}"
         return requests.request(method, url, headers=headers, timeout=TIMEOUT_S)
 
-    def long_stream(self, key: str, request_id: str) -> requests.Response:
-        """Begin a stream of several seconds."""
+    def begin_long(self, key: str, request_id: str, stream: str = "true") -> requests.Response:
+        """Begin a stream, or a plain edit, of several seconds."""
         headers = {"Authorization": f"Bearer {KEYS[key]}", "x-request-id": request_id}
-        data = {"prompt": "x", "num_inference_steps": "150", "stream": "true"}
+        data = {"prompt": "x", "num_inference_steps": "150", "stream": stream}
         files = [("images", ("a.png", png(scene(1)), "image/png"))]
         url = f"{self.served.client.base}/v1/images/edits"
         return requests.post(url, files=files, data=data, headers=headers, timeout=TIMEOUT_S, stream=True)
 
     def leave_stream(self, key: str, request_id: str) -> None:
         """Begin a long stream, and close the connection after its first event."""
-        with self.long_stream(key, request_id) as response:
+        with self.begin_long(key, request_id) as response:
             assert next(response.iter_lines()) == b"event: image_edit.progress"
 
     def refuse(self, request: str) -> set[tuple[int, str]]:
@@ -107,6 +109,7 @@ def closed(
         # So late that no edit is refused for its deadline, however slow the machine.
         limits=LimitSettings(max_outputs=4, request_timeout_s=3600),
         auth=AuthSettings(keys_file=keys_file),
+        http=HttpSettings(keepalive_s=KEEPALIVE_S),
     )
     return Closed(deploy(cluster, settings, NAME, "/closed"), keys_file)
 
@@ -291,6 +294,31 @@ class TestShare:
         assert closed.edit("ann").status_code == 200
 
 
+class TestKeepalive:
+    """A plain edit that takes long: through Serve's proxy, white space reaches its caller at once."""
+
+    def test_white_space_comes_before_the_json(self, closed: Closed):
+        with closed.begin_long("ann", "keepalive-1", stream="false") as response:
+            assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+            chunks = response.iter_content(None)
+            assert next(chunks) == b" "
+            assert closed.served.stats().running == 1
+            body = b"".join(chunks)
+        assert len(json.loads(body)["data"]) == 1
+        assert body.startswith(b" ")
+        line = line_of("keepalive-1")
+        assert (line["mode"], line["status"], line["forwards"]) == ("plain", 200, 150)
+
+    def test_a_caller_who_leaves_meanwhile_frees_the_engine(self, closed: Closed):
+        before = closed.served.stats()
+        with closed.begin_long("ann", "keepalive-2", stream="false") as response:
+            assert next(response.iter_content(1)) == b" "
+        wait_until(lambda: closed.served.stats().cancelled == before.cancelled + 1, "the edit leaves")
+        assert closed.served.stats().forwards < before.forwards + 150
+        assert line_of("keepalive-2")["status"] == 499
+        assert [line for line in log_lines("EditIngress") if line["levelname"] == "ERROR"] == []
+
+
 class TestJobs:
     def test_a_job_is_its_keys_alone(self, closed: Closed):
         job = closed.start_job("job-1", num_inference_steps=150).json()["id"]
@@ -305,7 +333,7 @@ class TestJobs:
 class TestRotation:
     def test_a_stream_goes_on_to_its_end_when_its_key_is_removed(self, closed: Closed):
         both = closed.keys_file.read_text()
-        with closed.long_stream("ann", "rotation-1") as response:
+        with closed.begin_long("ann", "rotation-1") as response:
             lines = response.iter_lines()
             assert next(lines) == b"event: image_edit.progress"
             closed.replace_keys(f"{ApiKey.of(KEYS['bob'], 'bob').line}\n")
