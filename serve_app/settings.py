@@ -444,13 +444,19 @@ class StoreSettings(Settings):
 
 
 class ResultSettings(Settings):
-    """Where the bytes of jobs and of answers to idempotency keys are: forms and pictures."""
+    """Where the bytes of jobs, of answers to idempotency keys and behind links are: forms and pictures."""
 
     store: str = Field(
         MEMORY,
         pattern="^(memory:|(file|s3|s3a|gs|az|abfss?|https)://.+)$",
         description="`memory:`, a process on the head node; or a directory that all nodes share, `file:///PATH`; or an "
         "object store, `s3://BUCKET/PREFIX`, `gs://`, `az://`, with credentials from the environment",
+    )
+    link_ttl_s: float = Field(
+        3600.0, gt=0, le=604_800, description="time for which a link of `response_format=url` opens its picture"
+    )
+    max_link_bytes: int = Field(
+        2 * 2**30, ge=1, description="bytes of the pictures behind links; if full, the oldest answers are dropped"
     )
 
 
@@ -487,7 +493,7 @@ class CorsSettings(Settings):
 
 
 class HttpSettings(Settings):
-    """The names of the server in `Host` headers, and the answers to plain edits that take long."""
+    """The names of the server, and the answers to plain edits that take long."""
 
     allowed_hosts: tuple[str, ...] = Field(
         (),
@@ -499,6 +505,22 @@ class HttpSettings(Settings):
         description="for proxies that cut silent answers: a plain edit that takes longer than this many seconds is "
         "answered with status 200 and white space, as often, and an error then stands in the body; unset: never",
     )
+
+    public_url: str | None = Field(
+        None,
+        description="address of this server as its callers know it, such as `https://edits.example`, with which links "
+        "begin; unset: that of each request",
+    )
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"http.public_url: {url!r} is not the address of a server, such as https://edits.example")
+        return url.rstrip("/")
 
     @field_validator("allowed_hosts")
     @classmethod

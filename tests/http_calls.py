@@ -16,6 +16,7 @@ from serve_app.api.app import create_app
 from serve_app.editor import Editor
 from serve_app.jobs.store import JobStore
 from serve_app.settings import AppSettings, AuthSettings, JobSettings, ModelSettings
+from serve_app.store.sweeper import Sweeper
 from tests.editors import Gated
 from tests.pictures import png
 from tests.stores import Line, SharedStore
@@ -120,16 +121,18 @@ class JobCaller:
         store = self.shared if line is None else self.shared.seen_by(line)
         app = create_app(editor, settings, store=store)
         self.jobs: JobStore = app.state.jobs
+        self.sweeper: Sweeper = app.state.sweeper
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
     async def after(self, *former: "JobCaller") -> "JobCaller":
         """Let the processes before this one die, and this one find what they have left."""
         for each in former:
+            each.sweeper.stop()
             each.jobs.stop()
         # Their tasks end.
         await asyncio.sleep(0.01)
         self.shared.let_leases_run_out()
-        self.jobs.start()
+        self.sweeper.start()
         return self
 
     def use_key(self, key: str) -> None:

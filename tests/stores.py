@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from serve_app.errors import StoreUnavailable
-from serve_app.store.blobs import MemoryBlobs
+from serve_app.store.blobs import BYTES, MemoryBlobs
 from serve_app.store.leases import LEASE_S
 from serve_app.store.memory_records import MemoryRecords
 from serve_app.store.records import Bounds, Change, Outcome, Record, Sweep
@@ -77,8 +77,8 @@ class FarBlobs:
     line: Line
     blobs: MemoryBlobs = field(default_factory=MemoryBlobs)
 
-    async def put(self, name: str, data: bytes) -> None:
-        await self.line.call(self.blobs.put(name, data))
+    async def put(self, name: str, data: bytes, media_type: str = BYTES) -> None:
+        await self.line.call(self.blobs.put(name, data, media_type))
 
     async def get(self, name: str) -> bytes:
         return await self.line.call(self.blobs.get(name))
@@ -88,6 +88,9 @@ class FarBlobs:
 
     async def delete_folder(self, folder: str) -> None:
         await self.line.call(self.blobs.delete_folder(folder))
+
+    async def sign(self, name: str, ttl_s: float) -> str | None:
+        return None
 
     @property
     def names(self) -> list[str]:

@@ -36,6 +36,7 @@ from serve_app.images.pixels import PICTURE_THREADS
 from serve_app.images.signing import check_signing
 from serve_app.jobs import stream as job_stream
 from serve_app.jobs.store import JobStore
+from serve_app.links.pictures import LinkedPictures
 from serve_app.request import check_generation
 from serve_app.responses import edits, stream
 from serve_app.responses.errors import ErrorMiddleware, handle_routing_error
@@ -44,6 +45,7 @@ from serve_app.responses.log import EditLogMiddleware, LogEntry
 from serve_app.responses.schemas import HealthBody, ModelBody, ModelListBody
 from serve_app.settings import AppSettings
 from serve_app.store.store import OpenStore, Store
+from serve_app.store.sweeper import Sweeper
 
 
 def create_app(
@@ -56,11 +58,13 @@ def create_app(
     """Create the application. Raises ValueError if the API keys or the signing key of the settings cannot be used.
 
     `on_serialized`: called with the seconds spent on building the response to an edit. `store`: in the memory of this
-    process by default. From its startup on, the application looks after the jobs in the store (`state.jobs`).
+    process by default. From its startup on, the application looks after what is in the store (`state`).
     """
     store = store or OpenStore()
     jobs, keyed = JobStore(editor, store, settings), KeyedEdits(store, settings.limits)
-    api = _Api(editor, settings, on_serialized, jobs, shedder or LoadShedder(), keyed)
+    linked = LinkedPictures(store, settings.results)
+    sweeper = Sweeper([jobs.sweep, keyed.sweep, linked.sweep])
+    api = _Api(editor, settings, on_serialized, jobs, shedder or LoadShedder(), keyed, linked, sweeper)
     keys = KeyRing(settings.auth)
     check_signing(settings.provenance)
     middleware = [
@@ -74,19 +78,19 @@ def create_app(
         routes=_routes(api, settings, needs_key=bool(keys)),
         middleware=middleware,
         exception_handlers={HTTPException: handle_routing_error},
-        lifespan=partial(_look_after, jobs, keyed),
+        lifespan=partial(_sweep_while_it_runs, sweeper, jobs),
     )
-    app.state.jobs = jobs
+    app.state.jobs, app.state.linked, app.state.sweeper = jobs, linked, sweeper
     # A redirect would make the client upload its images twice.
     app.router.redirect_slashes = False
     return app
 
 
 @asynccontextmanager
-async def _look_after(jobs: JobStore, keyed: KeyedEdits, app: Starlette) -> AsyncIterator[None]:
-    jobs.start()
-    keyed.start()
+async def _sweep_while_it_runs(sweeper: Sweeper, jobs: JobStore, app: Starlette) -> AsyncIterator[None]:
+    sweeper.start()
     yield
+    sweeper.stop()
     await jobs.hand_over()
 
 
@@ -110,6 +114,7 @@ def _routes(api: "_Api", settings: AppSettings, needs_key: bool) -> list[Route]:
     return [
         Route("/v1/images/edits", api.edit, methods=["POST"], middleware=around_edits),
         Route("/v1/images/generations", api.generate, methods=["POST"], middleware=around_edits),
+        Route("/v1/images/{id}/{name}", api.picture),
         # One route for both methods, so that the `Allow` of a 405 names both.
         Route("/v1/jobs/{id}", api.job, methods=["GET", "DELETE"]),
         Route("/v1/models", api.models),
@@ -133,7 +138,11 @@ class _Api:
         jobs: JobStore,
         shedder: LoadShedder,
         keyed: KeyedEdits,
+        linked: LinkedPictures,
+        sweeper: Sweeper,
     ) -> None:
+        self._linked = linked
+        self._sweeper = sweeper
         self._editor = editor
         self._jobs = jobs
         self._shedder = shedder
@@ -187,7 +196,7 @@ class _Api:
             return await self._respond_once(key, request, form, entry)
         if entry.is_job:
             return await self._start_job(request, form)
-        return await self._respond_watched(form, entry)
+        return await self._respond_watched(request, form)
 
     async def _respond_once(self, key: Key, request: Request, form: EditForm, entry: LogEntry) -> Response:
         if form.stream:
@@ -197,22 +206,24 @@ class _Api:
         async def edit() -> Response:
             # Checked only here, so that stored responses are replayed even while new edits are refused.
             self._shedder.check()
-            return await (self._start_job(request, form) if entry.is_job else self._respond_watched(form, entry))
+            return await (self._start_job if entry.is_job else self._respond_watched)(request, form)
 
         fingerprint = f"{form.fingerprint} async={entry.is_job}"
         return await self._keyed.respond(key, fingerprint, edit, entry.request_id, contextvars.Context())
 
-    async def _respond_watched(self, form: EditForm, entry: LogEntry) -> Response:
+    async def _respond_watched(self, request: Request, form: EditForm) -> Response:
         with self._shedder.watch(form.request.outputs):
-            return await self._respond(form, entry)
+            return await self._respond(request, form)
 
-    async def _respond(self, form: EditForm, entry: LogEntry) -> Response:
+    async def _respond(self, request: Request, form: EditForm) -> Response:
+        entry: LogEntry = request.scope["log_entry"]
         if form.stream:
             events = self._editor.edit_stream(form.request)
             return await stream.build_response(events, form, self._pool, entry, self._on_serialized)
+        publish = partial(self._linked.publish, self._base_url(request), form.request.caller, form.output_format)
         start = time.perf_counter()
         result = await self._editor.edit(form.request)
-        response, serialize_s = await edits.build_response(result, form, self._pool, start)
+        response, serialize_s = await edits.build_response(result, form, self._pool, start, publish)
         self._on_serialized(serialize_s)
         entry.record_result(result.timings, result.batch, serialize_s)
         return response
@@ -228,8 +239,26 @@ class _Api:
         id, caller = request.path_params["id"], request.scope["key_name"]
         if request.method == "GET" and _is_true(request, "stream"):
             return await job_stream.build_response(self._jobs, id, caller)
-        view = await (self._jobs.delete if request.method == "DELETE" else self._jobs.get)(id, caller)
+        if request.method == "DELETE":
+            view = await self._jobs.delete(id, caller)
+        else:
+            view = await self._jobs.get(id, caller, self._base_url(request))
         return Response(view.body, media_type="application/json")
+
+    async def picture(self, request: Request) -> Response:
+        query = request.query_params
+        picture = await self._linked.open(
+            request.path_params["id"],
+            request.path_params["name"],
+            query.get("expires", ""),
+            query.get("signature", ""),
+            request.scope["key_name"],
+        )
+        return Response(picture.data, media_type=picture.media_type)
+
+    def _base_url(self, request: Request) -> str:
+        """Return the address of this server, as its callers know it."""
+        return self._settings.http.public_url or str(request.base_url).rstrip("/")
 
     async def models(self, request: Request) -> Response:
         models: ModelListBody = {
@@ -273,7 +302,7 @@ class _Api:
         if self._shedder.is_draining or not await self._editor.ready():
             raise NotReady("No replica with a warm model takes edits", retry_after_s=RETRY_AFTER_S)
         ready: HealthBody = {"status": "ready"}
-        if not self._jobs.is_reachable:
+        if not self._sweeper.is_reachable:
             ready["store"] = "unreachable"
         return _json(ready)
 

@@ -19,6 +19,10 @@ HEALTH_PATHS = re.compile(r"/health(/live|/ready)?")
 _OPEN_PATHS = re.compile(rf"{HEALTH_PATHS.pattern}|/?|/static/([^/]+/)?[^/]+|/openapi\.json|/docs(/[^/]+)?")
 
 
+# Links to pictures carry a signature in place of a key. A key that is sent must be the right one all the same.
+_LINKS = re.compile(r"/v1/images/[^/]+/[^/]+")
+
+
 class AuthMiddleware:
     """ASGI middleware that raises Unauthorized, into ErrorMiddleware, for a request without a valid API key.
 
@@ -32,7 +36,7 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            is_open = not self._keys or _OPEN_PATHS.fullmatch(path_of(scope))
+            is_open = not self._keys or _OPEN_PATHS.fullmatch(path_of(scope)) or _is_bare_link(scope)
             scope["key_name"] = None if is_open else self._authenticate(scope)
         await self.app(scope, receive, send)
 
@@ -56,6 +60,10 @@ class AuthMiddleware:
             },
         )
         raise Unauthorized(_complaint(len(headers), bool(sent)))
+
+
+def _is_bare_link(scope: Scope) -> bool:
+    return _LINKS.fullmatch(path_of(scope)) is not None and "authorization" not in Headers(scope=scope)
 
 
 def _complaint(headers: int, with_key: bool) -> str:

@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
@@ -35,6 +35,7 @@ from serve_app.errors import (
 from serve_app.forms import fields, json_body, multipart
 from serve_app.forms.names import GENERATION_FIELDS
 from serve_app.idempotency.runner import IDEMPOTENCY_KEY, KEY_PATTERN, MAX_KEY_CHARS, REPLAYED
+from serve_app.images.encoding import OutputFormat
 from serve_app.images.geometry import SIZE_PATTERN
 from serve_app.responses import schemas
 from serve_app.responses.edits import IGNORED
@@ -66,6 +67,7 @@ def document(settings: AppSettings, needs_key: bool) -> Schema:
         "/v1/images/edits": {"post": _edit(settings)},
         "/v1/images/generations": {"post": _generate(settings)},
         "/v1/jobs/{id}": {"parameters": [_JOB_ID], "get": _get_job(), "delete": _delete_job()},
+        "/v1/images/{id}/{name}": {"parameters": _LINK, "get": _get_picture()},
         "/v1/models": {"get": _operation("listModels", "The names of the served model", schemas.ModelListBody)},
         "/v1/models/{id}": {"parameters": [_model_id(settings.model)], "get": _get_model()},
         "/health/live": {"get": _health("isLive", "Whether the process answers")},
@@ -198,6 +200,21 @@ def _delete_job() -> Schema:
     )
 
 
+def _get_picture() -> Schema:
+    picture = {"type": "string", "format": "binary"}
+    answer = {
+        "description": "the picture file",
+        "content": {f"image/{output_format}": {"schema": picture} for output_format in get_args(OutputFormat)},
+    }
+    errors = (NotFound, StoreUnavailable, *_ANYWHERE_IN_THE_CLUSTER)
+    return {
+        "operationId": "getPicture",
+        "summary": "A picture, by a link that `response_format=url` has answered; no key is needed",
+        "security": [],
+        "responses": {"200": answer, **_error_responses(errors)},
+    }
+
+
 def _get_model() -> Schema:
     return _operation("getModel", "One name of the served model", schemas.ModelBody, ModelNotFound)
 
@@ -251,6 +268,10 @@ _JOB_STREAM = {
     "description": "the events of the job until it ends, as server-sent events",
     "schema": {"type": "boolean", "default": False},
 }
+_LINK = [
+    {"name": name, "in": place, "required": True, "schema": {"type": "string"}}
+    for name, place in (("id", "path"), ("name", "path"), ("expires", "query"), ("signature", "query"))
+]
 _JOB_ID = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
 
 

@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from serve_app.errors import RETRY_AFTER_S, StoreUnavailable
 from serve_app.settings import MEMORY, AppSettings
-from serve_app.store.blobs import MemoryBlobs
+from serve_app.store.blobs import BYTES, MemoryBlobs
 from serve_app.store.memory_records import MemoryRecords
 from serve_app.store.opening import open_outside
 from serve_app.store.records import Bounds, Change, Outcome, Record, Sweep
@@ -131,9 +131,9 @@ class ActorBlobs:
     def __init__(self, actor: _Actor) -> None:
         self._actor = actor
 
-    async def put(self, name: str, data: bytes) -> None:
+    async def put(self, name: str, data: bytes, media_type: str = BYTES) -> None:
         """As Blobs.put."""
-        await self._actor.call("blobs", "put", name, data)
+        await self._actor.call("blobs", "put", name, data, media_type)
 
     async def get(self, name: str) -> bytes:
         """As Blobs.get."""
@@ -147,3 +147,7 @@ class ActorBlobs:
     async def delete_folder(self, folder: str) -> None:
         """As Blobs.delete_folder."""
         await self._actor.call("blobs", "delete_folder", folder)
+
+    async def sign(self, name: str, ttl_s: float) -> str | None:
+        """As Blobs.sign."""
+        return None

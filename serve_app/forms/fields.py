@@ -49,7 +49,7 @@ class EditFields(EditParams):
     model: str | None = None
     user: str | None = Field(None, max_length=256, description="goes into the log")
 
-    # OpenAI's fields, of which the last is only accepted with what already holds. The description is the reason.
+    # OpenAI's fields. Where one has no effect, the description is the reason.
     input_fidelity: Literal["low", "high"] | None = Field(
         None, description="has no effect: the model has no such setting"
     )
@@ -57,8 +57,8 @@ class EditFields(EditParams):
     quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="a preset, where this server names one for it; else it has no effect: set num_inference_steps"
     )
-    response_format: Literal["b64_json"] | None = Field(
-        None, description="send b64_json or leave it out: this server keeps no files that a url could point to"
+    response_format: Literal["b64_json", "url"] | None = Field(
+        None, description="`url`: links that open for a while instead of the pictures; not with `stream`"
     )
 
     @field_validator("model")
@@ -98,6 +98,9 @@ class EditFields(EditParams):
         name = "output_compression"
         if self.output_format == "png" and self.output_compression != MAX_COMPRESSION:
             raise InvalidInput(f"{name} is the quality of jpeg and webp; png is lossless, leave it out", param=name)
+        if self.response_format == "url" and self.stream:
+            message = "response_format: a stream sends the pictures themselves; leave url out, or send stream=false"
+            raise InvalidInput(message, param="response_format")
         if self.background == "transparent" and self.output_format == "jpeg":
             message = "background: JPEG has no transparency; send output_format=png or webp"
             raise InvalidInput(message, param="background")

@@ -46,7 +46,7 @@ class EditForm:
 
     `fingerprint`: digest of all that was sent, which distinguishes a retry from another edit; None if not requested.
     `ignored`: names of the fields that were accepted without effect. `provenance`: the marks of its output files.
-    `kept`: the form for a later process; None if not requested.
+    `as_links`: its outputs are answered as links. `kept`: the form for a later process; None if not requested.
     """
 
     request: EditRequest
@@ -57,6 +57,7 @@ class EditForm:
     fingerprint: str | None = None
     ignored: tuple[str, ...] = ()
     provenance: ProvenanceSettings = field(default_factory=ProvenanceSettings)
+    as_links: bool = False
     kept: bytes | None = None
 
 
@@ -150,6 +151,7 @@ async def _build(
         digest,
         given.ignored,
         settings.provenance,
+        given.response_format == "url",
         kept,
     )
 

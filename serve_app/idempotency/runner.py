@@ -42,7 +42,6 @@ _POLL_S = 0.2
 """How often a request that waits looks for the end of the edit."""
 _ERROR_S = 3.0
 """How long an error is kept, for the requests that wait."""
-_SWEEP_S = 2.0
 _STORE_PATIENCE_S = 30.0
 
 logger = logging.getLogger("ray.serve")
@@ -101,11 +100,6 @@ class KeyedEdits:
         self._patience_s = patience_s
         # An event loop holds its tasks by weak references only.
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._sweeping: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Look after the keys of processes that die, from now on. Call it on the event loop."""
-        self._sweeping = self._sweeping or asyncio.create_task(self._keep_sweeping(), context=contextvars.Context())
 
     async def respond(
         self,
@@ -242,17 +236,11 @@ class KeyedEdits:
         run.lease.size = len(body)
         return await self._leases.settle(run.lease, self._limits.idempotency_ttl_s)
 
-    async def _keep_sweeping(self) -> None:
-        while True:
-            try:
-                for record in await self._leases.sweep():
-                    # A request that waits opens it anew.
-                    await self._store.records.drop(GROUP, record.id, record.version)
-            except StoreUnavailable:
-                pass
-            except Exception:
-                logger.exception("Idempotency keys that are over are looked after again in a moment")
-            await asyncio.sleep(_SWEEP_S)
+    async def sweep(self) -> None:
+        """Delete answers that are over, and keys whose process has died. Raises StoreUnavailable."""
+        for record in await self._leases.sweep():
+            # A request that waits opens it anew.
+            await self._store.records.drop(GROUP, record.id, record.version)
 
 
 @dataclass(slots=True, eq=False)

@@ -16,6 +16,8 @@ from serve_app.responses.schemas import (
     EditResponse,
     ErrorObject,
     JobBody,
+    LinkedOutputBody,
+    OutputBody,
     PartialImageEvent,
 )
 
@@ -37,8 +39,8 @@ class Job:
     `caller`: the name of the key that it belongs to; None if the server had no keys. `created_s`, `ended_s`: seconds
     since the epoch; a job is open until `ended_s` is set. `starts`: how many processes have started it. `open_bytes`:
     size of its form and its decoded images, which are in memory while it is open. `generates`: it makes pictures from a
-    text alone. `is_accepted`: its caller may know of it. `pictures`: by `IMAGE-VARIANT`, in the order of their events.
-    `result`: the response without its pictures.
+    text alone. `as_links`: its outputs are shown as links. `is_accepted`: its caller may know of it. `pictures`: by
+    `IMAGE-VARIANT`, in the order of their events. `result`: the response without its pictures.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -47,6 +49,7 @@ class Job:
     starts: int = 1
     open_bytes: int = 0
     generates: bool = False
+    as_links: bool = False
     is_accepted: bool = False
     progress: Progress = field(default_factory=lambda: Progress(0, 0, 1))
     pictures: dict[str, StoredPicture] = field(default_factory=dict)
@@ -96,8 +99,14 @@ class Job:
             raise ValueError("the state of another version")
         return cls(**{**state, "progress": Progress(**state["progress"])})
 
-    def body(self, ttl_s: float, pictures: dict[str, str]) -> bytes:
-        """Return the JobBody as JSON. `pictures`: of a job that has succeeded, as Base64, by their places.
+    @property
+    def outputs(self) -> list[tuple[OutputBody, str]]:
+        """The outputs without their pictures, and the blob of each, in the order of the contract."""
+        data: list[OutputBody] = [] if self.result is None else self.result["data"]  # type: ignore[assignment]
+        return [(output, self.pictures[_place_of(output)]["blob"]) for output in data]
+
+    def body(self, ttl_s: float, outputs: list[OutputBody] | list[LinkedOutputBody]) -> bytes:
+        """Return the JobBody as JSON. `outputs`: of a job that has succeeded, with their pictures or links to them.
 
         `ttl_s`: how long an ended job is kept.
         """
@@ -110,7 +119,7 @@ class Job:
             "place": self.progress.place,
             "steps_done": self.progress.steps_done,
             "steps": self.progress.steps,
-            "result": None if self.result is None else _filled(self.result, pictures),
+            "result": None if self.result is None else self.result | {"data": outputs},
             "error": self.error,
         }
         return orjson.dumps(value)
@@ -120,9 +129,5 @@ def place_of(image_index: int, variant_index: int) -> str:
     return f"{image_index}-{variant_index}"
 
 
-def _filled(result: EditResponse, pictures: dict[str, str]) -> EditResponse:
-    data = [
-        output | {"b64_json": pictures[place_of(output["input_index"], output["variant_index"])]}
-        for output in result["data"]
-    ]
-    return result | {"data": data}
+def _place_of(output: OutputBody) -> str:
+    return place_of(output["input_index"], output["variant_index"])

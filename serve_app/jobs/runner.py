@@ -130,9 +130,10 @@ class JobRunner:
         data = await asyncio.get_running_loop().run_in_executor(self._pool, edits.encode_file, event.pixels, self._form)
         self._serialize_s += time.perf_counter() - start
         # Another name for each, so that no reader takes a later picture for an earlier one.
-        name = place_of(*index) + (f".{event.preview_index}" if isinstance(event, Preview) else "")
-        blob = f"{self._lease.folder}/{name}"
-        await patiently(lambda: self._blobs.put(blob, data), self._patience_s)
+        preview = f".{event.preview_index}" if isinstance(event, Preview) else ""
+        blob = f"{self._lease.folder}/{place_of(*index)}{preview}.{self._form.output_format}"
+        media_type = f"image/{self._form.output_format}"
+        await patiently(lambda: self._blobs.put(blob, data, media_type), self._patience_s)
         output = edits.describe_output(*index, self._form.request.output_seed(*index), event.pixels)
         if isinstance(event, Completed):
             self._outputs[index], self._sizes[index] = output, len(data)

@@ -7,6 +7,7 @@ another process goes on with the job, with the same form and the same seed.
 import asyncio
 import contextvars
 import logging
+import time
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,12 +21,13 @@ from serve_app.editor import Editor
 from serve_app.errors import GenerationError, NotFound, StoreUnavailable
 from serve_app.forms.form import EditForm, parse_kept
 from serve_app.images.pixels import PICTURE_THREADS
-from serve_app.jobs.job import Job, StoredPicture
+from serve_app.jobs.job import Job
 from serve_app.jobs.runner import AcceptedEdit, JobRunner, patiently, restart_edit, start_edit
+from serve_app.links.pictures import LinkedPictures
 from serve_app.responses import stream
 from serve_app.responses.errors import to_public_error
 from serve_app.responses.log import LogEntry
-from serve_app.responses.schemas import DeletedJobBody
+from serve_app.responses.schemas import DeletedJobBody, LinkedOutputBody, OutputBody
 from serve_app.settings import AppSettings
 from serve_app.store.leases import BEAT_S, Lease, LeaseLost, Leases
 from serve_app.store.records import Bounds, Record
@@ -35,9 +37,6 @@ logger = logging.getLogger("ray.serve")
 
 GROUP = "jobs"
 _FORM = "form"
-
-_SWEEP_S = 2.0
-"""How often a process looks for jobs whose process has died, and for jobs that are over."""
 
 _MAX_STARTS = 6
 """Processes that may start one job: a job that is open whenever its process dies may be the cause of it."""
@@ -74,24 +73,18 @@ class JobStore:
         self._store = store
         self._settings = settings
         self._limits = settings.jobs
+        self._linked = LinkedPictures(store, settings.results)
         bounds = Bounds(self._limits.max_jobs, self._limits.max_open_bytes, self._limits.max_result_bytes)
         self._leases = Leases(store, GROUP, "jobs", bounds, beat_s=beat_s)
         # Jobs that run in this process by their ids.
         self._running: dict[str, tuple[_Run, asyncio.Task[None]]] = {}
-        self._sweeping: asyncio.Task[None] | None = None
         self._pool = ThreadPoolExecutor(PICTURE_THREADS, thread_name_prefix="job-pictures")
-        self.is_reachable = True
-
-    def start(self) -> None:
-        """Look after the jobs of processes that die, from now on. Call it on the event loop."""
-        self._sweeping = self._sweeping or asyncio.create_task(self._keep_sweeping(), context=contextvars.Context())
 
     def stop(self) -> None:
         """Leave every job as it is, as if this process had died."""
         self._leases.stop()
-        for task in (self._sweeping, *(task for _, task in self._running.values())):
-            if task is not None:
-                task.cancel()
+        for _, task in self._running.values():
+            task.cancel()
 
     async def hand_over(self) -> None:
         """Stop, and let other processes go on with the jobs at once, since this one ends."""
@@ -108,7 +101,8 @@ class JobStore:
         """
         assert form.kept is not None
         caller, open_bytes = form.request.caller, form.request.picture_bytes + len(form.kept)
-        job = Job(caller=caller, open_bytes=open_bytes, generates=stream.is_generation(form))
+        generates = stream.is_generation(form)
+        job = Job(caller=caller, open_bytes=open_bytes, generates=generates, as_links=form.as_links)
         lease = await self._leases.open(job.id, job.dump(), open_bytes)
         assert isinstance(lease, Lease)
         entry = LogEntry(self._settings.log, request_id, key_name=caller, form=form, is_job=True)
@@ -122,14 +116,17 @@ class JobStore:
             await self._leases.release(lease)
             raise
 
-    async def get(self, id: str, caller: str | None) -> JobView:
-        """Return a job of that caller. Raises NotFound and StoreUnavailable."""
+    async def get(self, id: str, caller: str | None, base_url: str) -> JobView:
+        """Return a job of that caller. Raises NotFound and StoreUnavailable. `base_url`: as in LinkedPictures."""
         job = await self.find(id, caller)
-        pictures = {}
-        if job.status == "succeeded":
-            read = (self.read_picture(picture) for picture in job.pictures.values())
-            pictures = dict(zip(job.pictures, await asyncio.gather(*read), strict=True))
-        return self._view(job, pictures)
+        if job.as_links and job.ended_s is not None:
+            left_s = job.ended_s + self._limits.ttl_s - time.time()
+            links = (self._linked.link(base_url, id, blob, output, at_most_s=left_s) for output, blob in job.outputs)
+            return self._view(job, [await link for link in links])
+        return self._view(job, await asyncio.gather(*(self._filled(*output) for output in job.outputs)))
+
+    async def _filled(self, output: OutputBody, blob: str) -> OutputBody:
+        return output | {"b64_json": await self.read_picture(blob)}
 
     async def find(self, id: str, caller: str | None) -> Job:
         """Return the state of a job of that caller. Raises NotFound and StoreUnavailable."""
@@ -143,10 +140,10 @@ class JobStore:
             raise self._not_found()
         return job
 
-    async def read_picture(self, picture: StoredPicture) -> str:
+    async def read_picture(self, blob: str) -> str:
         """Return a picture file as Base64. Raises NotFound if the job has gone meanwhile, and StoreUnavailable."""
         try:
-            data = await self._store.blobs.get(picture["blob"])
+            data = await self._store.blobs.get(blob)
         except KeyError:
             raise self._not_found() from None
         return await asyncio.get_running_loop().run_in_executor(self._pool, pybase64.b64encode_as_string, data)
@@ -163,8 +160,8 @@ class JobStore:
     def _not_found(self) -> NotFound:
         return NotFound(f"There is no such job; a job is kept for {self._limits.ttl_s:g} s after its end")
 
-    def _view(self, job: Job, pictures: dict[str, str]) -> JobView:
-        return JobView(job.id, job.body(self._limits.ttl_s, pictures))
+    def _view(self, job: Job, outputs: list[OutputBody] | list[LinkedOutputBody]) -> JobView:
+        return JobView(job.id, job.body(self._limits.ttl_s, outputs))
 
     # ---- while a job is open ----
 
@@ -202,7 +199,7 @@ class JobStore:
                 accepted.set_exception(error)
             return
         if not accepted.done():
-            accepted.set_result(self._view(run.job, {}).body)
+            accepted.set_result(self._view(run.job, []).body)
         await self._run(run, edit)
 
     async def _keep(self, run: _Run) -> None:
@@ -277,17 +274,10 @@ class JobStore:
 
     # ---- jobs whose process has died ----
 
-    async def _keep_sweeping(self) -> None:
-        while True:
-            try:
-                for record in await self._leases.sweep():
-                    await self._take_over(record)
-                self.is_reachable = True
-            except StoreUnavailable:
-                self.is_reachable = False
-            except Exception:
-                logger.exception("Jobs of processes that have died are looked after again in a moment")
-            await asyncio.sleep(_SWEEP_S)
+    async def sweep(self) -> None:
+        """Delete jobs that are over, and go on with those whose process has died. Raises StoreUnavailable."""
+        for record in await self._leases.sweep():
+            await self._take_over(record)
 
     async def _take_over(self, record: Record) -> None:
         try:

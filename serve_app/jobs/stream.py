@@ -57,7 +57,7 @@ class _Reader:
             if self._sent.get(place) == picture["blob"]:
                 continue
             try:
-                text = await self._jobs.read_picture(picture)
+                text = await self._jobs.read_picture(picture["blob"])
             except NotFound:
                 # A later picture is there, unless the whole job has gone: the next look shows it.
                 if self._job.ended_s is not None:

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 import pybase64
@@ -15,24 +15,30 @@ from serve_app.forms.form import EditForm
 from serve_app.images.output_file import encode_marked
 from serve_app.images.provenance import EDITED, GENERATED
 from serve_app.request import EditResult, GenerationRequest, Picture, TokenCounts
-from serve_app.responses.schemas import EditResponse, OutputBody, Usage
+from serve_app.responses.schemas import EditResponse, LinkedOutputBody, OutputBody, Usage
 
 IGNORED = "x-edit-ignored"
 """The header that names the fields which were accepted without effect, so that nothing is ignored silently."""
 
 
+Publish = Callable[[list[tuple[OutputBody, bytes]]], Awaitable[list[LinkedOutputBody]]]
+"""Keep the files of outputs, and return the outputs with links to them."""
+
+
 async def build_response(
-    result: EditResult, form: EditForm, executor: Executor, started: float
+    result: EditResult, form: EditForm, executor: Executor, started: float, publish: Publish
 ) -> tuple[Response, float]:
     """Return the HTTP response to an edit, and the seconds spent on building it; pictures are encoded on `executor`.
 
-    `started`: the start of the edit, by `time.perf_counter`.
+    `started`: the start of the edit, by `time.perf_counter`. `publish`: called if the outputs are answered as links.
     """
     start = time.perf_counter()
     loop = asyncio.get_running_loop()
-    outputs = await asyncio.gather(
-        *(loop.run_in_executor(executor, build_output, *output, form) for output in _in_order(result))
+    build: Callable[..., Any] = _build_file if form.as_links else build_output
+    built = await asyncio.gather(
+        *(loop.run_in_executor(executor, build, *output, form) for output in _in_order(result))
     )
+    outputs = await publish(built) if form.as_links else built
     end = time.perf_counter()
     body = build_body(form, outputs, end - started, result.tokens)
     content = await loop.run_in_executor(executor, orjson.dumps, body)
@@ -55,7 +61,9 @@ def _server_timing(timings: dict[str, float]) -> str:
 # --- shared with streams and jobs ---------------------------------------------------------------------------------
 
 
-def build_body(form: EditForm, outputs: list[OutputBody], seconds: float, tokens: TokenCounts) -> EditResponse:
+def build_body(
+    form: EditForm, outputs: list[OutputBody] | list[LinkedOutputBody], seconds: float, tokens: TokenCounts
+) -> EditResponse:
     """Return the body of a finished edit; `outputs` are in the order of the contract."""
     return {
         "created": int(time.time()),
@@ -69,6 +77,12 @@ def build_output(image_index: int, variant_index: int, seed: int, pixels: Pictur
     """Return one output. Encodes its picture, which is too slow for an event loop."""
     picture = pybase64.b64encode_as_string(encode_file(pixels, form))
     return describe_output(image_index, variant_index, seed, pixels) | {"b64_json": picture}
+
+
+def _build_file(
+    image_index: int, variant_index: int, seed: int, pixels: Picture, form: EditForm
+) -> tuple[OutputBody, bytes]:
+    return describe_output(image_index, variant_index, seed, pixels), encode_file(pixels, form)
 
 
 def describe_output(image_index: int, variant_index: int, seed: int, pixels: Picture) -> OutputBody:

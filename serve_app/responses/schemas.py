@@ -67,11 +67,23 @@ class OutputBody(TypedDict):
 
 
 @_closed
+class LinkedOutputBody(TypedDict):
+    """One output picture with `response_format=url`: a link to its file, which opens without a key."""
+
+    url: Annotated[str, _field("the address of the picture file", "https://edits.example/v1/images/4f0f/0-0.png")]
+    expires_at: Annotated[EpochSeconds, _field("when the link ends")]
+    size: SizeText
+    seed: Seed
+    input_index: InputIndex
+    variant_index: VariantIndex
+
+
+@_closed
 class EditResponse(TypedDict):
     """A finished edit. `data[i * n + j]` is variant j of image i."""
 
     created: EpochSeconds
-    data: Annotated[list[OutputBody], Field(min_length=1)]
+    data: Annotated[list[OutputBody] | list[LinkedOutputBody], Field(min_length=1)]
     output_format: OutputFormat
     usage: Usage
 

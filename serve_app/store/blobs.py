@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+BYTES = "application/octet-stream"
+
 
 class Blobs(Protocol):
     """Blobs in this process or in another one. Every method raises StoreUnavailable.
@@ -9,7 +11,7 @@ class Blobs(Protocol):
     A folder is a name without a slash; the name of a blob begins with its folder and a slash.
     """
 
-    async def put(self, name: str, data: bytes) -> None:
+    async def put(self, name: str, data: bytes, media_type: str = BYTES) -> None:
         """Store a blob in place of the one with that name, if there is one."""
 
     async def get(self, name: str) -> bytes:
@@ -21,6 +23,9 @@ class Blobs(Protocol):
     async def delete_folder(self, folder: str) -> None:
         """Delete all blobs of a folder."""
 
+    async def sign(self, name: str, ttl_s: float) -> str | None:
+        """Return a link that opens the blob for that time, or None if this kind of store has none."""
+
 
 class MemoryBlobs:
     """Blobs without another process. The records to which they belong bound their number and size."""
@@ -28,7 +33,7 @@ class MemoryBlobs:
     def __init__(self) -> None:
         self._folders: dict[str, dict[str, bytes]] = {}
 
-    async def put(self, name: str, data: bytes) -> None:
+    async def put(self, name: str, data: bytes, media_type: str = BYTES) -> None:
         """As Blobs.put."""
         self._folders.setdefault(_folder(name), {})[name] = data
 
@@ -43,6 +48,10 @@ class MemoryBlobs:
     async def delete_folder(self, folder: str) -> None:
         """As Blobs.delete_folder."""
         self._folders.pop(folder, None)
+
+    async def sign(self, name: str, ttl_s: float) -> str | None:
+        """As Blobs.sign."""
+        return None
 
     @property
     def names(self) -> list[str]:

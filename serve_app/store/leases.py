@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from serve_app.errors import RETRY_AFTER_S, Overloaded, StoreUnavailable
 from serve_app.store.records import Bounds, Change, Conflict, Full, Outcome, Record, Written
 from serve_app.store.store import Store
+from serve_app.store.sweeper import sweep
 
 LEASE_S = 10.0
 """How long a lease holds without being renewed."""
@@ -52,6 +53,7 @@ class Leases:
     """The leases of this process in one group of records. `bounds`: those of the group, whose records are `things`."""
 
     def __init__(self, store: Store, group: str, things: str, bounds: Bounds, *, beat_s: float = BEAT_S) -> None:
+        self._store = store
         self._records = store.records
         self._blobs = store.blobs
         self._group = group
@@ -111,7 +113,6 @@ class Leases:
             self._let_go(lease)
             if not lease.is_lost:
                 await self._records.drop(self._group, lease.id, lease.version)
-        await self.clean(lease.folder)
 
     async def hand_over(self, lease: Lease) -> None:
         """Let another process go on with the record at once. Raises StoreUnavailable."""
@@ -120,19 +121,8 @@ class Leases:
             await self._put(lease.change(keep_s=0.0))
 
     async def sweep(self) -> list[Record]:
-        """Delete what is over, with its blobs, and return records without a living process.
-
-        Every process calls it regularly. Raises StoreUnavailable.
-        """
-        found = await self._records.sweep(self._group)
-        await self.clean(*found.litter)
-        return [record for record in found.overdue if record.id not in self._held]
-
-    async def clean(self, *folders: str) -> None:
-        """Delete the blobs of records that are gone. Raises StoreUnavailable."""
-        for folder in folders:
-            await self._blobs.delete_folder(folder)
-        await self._records.clean(self._group, folders)
+        """Delete what is over, and return open records without a living process. Raises StoreUnavailable."""
+        return [record for record in await sweep(self._store, self._group) if record.id not in self._held]
 
     def stop(self) -> None:
         """Renew no lease any more, as if this process had died."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import BaseError, NotFoundError
-from obstore.store import LocalStore, from_url
+from obstore.store import AzureStore, GCSStore, LocalStore, S3Store, from_url
 
 from serve_app.errors import RETRY_AFTER_S, StoreUnavailable
+from serve_app.store.blobs import BYTES
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore, RetryConfig
@@ -33,10 +34,12 @@ class ObjectBlobs:
         except (BaseError, ValueError) as error:
             raise ValueError(f"results.store: {url} cannot be opened: {error}") from None
 
-    async def put(self, name: str, data: bytes) -> None:
+    async def put(self, name: str, data: bytes, media_type: str = BYTES) -> None:
         """As Blobs.put."""
+        # A directory keeps no types.
+        attributes = None if isinstance(self._store, LocalStore) else {"Content-Type": media_type}
         with _translated():
-            await obstore.put_async(self._store, name, data)
+            await obstore.put_async(self._store, name, data, attributes=attributes)
 
     async def get(self, name: str) -> bytes:
         """As Blobs.get."""
@@ -56,6 +59,13 @@ class ObjectBlobs:
         with _translated():
             async for found in obstore.list(self._store, f"{folder}/"):
                 await self._delete([item["path"] for item in found])
+
+    async def sign(self, name: str, ttl_s: float) -> str | None:
+        """As Blobs.sign."""
+        if not isinstance(self._store, S3Store | GCSStore | AzureStore):
+            return None
+        with _translated():
+            return await obstore.sign_async(self._store, "GET", name, timedelta(seconds=ttl_s))
 
     async def _delete(self, names: list[str]) -> None:
         # S3 does not say whether there was one; a directory does.

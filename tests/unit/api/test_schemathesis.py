@@ -34,6 +34,10 @@ PICTURE = "P3 1 1 255 200 200 200"
 schemathesis.openapi.format("binary", st.just(PICTURE))
 
 
+# WebP's longest side, the shortest of all.
+_MOST_OF_A_FILE = 16_383
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with listening(create_app(Inverter(), SETTINGS)) as url:
@@ -72,10 +76,14 @@ def _keep_rules_that_no_schema_states(case: Case[Any]) -> None:
         body["mask"] = body["mask"][:1]
     if isinstance(body.get("prompt"), list):
         body["prompt"] = body["prompt"][0]
+    if any(side.isdecimal() and int(side) > _MOST_OF_A_FILE for side in str(body.get("size")).split("x")):
+        body.pop("size")
     if "guidance_scale" in body:
         body.pop("true_cfg_scale", None)
     if body.get("stream") and case.query:
         case.query.pop("async", None)
+    if body.get("stream") and body.get("response_format") == "url":
+        body.pop("response_format")
     if body.get("partial_images") and not (body.get("stream") or (case.query or {}).get("async") in (True, "true")):
         body.pop("partial_images")
 

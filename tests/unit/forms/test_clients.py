@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from serve_app.errors import InvalidInput
 from serve_app.images.geometry import Size
 from serve_app.settings import AppSettings
 from tests.uploads import form_of, picture, text
@@ -56,8 +55,8 @@ def test_a_clients_form_is_read(sent: Sent) -> None:
     assert (form.request.n, form.request.size, form.ignored) == (sent.n, sent.size, sent.ignored)
 
 
-def test_a_form_that_asks_for_urls_is_told_what_to_send() -> None:
+def test_a_form_that_asks_for_urls_gets_links() -> None:
     asked = {**NAMED, "model": "dall-e-2", "n": "1", "size": "1024x1024", "response_format": "url"}
-    with pytest.raises(InvalidInput, match="send b64_json or leave it out") as caught:
-        form_of(picture("image"), *(text(*item) for item in asked.items()), settings=SETTINGS)
-    assert caught.value.param == "response_format"
+    form = form_of(picture("image"), *(text(*item) for item in asked.items()), settings=SETTINGS)
+    assert form.as_links
+    assert not form_of(picture("image"), *(text(*item) for item in NAMED.items()), settings=SETTINGS).as_links

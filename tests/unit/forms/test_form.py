@@ -248,7 +248,7 @@ def test_two_different_guidances_are_refused() -> None:
         ("output_format", " ", "png, jpeg or webp"),
         ("output_compression", "101", "from 0 to 100"),
         ("output_compression", "80", "png is lossless"),
-        ("response_format", "url", "send b64_json or leave it out"),
+        ("response_format", "file", "b64_json or url"),
         ("response_format", " ", "b64_json"),
         ("stream", "maybe", "true or false"),
         ("stream", "fal\u017fe", "true or false"),

@@ -114,7 +114,7 @@ def test_no_value_makes_a_picture_a_field_of_a_generation(value: Any) -> None:
         ({"n": 11}, "n"),
         ({"prompt": " "}, "prompt"),
         ({"prompt": "<|image_pad|>"}, "prompt"),
-        ({"response_format": "url"}, "response_format"),
+        ({"response_format": "file"}, "response_format"),
         ({"style": "loud"}, "style"),
         ({"background": "transparent", "output_format": "jpeg"}, "background"),
         ({"partial_images": 1}, "partial_images"),

@@ -228,7 +228,7 @@ def test_pictures_are_bounded() -> None:
         ("size", {"width": 8, "height": 8}, "text, not an object"),
         ("size", "9000x100", "aspect ratio above 8:1"),
         ("quality", "best", "num_inference_steps"),
-        ("response_format", "url", "send b64_json or leave it out"),
+        ("response_format", "file", "b64_json or url"),
         ("mask", 7, "mask must be base64 text, or a list of them, not a whole number"),
         ("num_inference_step", 20, "did you mean num_inference_steps?"),
         ("num_inference_step", None, "Unknown field"),

@@ -21,6 +21,7 @@ from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
 from serve_app.events import Event, Progress
 from serve_app.jobs.store import GROUP
 from serve_app.request import EditRequest
+from serve_app.store.leases import BEAT_S
 from tests.editors import Gated
 from tests.http_calls import PATIENCE_S, JobCaller, error_of, play, until
 from tests.pictures import file_of, mask_png, pixels_of, png
@@ -208,7 +209,7 @@ def test_what_has_ended_keeps_its_result_and_not_its_pictures() -> None:
                 gc.collect()
         assert (await caller.get(id)).json()["status"] == "succeeded"
         # Nor the form, of which no later process needs to know.
-        assert [name.partition("/")[2] for name in caller.shared.blobs.names] == ["0-0"]
+        assert [name.partition("/")[2] for name in caller.shared.blobs.names] == ["0-0.png"]
 
     play(story)
 
@@ -261,6 +262,10 @@ def test_every_process_shows_a_job_and_each_may_delete_it() -> None:
         assert (await other.http.delete(f"/v1/jobs/{id}")).json()["deleted"] is True
         assert (await runs.get(id)).status_code == 404
         await until(lambda: editor.closed == [31])
+        # Nor does it begin again, as a job does that the store has lost.
+        await asyncio.sleep(2 * BEAT_S)
+        assert (await other.get(id)).status_code == 404
+        assert len(editor.begun) == 1
         await runs.jobs._leases.sweep()
         assert shared.blobs.names == []
 
@@ -347,7 +352,7 @@ def test_a_process_that_ends_in_order_hands_its_jobs_over_at_once() -> None:
         id = await before.start()
         await before.until(id, "running")
         await before.jobs.hand_over()
-        after.jobs.start()
+        after.sweeper.start()
         editor.gate.set()
         assert (await after.until(id, "succeeded", "failed"))["error"] is None
 
@@ -522,7 +527,7 @@ def test_a_process_may_die_at_any_call_and_each_accepted_job_has_one_right_end(a
         # The pictures alone. A form may stay until the job is over. A job that was accepted a moment before its process
         # died has an end too, though its caller does not know of it.
         left = [name.partition("/")[2] for name in shared.blobs.names if not name.endswith("/form")]
-        assert sorted(left) == (["0-0", "1-0"] if group.ended else [])
+        assert sorted(left) == (["0-0.png", "1-0.png"] if group.ended else [])
         assert bool(group.ended) >= accepted
         shared.clock.now_s += 10_000
         await survivor.jobs._leases.sweep()
@@ -562,7 +567,7 @@ def test_a_job_waits_for_a_store_that_is_away_and_loses_nothing() -> None:
 def test_health_says_that_the_store_is_away() -> None:
     async def story(editor: Gated) -> None:
         caller = JobCaller(editor)
-        caller.jobs.start()
+        caller.sweeper.start()
         await asyncio.sleep(0)
         assert (await caller.http.get("/health")).json() == {"status": "ready"}
         caller.shared.line.is_cut = True

@@ -79,7 +79,7 @@ def test_a_reader_sees_the_last_preview_of_what_is_not_done_and_no_event_twice()
         caller = JobCaller(editor)
         id = (await caller.post(partial_images="3")).json()["id"]
         await editor.halted.wait()
-        await until(lambda: any(name.endswith("/0-0.2") for name in caller.shared.blobs.names))
+        await until(lambda: any(name.endswith("/0-0.2.png") for name in caller.shared.blobs.names))
         reader = read(caller, id)
         await asyncio.sleep(1)
         editor.end.set()
@@ -88,7 +88,7 @@ def test_a_reader_sees_the_last_preview_of_what_is_not_done_and_no_event_twice()
         assert events[0]["partial_image_index"] == 2
         assert events[0]["b64_json"] != events[1]["b64_json"] != ""
         # The preview is not kept beside the output.
-        assert [name.partition("/")[2] for name in caller.shared.blobs.names] == ["0-0"]
+        assert [name.partition("/")[2] for name in caller.shared.blobs.names] == ["0-0.png"]
 
     asyncio.run(story())
 

@@ -1,0 +1,1 @@
+"""Links to pictures, which open for a while without an API key."""
