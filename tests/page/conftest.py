@@ -20,6 +20,7 @@ class Held(Inverter):
 
     def __init__(self) -> None:
         super().__init__()
+        self.generates = False
         self.gate = threading.Event()
         self.gate.set()
         self.before: type[Event] = Completed

@@ -38,11 +38,16 @@ export async function serverFacts() {
 
 /**
  * Return what the server says of its model: { id, max_references, native_area, demonstration, license, masks,
- * transparency, presets, adapters }. If the server needs a key, an invalid one raises an ApiError of status 401.
+ * transparency, generates, presets, adapters }. If the server needs a key, an invalid one raises an ApiError of status 401.
  */
 export async function servedModel(key) {
   const { data } = await (await request("v1/models", { headers: authorization(key) })).json();
   return data[0];
+}
+
+/** Return the path of the endpoint for a call with these files: without any, pictures are made from the text alone. */
+export function endpoint(files) {
+  return files.length ? "v1/images/edits" : "v1/images/generations";
 }
 
 /**
@@ -55,7 +60,7 @@ export async function createJob({ id, files, fields }, key) {
   for (const { field, file, name } of files) body.append(field, file, name);
   body.append("partial_images", PREVIEWS);
   const headers = { ...authorization(key), "Idempotency-Key": id };
-  return (await (await request("v1/images/edits?async=true", { method: "POST", headers, body })).json()).id;
+  return (await (await request(`${endpoint(files)}?async=true`, { method: "POST", headers, body })).json()).id;
 }
 
 /** Yield the events of a job from its present state on, until it has succeeded. */
@@ -65,7 +70,8 @@ export async function* jobEvents(id, key, signal) {
     if (data === "[DONE]") return;
     const event = JSON.parse(data);
     if (event.error) throw new ApiError(() => sentence(event.error.message), event.error);
-    yield event;
+    // What is made from a text alone is shown as an edit is.
+    yield { ...event, type: event.type.replace("image_generation.", "image_edit.") };
   }
   throw new ApiError(() => t("server.ended"));
 }

@@ -1,12 +1,12 @@
 // An edit as a command line and as a script for copying. Both read the API key from the environment.
 
-import { address } from "./api.js";
+import { address, endpoint } from "./api.js";
 
 const KEY_VARIABLE = "IMAGE_EDITS_API_KEY";
 
 /** Return a curl command. `call`: { files, fields } from the form. `needsKey`: whether the server has keys. */
 export function curlCall(call, needsKey) {
-  const lines = [`curl ${quoted(address("v1/images/edits"))} -o answer.json`];
+  const lines = [`curl ${quoted(address(endpoint(call.files)))} -o answer.json`];
   if (needsKey) lines.push(`-H "Authorization: Bearer $${KEY_VARIABLE}"`);
   // Not -F, which reads a text that begins with @ or < as the name of a file.
   for (const [name, value] of Object.entries(call.fields)) {
@@ -26,6 +26,12 @@ function quoted(text) {
 export function pythonCall(call, needsKey) {
   const files = call.files.map(({ field, name }) => `(${literal(field)}, ${literal(name)})`);
   const data = Object.entries(call.fields).map(([name, value]) => `${literal(name)}: ${literal(value)}`);
+  // Without files, requests would send a form of another type than the server reads.
+  const texts = Object.entries(call.fields).map(([name, value]) => `${literal(name)}: (None, ${literal(value)})`);
+  const sent = files.length
+    ? `files=[(field, (name, Path(name).read_bytes())) for field, name in [${files.join(", ")}]],
+    data={${data.join(", ")}},`
+    : `files={${texts.join(", ")}},`;
   const key = needsKey ? `\n    headers={"Authorization": "Bearer " + os.environ["${KEY_VARIABLE}"]},` : "";
   return `import base64
 ${needsKey ? "import os\n" : ""}from pathlib import Path
@@ -33,9 +39,8 @@ ${needsKey ? "import os\n" : ""}from pathlib import Path
 import requests
 
 response = requests.post(
-    ${literal(address("v1/images/edits"))},${key}
-    files=[(field, (name, Path(name).read_bytes())) for field, name in [${files.join(", ")}]],
-    data={${data.join(", ")}},
+    ${literal(address(endpoint(call.files)))},${key}
+    ${sent}
     timeout=660,
 )
 response.raise_for_status()

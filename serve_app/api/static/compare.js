@@ -45,7 +45,7 @@ function show(output) {
   after.src = url;
   // If the browser cannot show the original's format, the output is shown alone.
   stage().classList.toggle("alone", original.picture.hidden);
-  stage().querySelector(".before").src = original.url;
+  if (original.url) stage().querySelector(".before").src = original.url;
   Object.assign(button("download"), { href: url, download: name });
   slider().value = 50;
   slide();

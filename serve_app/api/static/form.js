@@ -44,6 +44,11 @@ export function offerChoices({ presets, adapters, native_area, transparency, lic
   element("adapters").parentElement.hidden = !adapters.length;
 }
 
+/** Name the button for what it starts. `isEdit`: whether there are pictures to edit. */
+export function nameSubmit(isEdit) {
+  write(element("submit"), () => (isEdit ? t("form.submit") : t("form.create")));
+}
+
 /** Let a quality be chosen for the formats that have one. */
 function checkFormat() {
   const quality = element("output_compression");

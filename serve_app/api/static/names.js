@@ -32,7 +32,8 @@ export function facts({ files, fields }) {
   const { n, size, num_inference_steps: steps, guidance_scale: guidance, seed, negative_prompt: negative } = fields;
   const count = (field) => files.filter((file) => file.field === field).length;
   const pictures = t("count.pictures", { count: count("images") });
-  const said = [t("run.scale", { pictures, variants: t("count.variants", { count: Number(n) }) })];
+  const variants = t("count.variants", { count: Number(n) });
+  const said = [count("images") ? t("run.scale", { pictures, variants }) : variants];
   if (count("references")) said.push(t("count.references", { count: count("references") }));
   if (count("mask")) said.push(t("run.mask"));
   if (size) said.push(t("run.size", { size }));

@@ -1,6 +1,7 @@
 // What the next edit looks at: its pictures with their masks, and its references.
 
 import { announce, element } from "./dom.js";
+import { nameSubmit } from "./form.js";
 import { blankMask, fullMask, load, maskFile, paint } from "./mask.js";
 import { uniqueStems } from "./names.js";
 import { loadMask, openPainter } from "./painter.js";
@@ -12,6 +13,7 @@ export class Pictures {
   #pictures;
   #references;
   #takesMasks = false;
+  #generates = false;
   #lastMask = Promise.resolve();
   #heard;
 
@@ -75,10 +77,12 @@ export class Pictures {
   }
 
   /** Show what the served model can do. `model`: from the server. */
-  offer({ max_references, masks }) {
+  offer({ max_references, masks, generates }) {
     this.#references.most = max_references ?? 0;
     element("references-field").hidden = !max_references;
     this.#takesMasks = Boolean(masks);
+    this.#generates = Boolean(generates);
+    element("no-pictures").hidden = !this.#generates;
     this.#changed();
   }
 
@@ -134,7 +138,9 @@ export class Pictures {
   #check() {
     const unseen = this.#pictures.chosen.find(({ item }) => item.querySelector("img").hidden);
     let problem = () => "";
-    if (!this.#pictures.chosen.length) problem = () => t("form.pictures.none");
+    const isNeeded = !this.#generates || this.#references.chosen.length;
+    nameSubmit(this.count || isNeeded);
+    if (!this.count && isNeeded) problem = () => t("form.pictures.none");
     else if (this.#hasMasks && unseen) problem = () => t("mask.unseen", { name: unseen.file.name });
     write(this.#pictures.input, problem, "validity");
   }

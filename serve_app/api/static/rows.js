@@ -13,13 +13,15 @@ export class Rows {
   #urls = [];
 
   /**
-   * `parent`: the element for the rows. `pictures`: [{ file, name, before }]; `n`: the variants of each. `goOn` is called
+   * `parent`: the element for the rows. `pictures`: [{ file, name, before }], or none if the outputs are made from a text
+   * alone; `n`: the variants of each. `goOn` is called
    * with a file that is to be edited and those from which it was made, `sameSeed` with a seed, `newSeed` with nothing.
    */
   constructor(parent, pictures, n, { goOn, sameSeed, newSeed }) {
-    const stems = uniqueStems(pictures.map(({ name }) => name));
-    parent.style.setProperty("--columns", n + 1);
-    pictures.forEach(({ file, name, before }, i) => {
+    const rows = pictures.length ? pictures : [{ file: null, name: t("rows.created"), before: [] }];
+    const stems = pictures.length ? uniqueStems(pictures.map(({ name }) => name)) : ["created"];
+    parent.style.setProperty("--columns", pictures.length ? n + 1 : n);
+    rows.forEach(({ file, name, before }, i) => {
       const row = clone("row-template");
       row.querySelector("h3").textContent = name;
       this.#urls.push(...showLineage(row.querySelector(".lineage"), before, goOn));
@@ -31,7 +33,7 @@ export class Rows {
           stem: `${stems[i]}-${j + 1}`,
           original,
           open: (shown) => openCompare(this.done, shown),
-          goOn: (chosen) => goOn(chosen.file, [...before, file]),
+          goOn: (chosen) => goOn(chosen.file, file ? [...before, file] : before),
           sameSeed,
           newSeed,
         });
@@ -52,7 +54,12 @@ export class Rows {
     for (const output of this.outputs) output.release();
   }
 
+  /** Show the picture that is edited; without one, the outputs are shown alone. */
   #original(tile, file) {
+    if (!file) {
+      tile.remove();
+      return { url: null, picture: { hidden: true } };
+    }
     const url = URL.createObjectURL(file);
     const picture = tile.querySelector("img");
     write(picture, () => t("output.original.of", { name: file.name }), "alt");

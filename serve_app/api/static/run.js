@@ -76,7 +76,7 @@ export class Run {
   async follow() {
     if (this.edit.state !== "running") return;
     const count = this.#files("images").length;
-    if (this.edit.job) this.#progress.say("run.asking");
+    if (this.edit.job || !count) this.#progress.say("run.asking");
     else this.#progress.say("run.sending", () => t("run.sending", { pictures: t("count.pictures", { count }) }));
     const hear = {
       started: (job) => {
@@ -157,7 +157,8 @@ export class Run {
 
   #fail(error) {
     const isBug = !(error instanceof ApiError);
-    const isGone = error.code === "NOT_FOUND";
+    // Without a job, it is what was asked for that the server does not have.
+    const isGone = error.code === "NOT_FOUND" && Boolean(this.edit.job);
     const make = () => {
       if (isBug) return t("run.bug", { reason: error.message });
       return isGone ? t("run.gone") : withFileNames(error, this.edit.files);

@@ -28,6 +28,7 @@ export default {
     "form.pictures.list": "Chosen pictures",
     "form.camera": "Take a photo",
     "form.pictures.none": "Choose at least one picture",
+    "form.pictures.optional": "Or choose none: this model also makes pictures from the instruction alone.",
     "form.references": "References",
     "form.references.hint": "Pictures that every edit looks at. The instruction can name them: “Picture\u00a02”",
     "form.references.list": "Chosen references",
@@ -82,6 +83,7 @@ export default {
     "form.key": "API key",
     "form.key.hint": "Kept in this tab only, until it is closed.",
     "form.submit": "Edit",
+    "form.create": "Create",
 
     "shelf.chosen": "{things} chosen",
     "shelf.remove": "Remove {name}",
@@ -168,6 +170,7 @@ export default {
     "output.original": "Original",
     "output.original.of": "Original of {name}",
     "output.variant": "Variant {number}",
+    "rows.created": "Created",
     "output.label": "{name}, variant {number}",
     "output.waiting": "waiting",
     "output.preview": "preview {number}",

@@ -28,6 +28,7 @@ export default {
     "form.pictures.list": "已选图像",
     "form.camera": "拍照",
     "form.pictures.none": "请至少选择一张图像",
+    "form.pictures.optional": "也可以不选：此模型还能只凭指令生成图像。",
     "form.references": "参考图",
     "form.references.hint": "每次编辑都会参考的图像。可在指令中用“Picture\u00a02”指代",
     "form.references.list": "已选参考图",
@@ -81,6 +82,7 @@ export default {
     "form.key": "API 密钥",
     "form.key.hint": "只保存在此标签页中，关闭标签页即清除。",
     "form.submit": "开始编辑",
+    "form.create": "生成",
 
     "shelf.chosen": "已选择 {things}",
     "shelf.remove": "移除 {name}",
@@ -166,6 +168,7 @@ export default {
     "output.original": "原图",
     "output.original.of": "{name} 的原图",
     "output.variant": "变体 {number}",
+    "rows.created": "生成的图像",
     "output.label": "{name}，变体 {number}",
     "output.waiting": "等待中",
     "output.preview": "预览 {number}",
