@@ -96,6 +96,9 @@ class ArithmeticPipeline:
         self.encoded += conditions
         return list(conditions)
 
+    def prefill(self, encodings: Sequence[Any], pieces: Sequence[int] | None = None) -> list[int]:
+        return [0] * len(encodings)
+
     def start(self, encoding: Condition, sample: Sample) -> State:
         base = sum(index * int(each.picture.astype(int).sum()) for index, each in enumerate(encoding.references, 1))
         if encoding.mask is not None:

@@ -58,8 +58,9 @@ def _works(model: LoadedModel, side: int, batch: int) -> Iterator[Callable[[], o
     ]
     prepared = [pipeline.prepare(entry.conditions[0]) for entry in entries]
     encodings = pipeline.encode(prepared)
+    pipeline.prefill(encodings)
     states = [pipeline.start(encoding, entry.samples[0]) for encoding, entry in zip(encodings, entries, strict=True)]
-    yield lambda: pipeline.encode(prepared)
+    yield lambda: pipeline.prefill(pipeline.encode(prepared))
     yield lambda: pipeline.step(states)
     yield lambda: pipeline.decode(states)
 

@@ -64,6 +64,9 @@ class WaitingPipeline:
     def encode(self, prepared: Sequence[Condition]) -> Sequence[Condition]:
         return prepared
 
+    def prefill(self, encodings: Sequence[Condition], pieces: Sequence[int] | None = None) -> Sequence[int]:
+        return [0] * len(encodings)
+
     def start(self, encoding: Condition, sample: Sample) -> State:
         return encoding, sample
 

@@ -14,7 +14,6 @@ from serve_app.models.prefill import (
     DecodeAtOnce,
     DecodeLayout,
     DecodeRow,
-    NewPrefix,
     Prefix,
     decode,
     pack,
@@ -26,6 +25,7 @@ PublishedTransformer = tuple[FakeCuda, QwenImage21Transformer2DModel]
 
 SIDE = 64
 """Tokens along a side of 1024 pixels."""
+_BLOCKS = 32
 GRIDS: list[Grid] = [(64, 64), (48, 84), (84, 48), (32, 32)]
 
 
@@ -42,19 +42,19 @@ def published() -> PublishedTransformer:
     return cuda, transformer
 
 
-def new_prefix(text: int, grid: Grid) -> NewPrefix:
+def new_prefix(text: int, grid: Grid) -> Prefix:
     def empty(tokens: int, width: int) -> torch.Tensor:
         return torch.empty(tokens, width, device=CUDA, dtype=torch.bfloat16)
 
-    return NewPrefix((10, grid, text), (empty(10, 4096), empty(grid[0] * grid[1], 64), empty(text, 4096)))
+    return Prefix((10, grid, text), (empty(10, 4096), empty(grid[0] * grid[1], 64), empty(text, 4096)), _BLOCKS)
 
 
 def prefixes_of(published: PublishedTransformer, *texts: int) -> tuple[list[Prefix], Counts]:
     """Return the prefixes of edits with texts of these lengths, and what computing them asked of the device."""
     cuda, transformer = published
     with cuda.counting() as counts:
-        new = [new_prefix(text, grid) for text, grid in zip(texts, GRIDS, strict=False)]
-        prefixes = prefill(transformer, new)
+        prefixes = [new_prefix(text, grid) for text, grid in zip(texts, GRIDS, strict=False)]
+        prefill(transformer, prefixes)
     return prefixes, counts
 
 

@@ -136,8 +136,9 @@ class Admission:
         """Raise InvalidInput for references, or for a text without any, that would not fit even alone."""
         most = self.policy.kept_bytes
         for sample in queued.samples:
-            if sample.kept_bytes > most:
-                needs = f"{sample.kept_bytes / 1e9:.1f} GB of this server's memory, more than the {most / 1e9:.1f} GB"
+            needed = sample.prefix.kept_bytes
+            if needed > most:
+                needs = f"{needed / 1e9:.1f} GB of this server's memory, more than the {most / 1e9:.1f} GB"
                 if not sample.shape.references:
                     raise InvalidInput(f"prompt: it needs {needs} that it has for it; shorten it", param="prompt")
                 message = (
@@ -333,7 +334,10 @@ class Admission:
 
     def holds(self, sample: Sample) -> bool:
         """Whether the request of a sample is still in the engine."""
-        return sample.request.sequence in self._active
+        return self.has(sample.request)
+
+    def has(self, queued: QueuedRequest) -> bool:
+        return queued.sequence in self._active
 
     def request_of(self, sample: Sample) -> ActiveRequest:
         """Return the request of a sample. Raises KeyError if the request has left."""

@@ -44,6 +44,12 @@ class Backend(Protocol):
 
     def encode(self, prepared: Sequence[Any], /) -> Sequence[Any]: ...
 
+    def prefill(self, encodings: Sequence[Any], pieces: Sequence[int] | None = None, /) -> Sequence[int]:
+        """Compute so many further pieces of each encoding's prefix, or all of it. Return how many are left of each.
+
+        Samples may start before, and step once it is complete. A model without prefixes has nothing to do.
+        """
+
     def start(self, encoding: Any, sample: Sample, /) -> Any: ...
 
     def step(self, states: Sequence[Any], /) -> None: ...

@@ -7,14 +7,14 @@ threads prepare inputs, and resize results and previews, so that no step waits f
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from serve_app.engine import scheduler
 from serve_app.engine.admission import Admission, as_edit_error
 from serve_app.engine.model import ServedModel
 from serve_app.engine.requests import ActiveRequest, EditFuture, RunOptions
-from serve_app.engine.scheduler import Sample
+from serve_app.engine.scheduler import PrefixWork, Sample
 from serve_app.engine.stages import Stages
 from serve_app.engine.stats import EngineStats
 from serve_app.errors import DeviceLost, EditError
@@ -121,7 +121,12 @@ class EditEngine:
         queued, policy = self._admission.prepared(), self._admission.policy
         batch, deferred = scheduler.plan_joins(queued, policy, start_s, self._deferred_s, self._stages.memory_tokens)
         self._report()
-        self._join([sample for sample in batch if not sample.encoded])
+        shares = scheduler.share_prefill(batch)
+        self._join([sample for sample in batch if not sample.encoded and _may_join(sample, shares)])
+        if shares:
+            self._prefill(batch, shares)
+            held = [one for one in queued if self._admission.has(one)]
+            batch = scheduler.plan_ready(held, policy, self._clock(), self._stages.memory_tokens)
         self._step(batch)
         self._report()
         self._preview([sample for sample in batch if sample.steps_done in sample.preview_steps])
@@ -160,6 +165,19 @@ class EditEngine:
                 sample.state, sample.encoded = state, True
         if samples:
             self._admission.prepare_next()
+        elapsed_s = self._clock() - start_s
+        for request in requests:
+            request.encode_s += elapsed_s
+
+    def _prefill(self, batch: Sequence[Sample], shares: Mapping[PrefixWork, int]) -> None:
+        """Compute pieces of prefixes, each through the first of the samples that share it."""
+        start_s = self._clock()
+        firsts = {sample.prefix: sample for sample in reversed(batch) if self._admission.holds(sample)}
+        wanted = {firsts[prefix]: pieces for prefix, pieces in shares.items() if prefix in firsts}
+        requests = self._admission.requests_of(wanted)
+        for samples, left in self._stages.prefill(wanted):
+            for sample, pieces in zip(samples, left, strict=True):
+                sample.prefix.pieces_left = pieces
         elapsed_s = self._clock() - start_s
         for request in requests:
             request.encode_s += elapsed_s
@@ -236,6 +254,10 @@ class EditEngine:
         except Exception as error:
             outcome = as_edit_error(error)
         self._admission.settle(request, outcome)
+
+
+def _may_join(sample: Sample, shares: Mapping[PrefixWork, int]) -> bool:
+    return not sample.prefix.pieces_left or sample.prefix in shares
 
 
 def _send_preview(request: ActiveRequest, sample: Sample, preview_index: int, picture: Picture) -> None:

@@ -50,15 +50,21 @@ class StepCost:
     """The floating-point operations of a packed forward: `per_token` that runs, and `per_pair` of tokens in attention.
 
     `kept_per_token`: bytes of keys and values for each token of a reference, which are kept until the samples are done.
-    `has_prefix`: whether the references' keys and values are kept, so that only the output's tokens run. An edit's text
-    is left out: for one megapixel that is a sixth of the tokens, most of which stand for the picture, so that all edits
-    of one size are alike in it. A text without any reference is all of its prefix, and counts there.
+    `pieces`: in how many pieces of equal cost the references' prefix is computed, if the model keeps its keys and
+    values; 0: it does not. An edit's text is left out, since it is known only once it is tokenized: for one megapixel
+    that is a sixth of the tokens, most of which stand for the picture, so that all edits of one size are alike in it. A
+    text without any reference is all of its prefix, and counts there.
     """
 
     per_token: float
     per_pair: float
-    has_prefix: bool = False
     kept_per_token: int = 0
+    pieces: int = 0
+
+    @property
+    def has_prefix(self) -> bool:
+        """Whether the references' keys and values are kept, so that only the output's tokens run."""
+        return self.pieces > 0
 
     def running_tokens(self, shape: Shape, token_side: int) -> int:
         """Return the image tokens of one row that run in every step."""
@@ -85,6 +91,14 @@ class StepCost:
     def of_text(self, tokens: int) -> float:
         """Return the operations of a prefix that is a text of so many tokens; 0 without prefixes."""
         return self.per_token * tokens + self.per_pair * tokens**2 if self.has_prefix else 0.0
+
+    def prefix_of(self, shape: Shape, token_side: int, text: int = 0) -> "PrefixWork":
+        """Return the prefix of a sample, of which nothing is computed yet. `text`: its tokens, without references."""
+        if not self.has_prefix:
+            return PrefixWork()
+        kept_bytes = self.kept_per_token * (shape.reference_tokens(token_side) + text)
+        flops = self.of_prefill(shape, token_side) + self.of_text(text)
+        return PrefixWork(kept_bytes, flops / self.pieces, self.pieces)
 
 
 _SQUARE = Size(1, 1)
@@ -129,12 +143,27 @@ class Condition:
 
 
 @dataclass(slots=True, eq=False)
+class PrefixWork:
+    """The prefix of a picture, which all its variants share: its memory, and what is left to compute.
+
+    `piece_flops`: the operations of one piece. Other samples may step between two pieces.
+    """
+
+    kept_bytes: int = 0
+    piece_flops: float = 0.0
+    pieces_left: int = 0
+
+    @property
+    def flops_left(self) -> float:
+        return self.pieces_left * self.piece_flops
+
+
+@dataclass(slots=True, eq=False)
 class Sample:
     """One output picture in the making.
 
     `tokens`, `flops`: the image tokens that run in one step and its operations, of both rows if guidance is on.
-    `kept_bytes`, `prefill_flops`: the memory and the operations of the prefix of its picture, which all its variants
-    share. `result`: the size that the caller gets.
+    `result`: the size that the caller gets.
     """
 
     request_ref: "weakref.ref[QueuedRequest]"
@@ -147,8 +176,7 @@ class Sample:
     result: Size
     seed: int
     sampling: Sampling
-    kept_bytes: int = 0
-    prefill_flops: float = 0.0
+    prefix: PrefixWork = field(default_factory=PrefixWork)
     preview_steps: tuple[int, ...] = ()
     """The numbers of steps after which a preview is sent."""
     steps_done: int = 0
@@ -176,6 +204,11 @@ class Sample:
     def steps_left(self) -> int:
         return self.steps - self.steps_done
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the next step may be taken: its picture is encoded, and the prefix of it is complete."""
+        return self.encoded and not self.prefix.pieces_left
+
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class QueuedRequest:
@@ -193,8 +226,9 @@ class QueuedRequest:
 
     @property
     def work_flops(self) -> float:
-        """Floating-point operations of the remaining steps."""
-        return sum(sample.flops * sample.steps_left for sample in self.samples)
+        """Floating-point operations of the remaining steps, and of what is left of the prefixes."""
+        steps = sum(sample.flops * sample.steps_left for sample in self.samples)
+        return steps + sum(prefix.flops_left for prefix in {sample.prefix for sample in self.samples})
 
     @property
     def steps_left(self) -> int:
@@ -259,6 +293,7 @@ def expand(
         shape = Shape(framing.output, tuple(reference.view.size for reference in condition.references))
         rows, side = 1 if negative is None else 2, geometry.token_side
         text = 0 if condition.references else sum(map(count_tokens, condition.texts))
+        prefix = cost.prefix_of(shape, side, text)
         queued.samples += [
             Sample(
                 request_ref=weakref.ref(queued),
@@ -267,8 +302,7 @@ def expand(
                 shape=shape,
                 tokens=rows * cost.running_tokens(shape, side),
                 flops=rows * cost.of_row(shape, side),
-                kept_bytes=cost.kept_per_token * (shape.reference_tokens(side) + text),
-                prefill_flops=cost.of_prefill(shape, side) + cost.of_text(text),
+                prefix=prefix,
                 result=framing.result,
                 seed=request.output_seed(index, variant),
                 sampling=sampling,
@@ -426,6 +460,34 @@ def plan_joins(
     return plan(requests, replace(policy, join="batch"), now_s, memory_tokens), deferred
 
 
+def share_prefill(batch: Sequence[Sample]) -> dict[PrefixWork, int]:
+    """Return how many pieces of which prefixes of a planned batch are computed before its step, in the batch's order.
+
+    The samples that are ready wait for these pieces, so all of them together take no longer than the step of those
+    samples or, if none is ready, of the batch; but the first prefix gets one piece in any case. A prefix without pieces
+    waits for the next step, and its samples do not join before.
+    """
+    free_flops = sum(sample.flops for sample in [sample for sample in batch if sample.is_ready] or batch)
+    shares: dict[PrefixWork, int] = {}
+    for prefix in dict.fromkeys(sample.prefix for sample in batch if sample.prefix.pieces_left):
+        fits = prefix.flops_left <= free_flops
+        pieces = prefix.pieces_left if fits else max(int(free_flops // prefix.piece_flops), 0 if shares else 1)
+        if pieces:
+            shares[prefix] = pieces
+        if not fits:
+            break
+        free_flops -= prefix.flops_left
+    return shares
+
+
+def plan_ready(
+    requests: Sequence[QueuedRequest], policy: Policy, now_s: float, memory_tokens: float = math.inf
+) -> list[Sample]:
+    """Return the batch of `plan` of the samples that are ready: they get the places of those whose prefix is not."""
+    samples = [sample for queued in in_order(requests, policy, now_s) for sample in queued.samples if sample.is_ready]
+    return _fill(samples, 0, policy, min(policy.batch_tokens, memory_tokens))
+
+
 def _exclusive(ordered: list[QueuedRequest]) -> list[QueuedRequest]:
     """Return the requests that may be in flight together.
 
@@ -440,20 +502,12 @@ def _exclusive(ordered: list[QueuedRequest]) -> list[QueuedRequest]:
     return together or ordered[turn : turn + 1]
 
 
-class _Prefixes:
-    """The prefixes of the pictures of encoded samples, and whether there is memory and time for that of another one.
-
-    Those that join before one step may take as long as the step itself, since it waits for them; but one always may.
-    """
+class _PrefixMemory:
+    """The prefixes of the pictures of encoded samples, and whether there is memory for that of another one."""
 
     def __init__(self, samples: Collection[Sample], policy: Policy) -> None:
-        encoded = [sample for sample in samples if sample.encoded]
-        self._kept = {_picture_of(sample): sample.kept_bytes for sample in encoded}
-        self._free_bytes = policy.kept_bytes - sum(self._kept.values())
-        # Nobody waits for the prefill of an idle engine.
-        stepping = encoded[: policy.max_samples]
-        self._free_flops = sum(sample.flops for sample in stepping) if stepping else math.inf
-        self._has_joined = False
+        self._kept = {sample.prefix for sample in samples if sample.encoded}
+        self._free_bytes = policy.kept_bytes - sum(prefix.kept_bytes for prefix in self._kept)
         self._is_full = False
 
     def admit(self, sample: Sample) -> bool:
@@ -461,32 +515,25 @@ class _Prefixes:
 
         So a large one gets the memory that those before it leave, however many small ones are behind it.
         """
-        if _picture_of(sample) in self._kept or not sample.kept_bytes:
+        prefix = sample.prefix
+        if prefix in self._kept or not prefix.kept_bytes:
             return True
-        has_memory = not self._kept or sample.kept_bytes <= self._free_bytes
-        has_time = not self._has_joined or sample.prefill_flops <= self._free_flops
-        self._is_full = self._is_full or not (has_memory and has_time)
+        self._is_full = self._is_full or (bool(self._kept) and prefix.kept_bytes > self._free_bytes)
         return not self._is_full
 
     def add(self, sample: Sample) -> None:
         """Count the prefix of a sample that joins."""
-        if sample.kept_bytes and _picture_of(sample) not in self._kept:
-            self._has_joined = True
-            self._kept[_picture_of(sample)] = sample.kept_bytes
-            self._free_bytes -= sample.kept_bytes
-            self._free_flops -= sample.prefill_flops
-
-
-def _picture_of(sample: Sample) -> tuple[int, int]:
-    return sample.request.sequence, sample.image_index
+        if sample.prefix.kept_bytes and sample.prefix not in self._kept:
+            self._kept.add(sample.prefix)
+            self._free_bytes -= sample.prefix.kept_bytes
 
 
 def _fill(samples: Sequence[Sample], room: int, policy: Policy, most_tokens: float) -> list[Sample]:
     batch: list[Sample] = []
     tokens = 0
-    prefixes = _Prefixes(samples, policy)
+    memory = _PrefixMemory(samples, policy)
     for sample in samples:
-        if not sample.encoded and (room <= 0 or not prefixes.admit(sample)):
+        if not sample.encoded and (room <= 0 or not memory.admit(sample)):
             continue
         if len(batch) >= policy.max_samples:
             break
@@ -496,7 +543,7 @@ def _fill(samples: Sequence[Sample], room: int, policy: Policy, most_tokens: flo
         tokens += sample.tokens
         if not sample.encoded:
             room -= 1
-            prefixes.add(sample)
+            memory.add(sample)
     return batch
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, takewhile
 from typing import Any, TypeVar
 
@@ -53,8 +53,8 @@ class Stages:
         self._stall_s = stall_s
         self._clock = clock
         self._busy_since_s: float | None = None
-        # 1 for the text, so that samples without references weigh something.
-        self._encoding = Allowance(lambda sample: 1 + sum(size.pixels for size in sample.shape.references))
+        self._encoding = Allowance(_reference_pixels)
+        self._prefilling = Allowance(_reference_pixels)
         self._stepping = Allowance(lambda sample: sample.tokens)
         # Of previews and of finished samples alike.
         self._decoding = Allowance(lambda sample: sample.shape.output.pixels)
@@ -72,7 +72,7 @@ class Stages:
 
     def forget_memory(self) -> None:
         """Allow calls of any size again, since other work may fit where this did not."""
-        for allowance in (self._encoding, self._stepping, self._decoding):
+        for allowance in (self._encoding, self._prefilling, self._stepping, self._decoding):
             allowance.forget()
 
     def encode(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
@@ -85,6 +85,15 @@ class Stages:
             )
 
         return self._isolated(call, samples, self._encoding)
+
+    def prefill(self, shares: Mapping[Sample, int]) -> Iterator[tuple[Sequence[Sample], Sequence[int]]]:
+        """Compute so many pieces of the prefix of each sample's picture. The results are the pieces left."""
+
+        def call(some: Sequence[Sample]) -> Sequence[int]:
+            encodings = [self._admission.request_of(sample).encodings[sample.image_index] for sample in some]
+            return self._backend.prefill(encodings, [shares[sample] for sample in some])
+
+        return self._isolated(call, list(shares), self._prefilling)
 
     def start(self, samples: Sequence[Sample]) -> Iterator[tuple[Sequence[Sample], Sequence[Any]]]:
         """Create the state of each sample, whose picture must be encoded."""
@@ -149,6 +158,11 @@ class Stages:
 
     def _fail_request(self, sample: Sample, error: Exception) -> None:
         self._admission.fail(self._admission.request_of(sample), error)
+
+
+def _reference_pixels(sample: Sample) -> int:
+    # 1 for the text, so that samples without references weigh something.
+    return 1 + sum(size.pixels for size in sample.shape.references)
 
 
 def _log_preview(sample: Sample, error: Exception) -> None:

@@ -336,6 +336,10 @@ class StepwisePipeline(DiffusionPipeline):  # type: ignore[misc]
                 for each, reference, mask in zip(conditions, references, masks, strict=True)
             ]
 
+    def prefill(self, encodings: Sequence[Encoding], pieces: Sequence[int] | None = None) -> list[int]:
+        """Compute so many further pieces of each encoding's prefix, or all of it. Return how many are left of each."""
+        return [0] * len(encodings)
+
     def _encode_texts(self, prepared: Sequence[Prepared]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """Encode the texts and negative texts, tokens × width. Both texts of a picture share its embedding."""
         guided = [index for index, each in enumerate(prepared) if len(each.texts) == 2]

@@ -4,9 +4,12 @@ The text and the references of an edit are its prefix. They are modulated for ti
 so their keys and values are the same in every step: prefill computes and keeps them. A step decodes the output's tokens
 only. In both, the tokens of all rows lie end to end as in serve_app.models.packed, attention stays within a row, and
 the modules are diffusers' own.
+
+A long prefix is computed in pieces: through some of the blocks, and later through the next ones. Between them its
+tokens wait, and the operations are the same in one piece or in many.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from types import MethodType
@@ -33,50 +36,79 @@ def _positions_of(part: Part) -> int:
     return part if isinstance(part, int) else max(part)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Prefix:
-    """Texts and pictures, and their keys and values, which all rows behind them may share.
+    """Texts and pictures at the front of rows, and their keys and values, which all rows behind them may share.
 
-    `keys`, `values`: of `parts`, layers × tokens × heads × width of a head. `before`: what the parts follow.
+    `contents`: of each part, the hidden states of a text (tokens × width of the text encoder) or the latents of a
+    picture (tokens × 64). `blocks`: those of the transformer. `before`: what the parts follow, which must be complete
+    before this one begins. `key`: as in Prepared. `keys`, `values`: of the parts, blocks × tokens × heads × width of a
+    head; of the last `blocks_left` blocks not yet.
     """
 
-    parts: tuple[Part, ...]
     keys: torch.Tensor
     values: torch.Tensor
-    before: "Prefix | None" = None
+
+    def __init__(
+        self,
+        parts: tuple[Part, ...],
+        contents: tuple[torch.Tensor, ...],
+        blocks: int,
+        before: "Prefix | None" = None,
+        key: Hashable | None = None,
+    ) -> None:
+        self.parts, self.before, self.key = parts, before, key
+        self.blocks, self.blocks_left = blocks, blocks
+        self.own_tokens = sum(map(_tokens_of, parts))
+        self.unfinished: _Unfinished | None = _Unfinished(contents)
 
     @property
-    def pieces(self) -> "tuple[Prefix, ...]":
+    def is_complete(self) -> bool:
+        return self.unfinished is None
+
+    @property
+    def chain(self) -> "tuple[Prefix, ...]":
         """The prefixes of which this one is the last, in their order."""
-        return (self,) if self.before is None else (*self.before.pieces, self)
+        return (self,) if self.before is None else (*self.before.chain, self)
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
-        return tuple(part for piece in self.pieces for part in piece.parts)
+        return tuple(part for each in self.chain for part in each.parts)
 
     @property
     def tokens(self) -> int:
-        return sum(map(_tokens_of, self.all_parts))
+        return sum(each.own_tokens for each in self.chain)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its own keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def keep(self, block: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Copy the keys and values of a block. One that runs again after a failure writes the same."""
+        if block == 0:
+            self.keys, self.values = (each.new_empty(self.blocks, *each.shape) for each in (keys, values))
+        self.keys[block], self.values[block] = keys, values
+
+    def advance(self, blocks: int, tokens: torch.Tensor) -> None:
+        """Count so many further blocks as done, and let the tokens behind them wait for the next."""
+        self.blocks_left -= blocks
+        if self.unfinished is not None:
+            self.unfinished.tokens, self.unfinished.contents = tokens, ()
+        if self.blocks_left == 0:
+            self.unfinished = None
 
 
-@dataclass(frozen=True, slots=True)
-class NewPrefix:
-    """What prefill reads: the content of each part, and what the parts follow.
+@dataclass(slots=True)
+class _Unfinished:
+    """What prefill still needs of a prefix: the contents of its parts or, once it has begun, its tokens.
 
-    `contents`: hidden states of a text (tokens × width of the text encoder), or latents of a picture (tokens × 64).
+    `positions`, `segments`: of its tokens, which all pieces share.
     """
 
-    parts: tuple[Part, ...]
     contents: tuple[torch.Tensor, ...]
-    before: Prefix | None = None
-
-    @property
-    def tokens(self) -> int:
-        return sum(map(_tokens_of, self.parts))
-
-    @property
-    def tokens_before(self) -> int:
-        return 0 if self.before is None else self.before.tokens
+    tokens: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    segments: "tuple[_Segment, ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,22 +164,21 @@ class _Segment:
 
 
 class PrefillLayout:
-    """Where the parts of each new prefix lie among the tokens, and the keys and values that prefill keeps of them."""
+    """Where the tokens of each prefix lie in one forward, and what they attend to."""
 
-    def __init__(self, rows: Sequence[NewPrefix], transformer: Any, device: torch.device) -> None:
+    def __init__(self, rows: Sequence[Prefix], transformer: Any, device: torch.device) -> None:
         self.rows = tuple(rows)
-        self.lengths = [row.tokens for row in rows]
+        self.lengths = [row.own_tokens for row in rows]
         # All of them are modulated for time 0.
         self.stream = Stream([(sum(self.lengths), 0)], device)
-        self.order = _order(rows).to(device)
-        self.positions = torch.cat(
-            [
-                _rotations(transformer, row.parts, () if row.before is None else row.before.all_parts, device)
-                for row in rows
-            ]
-        )
-        self.segments = [list(_segments(row, device)) for row in rows]
-        self.kept: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in rows]
+        works = [_unfinished(row) for row in rows]
+        for row, work in zip(rows, works, strict=True):
+            if work.positions is None:
+                before = [part for each in _complete(row.chain[:-1]) for part in each.parts]
+                work.positions = _rotations(transformer, row.parts, before, device)
+                work.segments = tuple(_segments(row, device))
+        self.positions = torch.cat([work.positions for work in works if work.positions is not None])
+        self._segments = [work.segments for work in works]
 
     # A graph would hold the number of parts, and be compiled anew for each.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -157,14 +188,13 @@ class PrefillLayout:
         """Return what each token attends to, and keep the keys and values of this layer."""
         attended = []
         split = (torch.split(each, self.lengths) for each in (query, key, value))
-        for row, segments, kept, q, k, v in zip(self.rows, self.segments, self.kept, *split, strict=True):
-            # Copies, since views would keep the tokens of all rows.
-            kept.append((k.clone(), v.clone()))
-            before = () if row.before is None else row.before.pieces
-            keys = torch.cat([*(piece.keys[layer] for piece in before), k])
-            values = torch.cat([*(piece.values[layer] for piece in before), v])
+        for row, segments, q, k, v in zip(self.rows, self._segments, *split, strict=True):
+            row.keep(layer, k, v)
+            keys = torch.cat([each.keys[layer] for each in row.chain])
+            values = torch.cat([each.values[layer] for each in row.chain])
+            before = len(keys) - row.own_tokens
             for segment in segments:
-                seen = row.tokens_before + segment.end
+                seen = before + segment.end
                 attended.append(
                     dispatch_attention_fn(
                         q[None, segment.start : segment.end],
@@ -176,15 +206,21 @@ class PrefillLayout:
                 )
         return torch.cat(attended)
 
-    def prefixes(self) -> list[Prefix]:
-        """Return the prefixes, once all layers have attended."""
-        stacked = ([torch.stack(each) for each in zip(*kept, strict=True)] for kept in self.kept)
-        return [
-            Prefix(row.parts, keys, values, row.before) for row, (keys, values) in zip(self.rows, stacked, strict=True)
-        ]
+
+def _unfinished(row: Prefix) -> _Unfinished:
+    if row.unfinished is None:
+        raise ValueError("this prefix is complete")
+    return row.unfinished
 
 
-def _order(rows: Sequence[NewPrefix]) -> torch.Tensor:
+def _complete(chain: tuple[Prefix, ...]) -> tuple[Prefix, ...]:
+    """Return the chain. Raises ValueError if a prefix is not complete, since its memory holds anything yet."""
+    if not all(each.is_complete for each in chain):
+        raise ValueError("this prefix is not complete")
+    return chain
+
+
+def _order(rows: Sequence[Prefix]) -> torch.Tensor:
     """Return the places of the rows' tokens among all text tokens and then all picture tokens."""
     text, picture = 0, sum(part for row in rows for part in row.parts if isinstance(part, int))
     places = []
@@ -198,14 +234,14 @@ def _order(rows: Sequence[NewPrefix]) -> torch.Tensor:
     return torch.cat(places)
 
 
-def _segments(row: NewPrefix, device: torch.device) -> Iterator[_Segment]:
-    start = 0
+def _segments(row: Prefix, device: torch.device) -> Iterator[_Segment]:
+    start, before = 0, row.tokens - row.own_tokens
     for part in row.parts:
         end = start + _tokens_of(part)
         mask = None
         if isinstance(part, int):
             # Each token sees itself and all before it; the mask's lower right corner is the text's own square.
-            seen = row.tokens_before + end
+            seen = before + end
             mask = torch.ones(part, seen, dtype=torch.bool, device=device).tril(seen - part)[None, None]
         yield _Segment(start, end, mask)
         start = end
@@ -289,7 +325,7 @@ class _Decoding:
     def __init__(self, layout: DecodeLayout, prefixes: Sequence[Prefix], attend: DecodeAttention) -> None:
         self.stream, self.positions = layout.stream, layout.positions
         self._layout = layout
-        self._pieces = [prefix.pieces for prefix in prefixes]
+        self._chains = [_complete(prefix.chain) for prefix in prefixes]
         self._lengths = [row.output_tokens for row in layout.rows]
         self._attend = attend
 
@@ -298,10 +334,10 @@ class _Decoding:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int, backend: Any
     ) -> torch.Tensor:
         keys, values = [], []
-        rows = zip(self._pieces, torch.split(key, self._lengths), torch.split(value, self._lengths), strict=True)
-        for pieces, k, v in rows:
-            keys += [*(piece.keys[layer] for piece in pieces), k]
-            values += [*(piece.values[layer] for piece in pieces), v]
+        rows = zip(self._chains, torch.split(key, self._lengths), torch.split(value, self._lengths), strict=True)
+        for chain, k, v in rows:
+            keys += [*(each.keys[layer] for each in chain), k]
+            values += [*(each.values[layer] for each in chain), v]
         return self._attend(query, torch.cat(keys), torch.cat(values), self._layout, backend)
 
 
@@ -336,19 +372,31 @@ class PrefixBlock(QwenImage21TransformerBlock):  # type: ignore[misc]
         return result
 
 
-def _prefill(transformer: Any, rows: Sequence[NewPrefix]) -> list[Prefix]:
-    device = rows[0].contents[0].device
+def _prefill(transformer: Any, rows: Sequence[Prefix], blocks: int) -> None:
+    first = rows[0].blocks - rows[0].blocks_left
+    tokens = _tokens_at(transformer, rows, first)
+    device = tokens.device
     layout = PrefillLayout(rows, transformer, device)
-    pairs = [pair for row in rows for pair in zip(row.parts, row.contents, strict=True)]
+    _, modulation = _embed_times(transformer, torch.zeros(1, device=device), tokens)
+    for block in transformer.transformer_blocks[first : first + blocks]:
+        tokens = block(tokens, modulation, layout)
+    for row, own in zip(rows, torch.split(tokens, layout.lengths), strict=True):
+        # A copy, since a view would keep the tokens of all rows.
+        row.advance(blocks, own.clone() if len(rows) > 1 else own)
+
+
+def _tokens_at(transformer: Any, rows: Sequence[Prefix], first: int) -> torch.Tensor:
+    """Return the tokens of the rows end to end, as they enter the block `first`."""
+    works = [_unfinished(row) for row in rows]
+    if first:
+        return torch.cat([work.tokens for work in works if work.tokens is not None])
+    pairs = [pair for row, work in zip(rows, works, strict=True) for pair in zip(row.parts, work.contents, strict=True)]
     texts = [content for part, content in pairs if isinstance(part, int)]
     pictures = [content for part, content in pairs if not isinstance(part, int)]
     embedded = [transformer.txt_in(torch.cat(texts))] if texts else []
     embedded += [transformer.img_in(torch.cat(pictures))] if pictures else []
-    tokens = torch.cat(embedded).index_select(0, layout.order)
-    _, modulation = _embed_times(transformer, torch.zeros(1, device=device), tokens)
-    for block in transformer.transformer_blocks:
-        tokens = block(tokens, modulation, layout)
-    return layout.prefixes()
+    joined = torch.cat(embedded)
+    return joined.index_select(0, _order(rows).to(joined.device))
 
 
 def _decode(
@@ -376,13 +424,16 @@ def _embed_times(transformer: Any, times: torch.Tensor, tokens: torch.Tensor) ->
 
 
 def _forward(transformer: Any, *inputs: Any) -> Any:
-    return _prefill(transformer, *inputs) if len(inputs) == 1 else _decode(transformer, *inputs)
+    return _prefill(transformer, *inputs) if len(inputs) == 2 else _decode(transformer, *inputs)
 
 
-def prefill(transformer: Any, rows: Sequence[NewPrefix]) -> list[Prefix]:
-    """Return the prefix of each row, in one forward. `transformer`: one of `pack`."""
-    prefixes: list[Prefix] = transformer(rows)
-    return prefixes
+def prefill(transformer: Any, rows: Sequence[Prefix], blocks: int | None = None) -> None:
+    """Compute so many further blocks of each prefix, or all that are left, in one forward.
+
+    `rows`: with equally many blocks left. `transformer`: one of `pack`. A call that raises may be repeated.
+    """
+    left = rows[0].blocks_left
+    transformer(rows, left if blocks is None else min(blocks, left))
 
 
 def decode(
@@ -412,9 +463,9 @@ def step_cost(transformer: Any) -> StepCost:
     return StepCost(
         per_token=2 * weights * blocks,
         per_pair=4 * width * blocks,
-        has_prefix=True,
         # Keys and values.
         kept_per_token=2 * width * blocks * transformer.dtype.itemsize,
+        pieces=blocks,
     )
 
 

@@ -12,15 +12,14 @@ from serve_app.models.prefill import Prefix
 
 @dataclass(frozen=True, slots=True)
 class CachedPictures:
-    """The prefix of some pictures, and the latents of these, end to end (tokens × 64)."""
+    """The complete prefix of some pictures, and the latents of these, end to end (tokens × 64)."""
 
     prefix: Prefix
     references: torch.Tensor
 
     @property
     def bytes(self) -> int:
-        prefix = self.prefix
-        return prefix.keys.nbytes + prefix.values.nbytes + self.references.nbytes
+        return self.prefix.nbytes + self.references.nbytes
 
 
 class PrefixCache:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Hashable, Sequence
 from hashlib import blake2b
 from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import PIL.Image
@@ -15,6 +16,7 @@ from serve_app.engine.sampling import AdapterScales
 from serve_app.engine.scheduler import Condition, StepCost
 from serve_app.errors import OutOfMemory
 from serve_app.images.geometry import Geometry
+from serve_app.models.device import translated_errors
 from serve_app.models.packed import Grid
 from serve_app.models.pipeline import NATIVE_AREA, PICTURE, Encoding, Prepared, SampleState, StepwisePipeline, looks_at
 from serve_app.models.plan import Plan
@@ -22,7 +24,6 @@ from serve_app.models.prefill import (
     DecodeAtOnce,
     DecodeLayout,
     DecodeRow,
-    NewPrefix,
     Part,
     Prefix,
     decode,
@@ -73,6 +74,8 @@ class StepwiseQwenImage21Pipeline(StepwisePipeline, QwenImage21Pipeline):  # typ
         pack(transformer)
         self.share_prefixes: Sharing = "caller"
         self.prefixes = PrefixCache(0)
+        # Those that edits in flight use, complete or not, for further edits of the same pictures.
+        self._in_use: WeakValueDictionary[Hashable, Prefix] = WeakValueDictionary()
         # Seconds of prefill for each token, as last measured.
         self._prefill_s = 0.0
         self._set_up()
@@ -172,43 +175,75 @@ class StepwiseQwenImage21Pipeline(StepwisePipeline, QwenImage21Pipeline):  # typ
         texts: Sequence[tuple[torch.Tensor, torch.Tensor | None]],
         references: Sequence[torch.Tensor],
     ) -> Sequence[tuple[Any, Any]]:
-        """Prefill in two forwards: the pictures, which edits of the same pictures share, and the texts behind them."""
-        cut = [_Cut(each, self._instruction_tokens, self.vae_scale_factor, self._img_token_id) for each in prepared]
-        heads = self._heads(
-            [each.key for each in prepared],
-            [each.head(text, latents) for each, (text, _), latents in zip(cut, texts, references, strict=True)],
-            references,
-        )
-        pairs = [(index, text) for index, pair in enumerate(texts) for text in pair if text is not None]
-        tails = iter(prefill(self.transformer, [cut[index].tail(text, heads[index]) for index, text in pairs]))
-        return [(next(tails), None if negative is None else next(tails)) for _, negative in texts]
+        """Return the prefixes of the texts, which `prefill` computes behind that of the pictures."""
+        blocks, found = len(self.transformer.transformer_blocks), []
+        for each, (positive, negative), latents in zip(prepared, texts, references, strict=True):
+            cut = _Cut(each, self._instruction_tokens, self.vae_scale_factor, self._img_token_id, blocks)
+            head = self._head(each.key, cut, positive, latents) if cut.pictures else None
+            found.append((cut.tail(positive, head), None if negative is None else cut.tail(negative, head)))
+        return found
 
-    def _heads(
-        self, keys: Sequence[Hashable | None], new: Sequence[NewPrefix], references: Sequence[torch.Tensor]
-    ) -> list[Prefix | None]:
-        """Return the prefix of each edit's pictures; those that are not kept from before are prefilled and kept."""
-        heads: dict[Hashable, Prefix] = {}
-        # One that may not be shared has a name of its own.
-        names = [index if key is None else key for index, key in enumerate(keys)]
-        stats, missing = self.prefixes.stats, {}
-        for index, (name, head) in enumerate(zip(names, new, strict=True)):
-            kept = self.prefixes.get(name)
-            if kept is not None:
-                heads[name] = kept.prefix
-                stats.hits, stats.saved_s = stats.hits + 1, stats.saved_s + head.tokens * self._prefill_s
-            elif head.parts and name not in missing:
-                missing[name] = index
-        if missing:
-            start_s = time.perf_counter()
-            made = prefill(self.transformer, [new[index] for index in missing.values()])
-            self._wait()
-            self._prefill_s = (time.perf_counter() - start_s) / sum(new[index].tokens for index in missing.values())
-            for (name, index), prefix in zip(missing.items(), made, strict=True):
-                heads[name] = prefix
-                if keys[index] is not None:
-                    stats.misses += 1
-                    self.prefixes.put(name, CachedPictures(prefix, references[index]))
-        return [heads.get(name) for name in names]
+    def _head(self, key: Hashable | None, cut: "_Cut", text: torch.Tensor, references: torch.Tensor) -> Prefix:
+        """Return the prefix of an edit's pictures: one that is kept, or that another edit uses, or a new one."""
+        kept, stats = self.prefixes.get(key), self.prefixes.stats
+        head = self._in_use.get(key) if kept is None else kept.prefix
+        if head is not None:
+            stats.hits, stats.saved_s = stats.hits + 1, stats.saved_s + head.own_tokens * self._prefill_s
+            self._keep(head, references)
+            return head
+        head = cut.head(text, references, key)
+        if key is not None:
+            stats.misses += 1
+            self._in_use[key] = head
+        return head
+
+    @torch.no_grad()
+    def prefill(self, encodings: Sequence[Encoding], pieces: Sequence[int] | None = None) -> list[int]:
+        """Compute pieces of the prefixes, a block of the transformer each. The texts are a part of the last piece."""
+        try:
+            with translated_errors():
+                self._advance_heads(encodings, pieces or [len(self.transformer.transformer_blocks)] * len(encodings))
+                self._complete_tails(encodings)
+                self._wait()
+        except OutOfMemory:
+            self.prefixes.clear()
+            raise
+        return [0 if each.positive.is_complete else each.positive.before.blocks_left for each in encodings]
+
+    def _advance_heads(self, encodings: Sequence[Encoding], pieces: Sequence[int]) -> None:
+        """Compute pieces of the pictures' prefixes, one forward for those that are equally far; keep complete ones."""
+        latents = {each.positive.before: each.references for each in encodings}
+        shares: dict[Prefix, int] = {}
+        for each, count in zip(encodings, pieces, strict=True):
+            head = each.positive.before
+            if head is not None and not head.is_complete:
+                shares[head] = max(shares.get(head, 0), min(count, head.blocks_left))
+        for left, count in dict.fromkeys((head.blocks_left, count) for head, count in shares.items()):
+            some = [head for head, share in shares.items() if (head.blocks_left, share) == (left, count)]
+            self._advance(some, count)
+            for head in some:
+                self._keep(head, latents[head])
+
+    def _keep(self, head: Prefix, references: torch.Tensor) -> None:
+        """Keep a complete prefix for later edits, if it may be shared."""
+        if head.is_complete and head.key is not None:
+            self.prefixes.put(head.key, CachedPictures(head, references))
+
+    def _advance(self, heads: Sequence[Prefix], blocks: int) -> None:
+        """Compute so many blocks of prefixes that are equally far, and measure them."""
+        start_s = time.perf_counter()
+        prefill(self.transformer, heads, blocks)
+        self._wait()
+        tokens = sum(head.own_tokens for head in heads)
+        self._prefill_s = (time.perf_counter() - start_s) / tokens * heads[0].blocks / blocks
+
+    def _complete_tails(self, encodings: Sequence[Encoding]) -> None:
+        """Compute the texts behind complete prefixes of pictures, in one forward."""
+        ready = [each for each in encodings if each.positive.before is None or each.positive.before.is_complete]
+        tails = [tail for each in ready for tail in (each.positive, each.negative) if tail is not None]
+        unfinished = [tail for tail in tails if not tail.is_complete]
+        if unfinished:
+            prefill(self.transformer, unfinished)
 
     def _wait(self) -> None:
         """Wait for the device, so that a time is that of its work."""
@@ -242,12 +277,15 @@ class _Cut:
     The head is the same for every prompt, since nothing in it attends to what follows. Without pictures it is empty.
     """
 
-    def __init__(self, prepared: Prepared, dropped: int, pixels_per_token: int, picture_token: int) -> None:
+    def __init__(
+        self, prepared: Prepared, dropped: int, pixels_per_token: int, picture_token: int, blocks: int
+    ) -> None:
         self.pictures: tuple[Grid, ...] = tuple(
             (pixels.shape[-2] // pixels_per_token, pixels.shape[-1] // pixels_per_token) for pixels in prepared.pixels
         )
         slots = (prepared.texts[0][dropped:] == picture_token).nonzero().flatten().tolist()
         counts = [height * width // 4 for height, width in self.pictures]
+        self._blocks = blocks
         self._texts: list[tuple[int, int]] = []
         """Where the text before each picture begins and ends."""
         self._end = 0
@@ -257,7 +295,7 @@ class _Cut:
             self._end = start + count
             slots = slots[count:]
 
-    def head(self, text: torch.Tensor, references: torch.Tensor) -> NewPrefix:
+    def head(self, text: torch.Tensor, references: torch.Tensor, key: Hashable | None) -> Prefix:
         """Return what is the same for all texts. `text`: states (tokens × width); `references`: latents end to end."""
         latents = torch.split(references, [height * width for height, width in self.pictures])
         parts: list[Part] = []
@@ -265,9 +303,9 @@ class _Cut:
         for (start, end), grid, picture in zip(self._texts, self.pictures, latents, strict=True):
             parts += [end - start, grid]
             contents += [text[start:end], picture]
-        return NewPrefix(tuple(parts), tuple(contents))
+        return Prefix(tuple(parts), tuple(contents), self._blocks, key=key)
 
-    def tail(self, text: torch.Tensor, head: Prefix | None) -> NewPrefix:
+    def tail(self, text: torch.Tensor, head: Prefix | None) -> Prefix:
         """Return the text behind the pictures."""
         rest = text[self._end :]
-        return NewPrefix((len(rest),), (rest,), head)
+        return Prefix((len(rest),), (rest,), self._blocks, head)

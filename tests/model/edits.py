@@ -67,9 +67,9 @@ def samples_of(random_model: StepwisePipeline, requests: Sequence[EditRequest]) 
     """Return the started samples of all requests, encoded in one call."""
     queue = queue_of(random_model, requests)
     conditions = [condition for request in queue for condition in request.conditions]
-    encodings = dict(
-        zip(map(id, conditions), random_model.encode(list(map(random_model.prepare, conditions))), strict=True)
-    )
+    encoded = random_model.encode(list(map(random_model.prepare, conditions)))
+    random_model.prefill(encoded)
+    encodings = dict(zip(map(id, conditions), encoded, strict=True))
     samples = [sample for request in queue for sample in request.samples]
     for sample in samples:
         sample.state = random_model.start(encodings[id(sample.request.conditions[sample.image_index])], sample)

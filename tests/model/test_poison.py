@@ -60,6 +60,9 @@ class Poisoned:
     def encode(self, prepared: Sequence[Any]) -> list[Any]:
         return self._real.encode(prepared)
 
+    def prefill(self, encodings: Sequence[Any], pieces: Sequence[int] | None = None) -> list[int]:
+        return self._real.prefill(encodings, pieces)
+
     def start(self, encoding: Any, sample: Sample) -> SampleState:
         state = self._real.start(encoding, sample)
         if sample.seed == POISON:

@@ -134,6 +134,7 @@ def test_one_that_is_dropped_while_it_is_in_use_stays_with_its_samples(model):
     while sample.steps_left:
         step(model, [sample])
     assert difference(model.decode([sample.state])[0], alone) <= BOUND
+    sample.state = None
     samples_of(model, [one()])
     assert model.prefixes.stats.hits == 0
 
@@ -157,8 +158,9 @@ def test_memory_that_runs_out_takes_what_no_sample_uses(model, monkeypatch, stag
 
 def test_the_least_recently_used_is_dropped_first():
     def pictures(megabytes: int) -> CachedPictures:
-        tensor = torch.zeros(megabytes * 2**20, dtype=torch.uint8)
-        return CachedPictures(Prefix((), tensor, tensor[:0]), tensor[:0])
+        prefix = Prefix((), (), 1)
+        prefix.keep(0, torch.zeros(megabytes * 2**20, dtype=torch.uint8), torch.zeros(0))
+        return CachedPictures(prefix, torch.zeros(0))
 
     cache = PrefixCache(3 * 2**20)
     for name in ("a", "b", "c"):

@@ -19,7 +19,7 @@ from serve_app.errors import EditError, InvalidInput
 from serve_app.images.geometry import Geometry, Size
 from serve_app.images.pixels import finish_alpha
 from serve_app.models import loading, prefill
-from serve_app.models.prefill import DecodeAtOnce, DecodeLayout, DecodeRow, NewPrefix, decode, decode_by_runs
+from serve_app.models.prefill import DecodeAtOnce, DecodeLayout, DecodeRow, Prefix, decode, decode_by_runs
 from serve_app.models.qwen_image_21 import StepwiseQwenImage21Pipeline
 from serve_app.request import EditRequest, Picture
 from serve_app.settings import AdapterSettings, ModelSettings
@@ -290,7 +290,7 @@ def test_the_engine_serves_it(model):
 # --- the forward --------------------------------------------------------------------------------------------------
 
 
-def new_prefix(transformer: QwenImage21Transformer2DModel, texts: Sequence[int], seed: int) -> NewPrefix:
+def new_prefix(transformer: QwenImage21Transformer2DModel, texts: Sequence[int], seed: int) -> Prefix:
     """Return random contents: texts of these lengths, with a picture between each two."""
     draw = torch.Generator().manual_seed(seed)
     parts: list[prefill.Part] = []
@@ -301,23 +301,79 @@ def new_prefix(transformer: QwenImage21Transformer2DModel, texts: Sequence[int],
             contents.append(torch.randn((4 + 2 * index) * 6, 64, generator=draw))
         parts.append(tokens)
         contents.append(torch.randn(tokens, transformer.config.context_in_dim, generator=draw))
-    return NewPrefix(tuple(parts), tuple(contents))
+    return Prefix(tuple(parts), tuple(contents), len(transformer.transformer_blocks))
+
+
+def prefilled(
+    transformer: QwenImage21Transformer2DModel, rows: Sequence[Prefix], blocks: int | None = None
+) -> Sequence[Prefix]:
+    """Return the prefixes, computed in pieces of so many blocks."""
+    while not rows[0].is_complete:
+        prefill.prefill(transformer, rows, blocks)
+    return rows
 
 
 @torch.no_grad()
-def test_prefixes_are_the_same_together_apart_and_in_two_pieces(model):
-    new = [new_prefix(model.transformer, texts, seed) for seed, texts in enumerate([(5, 9), (7,), (3, 1, 20)])]
-    together = prefill.prefill(model.transformer, new)
-    for each, prefix in zip(new, together, strict=True):
-        [alone] = prefill.prefill(model.transformer, [each])
-        cut = 2 if len(each.parts) > 1 else 0
-        if cut:
-            [head] = prefill.prefill(model.transformer, [NewPrefix(each.parts[:cut], each.contents[:cut])])
-            [tail] = prefill.prefill(model.transformer, [NewPrefix(each.parts[cut:], each.contents[cut:], head)])
+def test_prefixes_are_the_same_together_apart_and_in_two_parts(model):
+    lengths = [(5, 9), (7,), (3, 1, 20)]
+    together = prefilled(
+        model.transformer, [new_prefix(model.transformer, texts, seed) for seed, texts in enumerate(lengths)]
+    )
+    for seed, (texts, prefix) in enumerate(zip(lengths, together, strict=True)):
+        [alone] = prefilled(model.transformer, [new_prefix(model.transformer, texts, seed)])
+        whole = new_prefix(model.transformer, texts, seed)
+        if len(texts) > 1:
+            assert whole.unfinished is not None
+            contents = whole.unfinished.contents
+            [head] = prefilled(model.transformer, [Prefix(whole.parts[:2], contents[:2], whole.blocks)])
+            [tail] = prefilled(model.transformer, [Prefix(whole.parts[2:], contents[2:], whole.blocks, head)])
             assert tail.all_parts == prefix.all_parts
             assert torch.allclose(torch.cat([head.keys, tail.keys], 1), prefix.keys, atol=1e-4)
         assert torch.allclose(alone.keys, prefix.keys, atol=1e-4)
         assert torch.allclose(alone.values, prefix.values, atol=1e-4)
+
+
+@torch.no_grad()
+def test_prefixes_are_equal_to_the_bit_in_one_piece_and_in_many(model):
+    def rows() -> list[Prefix]:
+        return [new_prefix(model.transformer, texts, seed) for seed, texts in enumerate([(5, 9), (3, 1, 20)])]
+
+    whole = prefilled(model.transformer, rows())
+    for blocks in (1, 3):
+        for one, other in zip(whole, prefilled(model.transformer, rows(), blocks), strict=True):
+            assert torch.equal(one.keys, other.keys)
+            assert torch.equal(one.values, other.values)
+
+
+@torch.no_grad()
+def test_an_unfinished_prefix_is_never_looked_at(model):
+    [head] = [new_prefix(model.transformer, (5, 9), 1)]
+    prefill.prefill(model.transformer, [head], 2)
+    tail = Prefix((3,), (torch.zeros(3, model.transformer.config.context_in_dim),), head.blocks, head)
+    with pytest.raises(ValueError, match="not complete"):
+        prefill.prefill(model.transformer, [tail])
+    layout = DecodeLayout([DecodeRow((4, 6), head.all_parts)], model.transformer, CPU)
+    with pytest.raises(ValueError, match="not complete"):
+        decode(model.transformer, torch.zeros(24, 64), torch.zeros(1), layout, [head])
+
+
+@torch.no_grad()
+def test_a_piece_that_failed_may_be_repeated(model, monkeypatch):
+    [whole], [failed] = ([new_prefix(model.transformer, (5, 9), 1)] for _ in range(2))
+    prefilled(model.transformer, [whole])
+    prefill.prefill(model.transformer, [failed], 1)
+
+    def run_out(*inputs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model.transformer.transformer_blocks[2], "forward", run_out)
+        with pytest.raises(torch.OutOfMemoryError):
+            prefill.prefill(model.transformer, [failed])
+    assert failed.blocks_left == failed.blocks - 1
+    prefilled(model.transformer, [failed])
+    assert torch.equal(failed.keys, whole.keys)
+    assert torch.equal(failed.values, whole.values)
 
 
 @torch.no_grad()
@@ -338,7 +394,7 @@ def test_attention_at_once_equals_attention_by_runs(model):
             ]
         )
 
-    prefixes = prefill.prefill(
+    prefixes = prefilled(
         model.transformer, [new_prefix(model.transformer, texts, 1) for texts in [(5, 9), (5, 9), (3,)]]
     )
     rows = [DecodeRow(grid, prefix.all_parts) for grid, prefix in zip([(4, 6), (4, 6), (2, 8)], prefixes, strict=True)]
@@ -367,7 +423,7 @@ def test_blocks_are_compiled_once_for_rows_of_any_sizes(model):
             new_prefix(transformer, [draw.randint(1, 40) for _ in range(draw.randint(1, 3))], seed)
             for _ in range(draw.randint(2, 4))
         ]
-        prefixes = prefill.prefill(transformer, new)
+        prefixes = prefilled(transformer, new)
         rows = [DecodeRow((draw.randint(2, 9), draw.randint(2, 9)), each.all_parts) for each in prefixes]
         layout = DecodeLayout(rows, transformer, CPU)
         decode(transformer, torch.zeros(layout.output.tokens, 64), torch.zeros(len(rows)), layout, prefixes)
@@ -379,7 +435,7 @@ def test_blocks_are_compiled_once_for_rows_of_any_sizes(model):
 def test_the_operations_of_a_step_are_those_that_are_counted(model):
     transformer = model.transformer
     with torch.no_grad():
-        [prefix] = prefill.prefill(transformer, [new_prefix(transformer, (5, 9), 1)])
+        [prefix] = prefilled(transformer, [new_prefix(transformer, (5, 9), 1)])
         layout = DecodeLayout([DecodeRow((16, 16), prefix.all_parts)], transformer, CPU)
         with FlopCounterMode(display=False) as counter:
             decode(transformer, torch.zeros(256, 64), torch.zeros(1), layout, [prefix])

@@ -1,17 +1,34 @@
 """Prefixes of edits in flight: their memory, and the time of those that join, bound what joins, in order."""
 
 import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import pytest
+
+from serve_app.engine.requests import EditFuture
 from serve_app.engine.sampling import SamplingDefaults
-from serve_app.engine.scheduler import Policy, QueuedRequest, Sample, StepCost, expand, plan
-from serve_app.errors import InvalidInput
+from serve_app.engine.scheduler import (
+    Condition,
+    Policy,
+    QueuedRequest,
+    Sample,
+    StepCost,
+    expand,
+    plan,
+    plan_ready,
+    share_prefill,
+)
+from serve_app.errors import EditError, InvalidInput, OutOfMemory
 from serve_app.images.geometry import Geometry
 from serve_app.request import EditRequest, GenerationRequest
-from tests.engines import engine
-from tests.fakes import ArithmeticPipeline, edit_request, picture
+from tests.engines import TIMEOUT_S, alone, assert_same, engine, start, submit
+from tests.fakes import ArithmeticPipeline, State, edit_request, picture
 
 GEOMETRY = Geometry(64 * 64, 16)
-COST = StepCost(1.0, 0.0, has_prefix=True, kept_per_token=10)
+COST = StepCost(1.0, 0.0, kept_per_token=10, pieces=8)
 # Of one picture of 64 × 64 pixels.
 KEPT = 160
 
@@ -37,15 +54,22 @@ def queued(sequence: int, references: int = 0, n: int = 1, images: int = 1) -> Q
 
 
 def join(samples: list[Sample]) -> list[int]:
-    """Encode the samples, and return the numbers of their requests."""
+    """Encode the samples with all of their prefixes, and return the numbers of their requests."""
     for sample in samples:
-        sample.encoded = True
+        sample.encoded, sample.prefix.pieces_left = True, 0
     return [sample.request.sequence for sample in samples]
 
 
+def shares_of(requests: list[QueuedRequest]) -> list[tuple[int, int]]:
+    """Return the requests whose prefixes get pieces before the next step, and how many."""
+    batch = plan(requests, policy(math.inf), 0)
+    numbers = {sample.prefix: sample.request.sequence for sample in batch}
+    return [(numbers[prefix], pieces) for prefix, pieces in share_prefill(batch).items()]
+
+
 def test_a_sample_keeps_as_much_as_its_references_have_tokens():
-    assert queued(0).samples[0].kept_bytes == KEPT
-    assert queued(0, references=2).samples[0].kept_bytes == 3 * KEPT
+    assert queued(0).samples[0].prefix.kept_bytes == KEPT
+    assert queued(0, references=2).samples[0].prefix.kept_bytes == 3 * KEPT
 
 
 def test_as_many_join_as_there_is_memory_for():
@@ -74,28 +98,157 @@ def test_a_large_one_is_not_passed_by_small_ones_behind_it():
 
 def test_what_keeps_nothing_is_not_held_up():
     free = expand(edit_request(1, num_inference_steps=4), GEOMETRY, SamplingDefaults(4, 1.0), sequence=3)
-    assert free.samples[0].kept_bytes == 0
+    assert free.samples[0].prefix.kept_bytes == 0
     assert join(plan([queued(0), queued(1), free], policy(KEPT), 0)) == [0, 3]
     assert join(plan([queued(0), queued(1)], policy(math.inf), 0)) == [0, 1]
 
 
-def test_a_step_waits_for_prefixes_no_longer_than_it_takes_itself_or_for_one():
+def test_what_is_computed_before_a_step_takes_no_longer_than_the_step():
     # A reference runs through the transformer as an output does, so three steps are as long as three prefixes.
     running, waiting = queued(0, n=3), [queued(sequence) for sequence in range(1, 6)]
+    assert shares_of([running]) == [(0, 8)]
     assert join(plan([running], policy(math.inf), 0)) == [0, 0, 0]
-    assert join(plan([running, *waiting], policy(math.inf), 0)) == [0, 0, 0, 1, 2, 3]
-    large = [queued(7, references=9), queued(8)]
-    assert join(plan([running, *large], policy(math.inf), 0)) == [0, 0, 0, 7]
+    assert shares_of([running, *waiting]) == [(1, 8), (2, 8), (3, 8)]
 
 
-def test_nothing_waits_for_the_prefixes_of_an_idle_engine():
-    assert join(plan([queued(sequence) for sequence in range(8)], policy(math.inf), 0)) == list(range(8))
+def test_a_long_prefix_is_computed_in_pieces_between_steps():
+    running, long, short = queued(0), queued(1, references=9), queued(2)
+    join(plan([running], policy(math.inf), 0))
+    # Of eight pieces of ten references each takes longer than the step: one goes on in any case.
+    for left in range(8, 0, -1):
+        assert long.samples[0].prefix.pieces_left == left
+        assert shares_of([running, long, short]) == [(1, 1)]
+        long.samples[0].encoded = True
+        long.samples[0].prefix.pieces_left -= 1
+    assert shares_of([running, long, short]) == [(2, 8)]
+
+
+def test_work_that_is_left_of_a_prefix_counts():
+    long = queued(0, references=9, n=2)
+    steps = 2 * 4 * long.samples[0].flops
+    assert long.work_flops == steps + 10 * 16
+    long.samples[0].prefix.pieces_left = 2
+    assert long.work_flops == steps + 10 * 16 / 4
+
+
+def test_an_idle_engine_computes_together_what_takes_a_step_of_all():
+    assert shares_of([queued(sequence) for sequence in range(8)]) == [(sequence, 8) for sequence in range(8)]
+    # Nine references take as long as nine steps, and the two samples of the next batch take two.
+    assert shares_of([queued(0, references=8), queued(1)]) == [(0, 1)]
+
+
+def test_a_prefix_in_pieces_leaves_its_place_to_samples_that_are_ready():
+    first, second, third = queued(0, references=9), queued(1), queued(2)
+    join([*second.samples, *third.samples])
+    two = replace(policy(math.inf), max_samples=2, max_paused=8)
+    batch = plan([first, second, third], two, 0)
+    assert [sample.request.sequence for sample in batch] == [0, 1]
+    first.samples[0].encoded = True
+    assert [sample.request.sequence for sample in plan_ready([first, second, third], two, 0)] == [1, 2]
 
 
 class KeepingPipeline(ArithmeticPipeline):
     @property
     def step_cost(self) -> StepCost:
         return COST
+
+
+@dataclass
+class Pieces:
+    condition: Condition
+    left: int = 8
+
+
+class PiecewisePipeline(KeepingPipeline):
+    """Computes prefixes in pieces. `log`: each piece as its prompt, and each step as the prompts in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[str | list[str]] = []
+        self.on_prefill: Callable[[Sequence[str]], None] = lambda prompts: None
+
+    def encode(self, conditions: Sequence[Any]) -> list[Any]:
+        return [Pieces(condition) for condition in super().encode(conditions)]
+
+    def prefill(self, encodings: Sequence[Any], pieces: Sequence[int] | None = None) -> list[int]:
+        self.on_prefill([each.condition.prompt for each in encodings])
+        for each, count in zip(encodings, pieces or [8] * len(encodings), strict=True):
+            self.log += [each.condition.prompt] * count
+            each.left -= count
+        return [each.left for each in encodings]
+
+    def start(self, encoding: Any, sample: Sample) -> State:
+        return super().start(encoding.condition, sample)
+
+    def step(self, states: Sequence[State]) -> None:
+        assert not any(state.sample.prefix.pieces_left for state in states)
+        super().step(states)
+        self.log.append([state.prompt for state in states])
+
+
+def long_edit(seed: int, **fields: Any) -> EditRequest:
+    return edit_request(seed, references=[picture(9)] * 9, prompt="long", guidance_scale=1.0, **fields)
+
+
+def running_edit(**fields: Any) -> EditRequest:
+    return edit_request(1, prompt="running", guidance_scale=1.0, **{"num_inference_steps": 20, **fields})
+
+
+def test_the_others_step_between_the_pieces_of_a_newcomer():
+    pipeline = PiecewisePipeline()
+    with engine(pipeline, order="fifo") as one:
+        pipeline.gate.clear()
+        first = submit(one, running_edit())[0]
+        assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+        second = submit(one, long_edit(2, n=2))[0]
+        pipeline.gate.set()
+        for future in (first, second):
+            future.result(TIMEOUT_S)
+    begin = pipeline.log.index("long")
+    assert pipeline.log[begin : begin + 15] == ["long", ["running"]] * 7 + ["long"]
+    assert pipeline.log[begin + 15] == ["running", "long", "long"]
+    assert pipeline.log.count("long") == 8
+    assert_same(second.result(), alone(long_edit(2, n=2)))
+
+
+def test_a_prefix_whose_caller_leaves_gets_no_further_piece():
+    pipeline = PiecewisePipeline()
+    with engine(pipeline, order="fifo") as one:
+        futures: list[EditFuture] = submit(one, running_edit(num_inference_steps=50))
+        assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+        begun = threading.Event()
+
+        def cancel(prompts: Sequence[str]) -> None:
+            if "long" in prompts and not begun.is_set():
+                begun.set()
+                futures[1].cancel()
+
+        pipeline.gate.clear()
+        pipeline.on_prefill = cancel
+        futures += submit(one, long_edit(2))
+        pipeline.gate.set()
+        assert begun.wait(TIMEOUT_S)
+        futures[0].result(TIMEOUT_S)
+        assert one.stats().cancelled == 1
+    assert pipeline.log.count("long") == 1
+
+
+@pytest.mark.parametrize("kind", [OutOfMemory("no memory"), RuntimeError("broken")], ids=["memory", "exception"])
+def test_a_prefix_that_fails_alone_ends_its_own_request_only(kind):
+    pipeline = PiecewisePipeline()
+
+    def fail(prompts: Sequence[str]) -> None:
+        if "long" in prompts:
+            raise kind
+
+    pipeline.on_prefill = fail
+    with engine(pipeline, order="fifo", start=False) as one:
+        futures = submit(one, running_edit(), long_edit(2), running_edit(n=2))
+        start(one)
+        assert isinstance(futures[1].exception(TIMEOUT_S), EditError)
+        for index, each in ((0, running_edit()), (2, running_edit(n=2))):
+            assert_same(futures[index].result(TIMEOUT_S), alone(each))
+        assert one.stats().failed == 1
 
 
 def test_references_that_would_not_fit_even_alone_are_refused_before_they_cost_anything():
@@ -127,11 +280,12 @@ def generated(sequence: int, words: int, n: int = 1, guidance: float = 1.0) -> Q
 
 def test_a_generation_keeps_as_much_as_its_texts_have_tokens():
     [sample] = generated(0, words=16).samples
-    assert sample.kept_bytes == KEPT
-    assert generated(0, words=16, guidance=2.0).samples[0].kept_bytes == KEPT + 10
-    cost = StepCost(2.0, 3.0, has_prefix=True)
+    assert sample.prefix.kept_bytes == KEPT
+    assert generated(0, words=16, guidance=2.0).samples[0].prefix.kept_bytes == KEPT + 10
+    cost = StepCost(2.0, 3.0, pieces=8)
     assert cost.of_text(5) == 2 * 5 + 3 * 25
-    assert sample.prefill_flops == COST.of_text(16) > 0
+    assert sample.prefix.flops_left == pytest.approx(COST.of_text(16))
+    assert COST.of_text(16) > 0
     assert StepCost(2.0, 3.0).of_text(5) == 0
 
 

@@ -136,7 +136,7 @@ class TestExpand:
         shape = Shape(Size(1024, 1024), (Size(1024, 1024), Size(512, 1024)))
         assert StepCost(1.0, 0.0).running_tokens(shape, 16) == 10240
         assert StepCost(1.0, 0.5).of_row(shape, 16) == 10240 + 0.5 * 10240**2
-        kept = StepCost(1.0, 0.5, has_prefix=True)
+        kept = StepCost(1.0, 0.5, pieces=1)
         assert kept.running_tokens(shape, 16) == 4096
         assert kept.of_row(shape, 16) == 4096 + 0.5 * 4096 * 10240
         # Each sees itself and those before it.
