@@ -234,12 +234,14 @@ def room(settings: AppSettings, size: "Weights", gpu: Gpu | None, memory_bytes: 
         advice = "make room, or set HF_HOME to another disk"
         yield _fits(f"download into {size.download_folder}", size.download_bytes, free_bytes, advice)
     memory = estimate(settings, size, 4 if _dtype(model, gpu) == "float32" else 2)
+    prefixes = f"{_gb(memory.prefix_bytes)} for prefixes, " if memory.prefix_bytes else ""
     what = (
-        f"GPU memory, of which {_gb(memory.weights_bytes)} weights, {_gb(memory.work_bytes)} for a guided edit and "
-        f"{_gb(RESERVE_BYTES)} for CUDA itself (computed)"
+        f"GPU memory, of which {_gb(memory.weights_bytes)} weights, {prefixes}{_gb(memory.work_bytes)} for a guided "
+        f"edit and {_gb(RESERVE_BYTES)} for CUDA itself (computed)"
     )
     if gpu is not None:
-        advice = "set model.quantization or model.offload, free the GPU, or take a larger one"
+        ways = "model.quantization or model.offload" + (", or a smaller engine.prefix_cache_gb" if prefixes else "")
+        advice = f"set {ways}, free the GPU, or take a larger one"
         yield _fits(what, memory.gpu_bytes, gpu.free_bytes, advice)
     elif model.device == "cuda":
         yield Finding("warning", f"{what}: {_gb(memory.gpu_bytes)}", "take a GPU that has as much")

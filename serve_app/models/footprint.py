@@ -1,7 +1,7 @@
 """How large a model is before it is loaded: read from the headers of its safetensors files, here or on the hub."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +29,9 @@ _BLOCKS = {
     "text_encoder": re.compile(r"(model\.)?(language_model\.)?layers\."),
 }
 _OF_WIDTH = "transformer_blocks.0.attn.to_q.weight"
+# What modulates all blocks alike, of Qwen-Image-2.1 only.
+_OF_PREFIXES = re.compile(r"modulation\.1\.weight")
+_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.attn\.to_q\.weight")
 _HEAD = "lm_head."
 # Each is a request of its own to the hub.
 _HEADERS_AT_ONCE = 8
@@ -51,11 +54,15 @@ class PartSize:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The size of a model. `width`: that of its transformer. `download_folder`: where a download would go."""
+    """The size of a model. `width`: that of its transformer. `download_folder`: where a download would go.
+
+    `prefix_blocks`: the blocks of a transformer that keeps keys and values of a prefix; 0: it keeps none.
+    """
 
     parts: Mapping[str, PartSize]
     width: int = 0
     download_folder: Path | None = None
+    prefix_blocks: int = 0
 
     @property
     def parameters(self) -> int:
@@ -95,9 +102,8 @@ def weights_of(settings: ModelSettings, source: str) -> Weights:
     file_bytes, missing_bytes = gguf_bytes(settings.quantization)
     part = replace(size.parts[_TRANSFORMER], file_bytes=file_bytes, download_bytes=missing_bytes)
     parts = {**size.parts, _TRANSFORMER: part}
-    return Weights(
-        parts, size.width, Path(constants.HF_HUB_CACHE) if any(each.download_bytes for each in parts.values()) else None
-    )
+    is_here = not any(each.download_bytes for each in parts.values())
+    return replace(size, parts=parts, download_folder=None if is_here else Path(constants.HF_HUB_CACHE))
 
 
 def in_folder(folder: Path) -> Weights:
@@ -149,7 +155,13 @@ def _measured(
             download_bytes=before.download_bytes + missing.get(name, 0),
         )
         width = max([width, *(tensors[key].shape[0] for key in tensors if key.endswith(_OF_WIDTH))])
-    return Weights(parts, width, download_folder)
+    return Weights(parts, width, download_folder, _prefix_blocks(headers.values()))
+
+
+def _prefix_blocks(headers: Iterable[SafetensorsFileMetadata]) -> int:
+    names = [name for header in headers for name in header.tensors]
+    blocks = {found[1] for found in map(_BLOCK.fullmatch, names) if found}
+    return len(blocks) if any(map(_OF_PREFIXES.fullmatch, names)) else 0
 
 
 def _is_quantised(part: str, name: str, tensor: TensorInfo) -> bool:

@@ -28,16 +28,17 @@ class Memory:
     """Bytes of a model with one guided edit of its native size, or as many tokens as `engine.batch_tokens` allows.
 
     `stored_bytes`: of all weights: in host memory if they are offloaded, or on a CPU. `weights_bytes`: of those that
-    are on the GPU at once, at most.
+    are on the GPU at once, at most. `prefix_bytes`: of the prefix of that edit, and of the cache of prefixes.
     """
 
     stored_bytes: int
     weights_bytes: int
     work_bytes: int
+    prefix_bytes: int
 
     @property
     def gpu_bytes(self) -> int:
-        return self.weights_bytes + self.work_bytes + RESERVE_BYTES
+        return self.weights_bytes + self.work_bytes + self.prefix_bytes + RESERVE_BYTES
 
 
 def estimate(settings: AppSettings, size: Weights, float_bytes: int) -> Memory:
@@ -47,6 +48,7 @@ def estimate(settings: AppSettings, size: Weights, float_bytes: int) -> Memory:
         stored_bytes=sum(stored.values()),
         weights_bytes=_on_gpu(stored, size, settings.model, float_bytes),
         work_bytes=_work_bytes(settings, size, float_bytes),
+        prefix_bytes=_prefix_bytes(settings, size, float_bytes),
     )
 
 
@@ -83,3 +85,11 @@ def _work_bytes(settings: AppSettings, size: Weights, float_bytes: int) -> int:
     step = tokens * _TOKENS_WITH_TEXT * _VALUES_PER_TOKEN * size.width
     stages = area * (_TILED_VALUES_PER_PIXEL if settings.model.vae_tiling else _VALUES_PER_PIXEL)
     return round(max(step, stages) * float_bytes)
+
+
+def _prefix_bytes(settings: AppSettings, size: Weights, float_bytes: int) -> int:
+    """Return the bytes of keys and values of an edit of one picture with its text, and those of the cache."""
+    if not size.prefix_blocks:
+        return 0
+    tokens = (settings.model.native_area or NATIVE_AREA) // _PIXELS_PER_TOKEN * _TOKENS_WITH_TEXT
+    return round(2 * size.prefix_blocks * tokens * size.width * float_bytes + settings.engine.prefix_cache_gb * 1e9)

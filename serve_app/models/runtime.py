@@ -41,7 +41,8 @@ def start(
     `on_forward`: as in EditEngine.
     """
     model = loading.load(settings.model)
-    cache = _prefix_cache(model, settings.engine)
+    prefixes = model.pipeline if isinstance(model.pipeline, StepwiseQwenImage21Pipeline) else None
+    cache = None if prefixes is None else _prefix_cache(model, settings.engine)
     limit = model.max_samples if settings.engine.max_samples == "auto" else settings.engine.max_samples
     calibration = calibrate(
         model.pipeline,
@@ -50,8 +51,8 @@ def start(
         find_knee=settings.engine.batch_tokens == "auto",
     )
     # Not before: calibration encodes one picture again and again.
-    if isinstance(model.pipeline, StepwiseQwenImage21Pipeline):
-        model.pipeline.share_prefixes, model.pipeline.prefixes = settings.engine.share_prefixes, cache
+    if prefixes is not None and cache is not None:
+        prefixes.share_prefixes, prefixes.prefixes = settings.engine.share_prefixes, cache
     logger.info("Loaded %s; measured %s", settings.model.source, asdict(calibration))
     engine = EditEngine(
         ServedModel(

@@ -18,6 +18,7 @@ from serve_app.models.footprint import PartSize, Weights, in_folder, weights, we
 from serve_app.models.quantization import BLOCKS
 from serve_app.settings import ModelSettings
 from tests.http_server import listening
+from tests.random_model import build_random_21_model
 
 
 def downloads(**missing: int) -> dict[str, PartSize]:
@@ -33,13 +34,19 @@ PARTS = {"transformer/model-1.safetensors": 6, "transformer/model-2.safetensors"
 def test_every_parameter_is_counted(random_model: Any, random_model_folder: Path) -> None:
     size = weights(str(random_model_folder), None)
     assert size == in_folder(random_model_folder)
-    assert (size.width, size.download_bytes, size.download_folder) == (128, 0, None)
+    assert (size.width, size.download_bytes, size.download_folder, size.prefix_blocks) == (128, 0, None, 0)
     modules = {name: part for name, part in random_model.components.items() if isinstance(part, torch.nn.Module)}
     assert set(size.parts) == set(modules) == {"text_encoder", "transformer", "vae"}
     for name, module in modules.items():
         # The text encoder's head is not used.
         counts = {key: value.numel() for key, value in module.state_dict().items() if not key.startswith("lm_head")}
         assert (size.parts[name].parameters, size.parts[name].largest) == (sum(counts.values()), max(counts.values()))
+
+
+def test_the_blocks_that_keep_prefixes_are_counted(tmp_path: Path) -> None:
+    model = build_random_21_model()
+    model.transformer.save_pretrained(tmp_path / "transformer")
+    assert in_folder(tmp_path).prefix_blocks == len(model.transformer.transformer_blocks)
 
 
 def test_what_may_be_quantised_is_what_is_quantised(random_model: Any, random_model_folder: Path) -> None:

@@ -180,3 +180,12 @@ def test_a_cache_larger_than_the_device_is_refused_at_the_start(plain, tmp_path)
     settings = AppSettings(model=model, engine=EngineSettings(prefix_cache_gb=10**6))
     with pytest.raises(ValueError, match=r"engine\.prefix_cache_gb: 1e\+06 GB are more than the .* GB that"):
         runtime.start(settings)
+
+
+def test_a_family_without_prefixes_needs_no_room_for_them():
+    settings = AppSettings(
+        model=ModelSettings(device="cpu"), engine=EngineSettings(prefix_cache_gb=10**6, max_samples=1)
+    )
+    local = runtime.start(settings)
+    local.engine.stop()
+    assert local.model.prefix_stats is None

@@ -164,6 +164,16 @@ def test_larger_forwards_take_more() -> None:
     assert other == pytest.approx(4 * one, rel=1e-6)
 
 
+def test_prefixes_and_their_cache_need_memory_too() -> None:
+    gpu = Gpu("H100", 70 * GIB, 80 * GIB, has_bfloat16=True, capability=(9, 0))
+    size = replace(published(), width=4096, prefix_blocks=32)
+    for cache_gb, needed, level in ((0, 2.4, "ok"), (20, 22.4, "problem")):
+        settings = AppSettings.model_validate({"engine": {"prefix_cache_gb": cache_gb}})
+        assert estimate(settings, size, 2).prefix_bytes == pytest.approx(needed * 1e9, rel=0.07)
+        ((found, what),) = said(room(settings, size, gpu, GIB))
+        assert (found, "for prefixes" in what) == (level, True)
+
+
 def test_a_download_has_room_or_not(tmp_path: Path) -> None:
     free = Disk.of(tmp_path / "not" / "there" / "yet").free_bytes
     for size, expected in ((free // 2, "ok"), (2 * free, "problem")):
