@@ -214,6 +214,8 @@ def test_the_others_step_between_the_pieces_of_a_newcomer():
 def test_a_prefix_whose_caller_leaves_gets_no_further_piece():
     pipeline = PiecewisePipeline()
     with engine(pipeline, order="fifo") as one:
+        # It waits in its first step until the other one is there.
+        pipeline.gate.clear()
         futures: list[EditFuture] = submit(one, running_edit(num_inference_steps=50))
         assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
         begun = threading.Event()
@@ -223,7 +225,6 @@ def test_a_prefix_whose_caller_leaves_gets_no_further_piece():
                 begun.set()
                 futures[1].cancel()
 
-        pipeline.gate.clear()
         pipeline.on_prefill = cancel
         futures += submit(one, long_edit(2))
         pipeline.gate.set()
