@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve_app.images.geometry import WHOLE, Framing, Geometry, Size, View, WantedSize, center_crop, is_shrunk
+from serve_app.images.geometry import WHOLE, Fit, Framing, Geometry, Size, View, WantedSize, center_crop, is_shrunk
 
 GEOMETRY = Geometry(native_area=256 * 256, token_side=16)
 SIZES = st.builds(Size, st.integers(1, 9000), st.integers(1, 9000))
@@ -27,6 +27,17 @@ def test_size_reads_what_it_writes() -> None:
 def test_a_size_has_at_least_one_pixel() -> None:
     with pytest.raises(ValueError, match="1x1"):
         Size(0, 5)
+
+
+@given(SIZES, SIZES, st.one_of(st.none(), SIZES), st.sampled_from(["cover", "free"]))
+def test_with_slots_all_grids_are_centred_alike(picture: Size, further: Size, size: Size | None, fit: Fit) -> None:
+    """No reference lies half a token beside the output, as one with an odd number of tokens would: all are even."""
+    geometry = Geometry(native_area=1024 * 1024, token_side=16, has_slots=True)
+    framing = geometry.frame(picture, size, fit)
+    if fit == "cover":
+        assert framing.view.size == framing.output
+    for grid in (framing.output, framing.view.size, geometry.view(further).size):
+        assert grid.width % 32 == grid.height % 32 == 0
 
 
 def test_auto_keeps_the_aspect_ratio_at_the_native_area() -> None:
