@@ -43,6 +43,7 @@ QuantizationKind = Literal["none", "int8", "int8-dynamic", "fp8", "fp8-dynamic",
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
+_FETCHED_HOST = re.compile(rf"(\*\.)?{_HOST_NAME.pattern}(:[1-9][0-9]{{0,4}})?")
 
 
 License = Literal["qwen-research"]
@@ -399,6 +400,31 @@ class LimitSettings(Settings):
     )
 
 
+class InputSettings(Settings):
+    """The images that a JSON body may name by a URL. None by default."""
+
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="hosts from which images are fetched that a JSON body names by an http or https URL: "
+        "`pictures.example`, `*.pictures.example` for every name below it, each with a port if not the scheme's own",
+    )
+    timeout_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        30.0, description="time that fetching all images of a request may take"
+    )
+    max_redirects: int = Field(3, ge=0, description="redirects that are followed for an image, to allowed hosts only")
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _FETCHED_HOST.fullmatch(host):
+                raise ValueError(
+                    f"inputs.allowed_hosts: {host!r} is not the name of a host; write it in lower case and without a "
+                    "scheme, such as pictures.example, *.pictures.example or pictures.example:8443"
+                )
+        return hosts
+
+
 class JobSettings(Settings):
     """Limits of jobs: edits that are requested with `async=true` and fetched later."""
 
@@ -585,6 +611,7 @@ class AppSettings(Settings):
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
     limits: LimitSettings = LimitSettings()
+    inputs: InputSettings = InputSettings()
     auth: AuthSettings = AuthSettings()
     cors: CorsSettings = CorsSettings()
     http: HttpSettings = HttpSettings()

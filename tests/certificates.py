@@ -39,19 +39,25 @@ def make_chain(
     usage: ObjectIdentifier = ExtendedKeyUsageOID.EMAIL_PROTECTION,
     form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
     password: bytes | None = None,
+    dns: str | None = None,
 ) -> Chain:
-    """Return a chain whose leaf has this key, by default of P-256, and this extended usage."""
+    """Return a chain whose leaf has this key, by default of P-256, this extended usage, and maybe this host's name."""
     root_key = ec.generate_private_key(ec.SECP256R1())
     key = key or ec.generate_private_key(ec.SECP256R1())
     root = _certificate("root", root_key.public_key(), root_key, "key_cert_sign", None)
-    leaf = _certificate("leaf", key.public_key(), root_key, "digital_signature", usage)
+    leaf = _certificate("leaf", key.public_key(), root_key, "digital_signature", usage, dns)
     pems = [certificate.public_bytes(serialization.Encoding.PEM) for certificate in (leaf, root)]
     hidden = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     return Chain(b"".join(pems), key.private_bytes(serialization.Encoding.PEM, form, hidden), pems[1])
 
 
 def _certificate(
-    name: str, public: Any, signer: ec.EllipticCurvePrivateKey, usage: str, extended: ObjectIdentifier | None
+    name: str,
+    public: Any,
+    signer: ec.EllipticCurvePrivateKey,
+    usage: str,
+    extended: ObjectIdentifier | None,
+    dns: str | None = None,
 ) -> x509.Certificate:
     now, used = datetime.now(UTC), {one: one == usage for one in USAGES}
     builder = (
@@ -69,6 +75,8 @@ def _certificate(
     )
     if extended is not None:
         builder = builder.add_extension(x509.ExtendedKeyUsage([extended]), critical=True)
+    if dns is not None:
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(dns)]), critical=False)
     return builder.sign(signer, hashes.SHA256())
 
 

@@ -28,6 +28,7 @@ from serve_app.api.pages import docs_routes, page_routes
 from serve_app.api.proxy_headers import check_proxy_headers
 from serve_app.editor import Editor
 from serve_app.errors import RETRY_AFTER_S, InvalidInput, ModelNotFound, NotReady
+from serve_app.forms.fetching import PictureFetcher
 from serve_app.forms.fields import EditFields, GenerationFields
 from serve_app.forms.form import EditForm, parse
 from serve_app.forms.memory import MemoryLimiter, MemoryLimitMiddleware
@@ -54,17 +55,29 @@ def create_app(
     on_serialized: Callable[[float], None] = lambda seconds: None,
     store: Store | None = None,
     shedder: LoadShedder | None = None,
+    fetcher: PictureFetcher | None = None,
 ) -> Starlette:
     """Create the application. Raises ValueError if the API keys or the signing key of the settings cannot be used.
 
     `on_serialized`: called with the seconds spent on building the response to an edit. `store`: in the memory of this
-    process by default. From its startup on, the application looks after what is in the store (`state`).
+    process by default. From its startup on, the application looks after what is in the store (`state`). `fetcher`: of
+    pictures by URL, by default as the settings say.
     """
     store = store or OpenStore()
     jobs, keyed = JobStore(editor, store, settings), KeyedEdits(store, settings.limits)
     linked = LinkedPictures(store, settings.results)
     sweeper = Sweeper([jobs.sweep, keyed.sweep, linked.sweep])
-    api = _Api(editor, settings, on_serialized, jobs, shedder or LoadShedder(), keyed, linked, sweeper)
+    api = _Api(
+        editor,
+        settings,
+        on_serialized,
+        jobs,
+        shedder or LoadShedder(),
+        keyed,
+        linked,
+        sweeper,
+        fetcher or PictureFetcher(settings),
+    )
     keys = KeyRing(settings.auth)
     check_signing(settings.provenance)
     middleware = [
@@ -140,6 +153,7 @@ class _Api:
         keyed: KeyedEdits,
         linked: LinkedPictures,
         sweeper: Sweeper,
+        fetcher: PictureFetcher,
     ) -> None:
         self._linked = linked
         self._sweeper = sweeper
@@ -147,6 +161,7 @@ class _Api:
         self._jobs = jobs
         self._shedder = shedder
         self._keyed = keyed
+        self._fetcher = fetcher
         self._settings = settings
         self._on_serialized = on_serialized
         self._started = int(time.time())
@@ -180,6 +195,7 @@ class _Api:
             fields=fields,
             fingerprinted=key is not None,
             is_job=entry.is_job,
+            fetcher=self._fetcher,
         )
         keepalive_s = self._settings.http.keepalive_s
         answer = self._answer(request, form, key, entry)

@@ -473,7 +473,7 @@ def _json_references(limits: LimitSettings) -> Schema:
 
 
 def _json_picture() -> Schema:
-    url = {**_TEXT, "description": "a data URL; no URL is fetched"}
+    url = {**_TEXT, "description": "a data URL; an http or https URL only of a host that `inputs.allowed_hosts` names"}
     # OpenAI's edits, xAI's, and chats.
     return {"anyOf": [_TEXT, _typed(image_url=url), _typed(url=url), _typed(image_url=_closed(url=url))]}
 

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from serve_app.decoding.pool import DECODERS
 from serve_app.errors import DeadlineExceeded, InvalidInput, UnsupportedMediaType
 from serve_app.forms import json_body, kept_form, multipart
+from serve_app.forms.fetching import PictureFetcher
 from serve_app.forms.fields import EditFields, GenerationFields, validate
 from serve_app.forms.fingerprint import Fingerprint
 from serve_app.forms.memory import Reservation
@@ -71,11 +72,13 @@ async def parse(
     fields: type[EditFields] = EditFields,
     fingerprinted: bool = False,
     is_job: bool = False,
+    fetcher: PictureFetcher | None = None,
 ) -> EditForm:
     """Read and validate the body of an edit, or of what else `fields` are of. Threads of `executor` wait for decoders.
 
     `reservation` holds the bytes of the body, and then the pixels of all pictures; None: no limit. `caller`: as in
     EditRequest; no field can set it. `is_job`: a job has previews without `stream`, since its events can be streamed.
+    `fetcher`: fetches pictures by URL; by default as the settings say.
 
     Raise UnsupportedMediaType, PayloadTooLarge, UploadTooSlow and Overloaded (while reading), ModelNotFound,
     InvalidInput, DeadlineExceeded if the pixels cannot be reserved in time, and Starlette's ClientDisconnect if the
@@ -92,6 +95,7 @@ async def parse(
             caller,
             fingerprinted=fingerprinted,
             is_job=is_job,
+            fetcher=fetcher,
         )
 
 
@@ -113,6 +117,7 @@ async def _build(
     *,
     fingerprinted: bool,
     is_job: bool,
+    fetcher: PictureFetcher | None = None,
 ) -> EditForm:
     limits = settings.limits
     given = validate(values, settings.model, fields)
@@ -121,6 +126,8 @@ async def _build(
         raise InvalidInput(message, param="partial_images")
     if fields is EditFields:
         _check_counts(files, given)
+    if files.by_url:
+        await (fetcher or PictureFetcher(settings)).fetch(files.by_url, reservation)
     fingerprint = Fingerprint(values, files) if fingerprinted else None
     reads = files if fingerprint is None else fingerprint.pictures
     sizes = await _measure(reads, limits, executor)

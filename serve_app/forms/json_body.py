@@ -1,4 +1,4 @@
-"""A JSON body: the fields with JSON's types. Pictures are base64 or data URLs; no URL is fetched."""
+"""A JSON body: the fields with JSON's types. Pictures are base64, data URLs, or URLs, which are not fetched here."""
 
 import asyncio
 import json
@@ -16,7 +16,15 @@ from starlette.requests import Request
 from serve_app.errors import InvalidInput
 from serve_app.forms.fields import EditFields
 from serve_app.forms.names import PICTURE_FIELDS, SYNONYMS, check_name, count, too_many_references
-from serve_app.forms.upload import PictureFiles, ReadPicture, Values, file_too_large, text_too_large, within_limit
+from serve_app.forms.upload import (
+    PictureFiles,
+    ReadPicture,
+    UrlPicture,
+    Values,
+    file_too_large,
+    text_too_large,
+    within_limit,
+)
 from serve_app.forms.values import WORDS, from_json
 from serve_app.images.pixels import undecodable
 from serve_app.settings import LimitSettings
@@ -171,9 +179,7 @@ def _unwrap(item: Any) -> Any:
 
 def _picture(name: str, text: str, index: int, limits: LimitSettings) -> ReadPicture:
     if _URL.match(text):
-        raise InvalidInput(
-            f"{name}: no URL is fetched; send the picture itself, as base64 or as a data URL", param=name
-        )
+        return UrlPicture(text, name, index)
     start = text.find(",") + 1 if text[:5].lower() == "data:" else 0
     if (len(text) - start) // 4 * 3 - text[-2:].count("=") > limits.max_file_bytes:
         raise file_too_large(name, index, limits)

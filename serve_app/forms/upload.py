@@ -18,6 +18,23 @@ ReadPicture = Callable[[], bytes]
 """Return the bytes of one picture file, each time anew. It may block, so it is called on the picture pool."""
 
 
+@dataclass(slots=True, eq=False)
+class UrlPicture:
+    """A picture that the body names by a URL: a ReadPicture once its `content` has been fetched.
+
+    `name`: the field, as it was sent; `index`: the picture's place there.
+    """
+
+    url: str
+    name: str
+    index: int
+    content: bytes | None = None
+
+    def __call__(self) -> bytes:
+        assert self.content is not None
+        return self.content
+
+
 @dataclass(slots=True)
 class PictureFiles:
     """The picture files of one body. `images`: those that are edited; `references`: those that edits look at beside.
@@ -30,6 +47,10 @@ class PictureFiles:
     references: list[ReadPicture] = field(default_factory=list)
     per_image: list[int] | None = None
     masks: list[ReadPicture] = field(default_factory=list)
+
+    @property
+    def by_url(self) -> list[UrlPicture]:
+        return [read for read in (*self.images, *self.references, *self.masks) if isinstance(read, UrlPicture)]
 
     def add(self, name: str, read: ReadPicture) -> None:
         """Add a file of a field: of several `image`, the first is edited, and the others are references."""

@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": set(),
     "forms": {"starlette"},
     "images": set(),
+    "outbound": set(),
     "responses": {"starlette"},
     "store": set(),
     "jobs": {"starlette"},
