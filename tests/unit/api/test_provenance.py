@@ -11,10 +11,11 @@ import pytest
 
 from serve_app.api.app import create_app
 from serve_app.images.provenance import EDITED, source_uri
+from serve_app.images.signing import load_signer
 from serve_app.settings import AppSettings, ProvenanceSettings
 from tests.certificates import make_chain
 from tests.editors import Gated, Inverter
-from tests.http_calls import JobCaller, edit, events_of, play
+from tests.http_calls import JobCaller, edit, error_of, events_of, play
 from tests.pictures import source_type
 
 MARK = source_uri(EDITED)
@@ -56,6 +57,18 @@ def test_with_a_certificate_every_output_and_preview_is_signed(output_format: st
     for file in files:
         found = json.loads(c2pa.Reader(f"image/{output_format}", io.BytesIO(file)).json())
         assert found["validation_state"] == "Valid"
+
+
+def test_a_file_that_cannot_be_signed_does_not_leave(tmp_path: Path) -> None:
+    app = create_app(Inverter(), AppSettings(provenance=make_chain().settings(tmp_path)))
+    # As in a process that starts later, where the key is not.
+    load_signer.cache_clear()
+    (tmp_path / "signing.key").unlink()
+    answer = edit(app)
+    assert (answer.status_code, error_of(answer)["code"]) == (500, "GENERATION_ERROR")
+    streamed = edit(app, stream="true", partial_images="1").text
+    assert "event: error" in streamed
+    assert "b64_json" not in answer.text + streamed
 
 
 def test_an_application_whose_key_does_not_fit_does_not_start(tmp_path: Path) -> None:
