@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import redis
+import yaml
 
+from tests.paths import ROOT
 from tests.waiting import wait_until
 
 BINARY = shutil.which("redis-server") or shutil.which("valkey-server")
@@ -18,7 +20,7 @@ PASSWORD = "only-for-tests"
 
 
 class RedisServer:
-    """A server on a port of 127.0.0.1 that keeps what it has in a file, as the KubeRay example does."""
+    """A server on a port of 127.0.0.1 that keeps what it has in a file."""
 
     def __init__(self, folder: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -31,9 +33,13 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
+        """Start the server as the cluster of deploy/kuberay does, on this port and in this folder."""
         assert BINARY is not None
-        arguments = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
-        arguments += ["--appendonly", "yes", "--save", "", "--requirepass", PASSWORD]
+        _, stateful_set = yaml.safe_load_all((ROOT / "deploy" / "kuberay" / "store.yaml").read_text())
+        [container] = stateful_set["spec"]["template"]["spec"]["containers"]
+        values = {"/data": str(self._folder), "$(PASSWORD)": PASSWORD}
+        arguments = [values.get(argument, argument) for argument in container["args"]]
+        arguments += ["--port", str(self.port), "--bind", "127.0.0.1"]
         self._process = subprocess.Popen([BINARY, *arguments], stdout=subprocess.DEVNULL)
         wait_until(self._answers, "Redis answers")
 

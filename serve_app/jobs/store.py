@@ -136,7 +136,7 @@ class JobStore:
         except (ValueError, TypeError):
             # Of another version of this code.
             job = None
-        if job is None or job.caller != caller or not job.is_accepted:
+        if job is None or job.caller != caller:
             raise self._not_found()
         return job
 

@@ -77,10 +77,9 @@ class Leases:
     async def take(self, record: Record, value: bytes, size: int) -> Lease | None:
         """Take over a record in place of its former process, or return None if another process was faster.
 
-        An open record keeps its folder; one that has ended gets a new one. Raises StoreUnavailable.
+        Raises StoreUnavailable.
         """
-        folder = record.folder if record.is_open else f"{self._group}-{uuid.uuid4().hex}"
-        lease = Lease(record.id, folder, value, size, await self._records.epoch(), record.version)
+        lease = Lease(record.id, record.folder, value, size, await self._records.epoch(), record.version)
         outcome = await self._put(lease.change())
         return self._hold(lease, outcome) if isinstance(outcome, Written) else None
 

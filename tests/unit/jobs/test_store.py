@@ -345,6 +345,26 @@ def test_a_job_that_another_process_has_taken_over_has_one_end() -> None:
     play(story)
 
 
+def test_a_process_that_has_lost_its_job_leaves_the_pictures_of_the_other_as_they_are() -> None:
+    async def story(first: Gated) -> None:
+        second, shared = Gated(), SharedStore()
+        before, after = JobCaller(first, shared), JobCaller(second, shared)
+        id = await before.start(seed="31")
+        await before.until(id, "running")
+        before.jobs._leases.stop()
+        await after.after()
+        second.gate.set()
+        ended = await after.until(id, "succeeded", "failed")
+        assert ended["error"] is None
+        # A job that fails deletes what it has stored.
+        first.middle_error = OutOfMemory("CUDA out of memory")
+        first.gate.set()
+        await until(lambda: not before.jobs._running)
+        assert (await after.get(id)).json() == ended
+
+    play(story)
+
+
 def test_a_process_that_ends_in_order_hands_its_jobs_over_at_once() -> None:
     async def story(editor: Gated) -> None:
         shared = SharedStore()
