@@ -160,14 +160,20 @@ class Pieces:
 
 
 class PiecewisePipeline(KeepingPipeline):
-    """Computes prefixes in pieces. `log`: each piece as its prompt, and each step as the prompts in it."""
+    """Computes prefixes in pieces. `log`: each piece as its prompt, and each step as the prompts in it.
+
+    `pieces_before`: of each prompt, how many pieces came before its picture was encoded.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.log: list[str | list[str]] = []
+        self.pieces_before: dict[str, int] = {}
         self.on_prefill: Callable[[Sequence[str]], None] = lambda prompts: None
 
     def encode(self, conditions: Sequence[Any]) -> list[Any]:
+        pieces = sum(isinstance(entry, str) for entry in self.log)
+        self.pieces_before.update({condition.prompt: pieces for condition in conditions})
         return [Pieces(condition) for condition in super().encode(conditions)]
 
     def prefill(self, encodings: Sequence[Any], pieces: Sequence[int] | None = None) -> list[int]:
@@ -209,6 +215,20 @@ def test_the_others_step_between_the_pieces_of_a_newcomer():
     assert pipeline.log[begin + 15] == ["running", "long", "long"]
     assert pipeline.log.count("long") == 8
     assert_same(second.result(), alone(long_edit(2, n=2)))
+
+
+def test_an_edit_behind_a_long_prefix_is_encoded_once_it_has_its_turn():
+    pipeline = PiecewisePipeline()
+    with engine(pipeline, order="fifo") as one:
+        pipeline.gate.clear()
+        first = submit(one, running_edit())[0]
+        assert pipeline.at_step.acquire(timeout=TIMEOUT_S)
+        others = submit(one, long_edit(2), edit_request(3, prompt="behind", guidance_scale=1.0))
+        pipeline.gate.set()
+        for future in (first, *others):
+            future.result(TIMEOUT_S)
+    # The running edit's own eight come first.
+    assert pipeline.pieces_before == {"running": 0, "long": 8, "behind": 16}
 
 
 def test_a_prefix_whose_caller_leaves_gets_no_further_piece():
