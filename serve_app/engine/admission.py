@@ -334,10 +334,7 @@ class Admission:
 
     def holds(self, sample: Sample) -> bool:
         """Whether the request of a sample is still in the engine."""
-        return self.has(sample.request)
-
-    def has(self, queued: QueuedRequest) -> bool:
-        return queued.sequence in self._active
+        return sample.request.sequence in self._active
 
     def request_of(self, sample: Sample) -> ActiveRequest:
         """Return the request of a sample. Raises KeyError if the request has left."""

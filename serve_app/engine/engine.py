@@ -125,8 +125,7 @@ class EditEngine:
         self._join([sample for sample in batch if not sample.encoded and _may_join(sample, shares)])
         if shares:
             self._prefill(batch, shares)
-            held = [one for one in queued if self._admission.has(one)]
-            batch = scheduler.plan_ready(held, policy, self._clock(), self._stages.memory_tokens)
+            batch = scheduler.plan_ready(queued, policy, self._clock(), self._stages.memory_tokens)
         self._step(batch)
         self._report()
         self._preview([sample for sample in batch if sample.steps_done in sample.preview_steps])
