@@ -43,7 +43,7 @@ QuantizationKind = Literal["none", "int8", "int8-dynamic", "fp8", "fp8-dynamic",
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-_FETCHED_HOST = re.compile(rf"(\*\.)?{_HOST_NAME.pattern}(:[1-9][0-9]{{0,4}})?")
+_OUTBOUND_HOST = re.compile(rf"(\*\.)?{_HOST_NAME.pattern}(:[1-9][0-9]{{0,4}})?")
 
 
 License = Literal["qwen-research"]
@@ -400,6 +400,16 @@ class LimitSettings(Settings):
     )
 
 
+def _check_outbound_hosts(name: str, hosts: tuple[str, ...]) -> tuple[str, ...]:
+    for host in hosts:
+        if not _OUTBOUND_HOST.fullmatch(host):
+            raise ValueError(
+                f"{name}: {host!r} is not the name of a host; write it in lower case and without a scheme, such as "
+                "pictures.example, *.pictures.example or pictures.example:8443"
+            )
+    return hosts
+
+
 class InputSettings(Settings):
     """The images that a JSON body may name by a URL. None by default."""
 
@@ -416,13 +426,28 @@ class InputSettings(Settings):
     @field_validator("allowed_hosts")
     @classmethod
     def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        for host in hosts:
-            if not _FETCHED_HOST.fullmatch(host):
-                raise ValueError(
-                    f"inputs.allowed_hosts: {host!r} is not the name of a host; write it in lower case and without a "
-                    "scheme, such as pictures.example, *.pictures.example or pictures.example:8443"
-                )
-        return hosts
+        return _check_outbound_hosts("inputs.allowed_hosts", hosts)
+
+
+class WebhookSettings(Settings):
+    """The URLs that are told of the end of a job. None by default."""
+
+    allowed_hosts: tuple[str, ...] = Field(
+        (),
+        description="hosts that a job's `webhook_url` may name: `hooks.example`, `*.hooks.example` for every name "
+        "below it, each with a port if not the scheme's own",
+    )
+    secret_env: str = Field(
+        "IMAGE_EDITS_WEBHOOK_SECRET",
+        description="environment variable with the secret that signs the messages, in base64, as Standard Webhooks "
+        "has it",
+    )
+    timeout_s: Annotated[float, Field(gt=0, le=300)] = Field(15.0, description="time that one call may take")
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        return _check_outbound_hosts("webhooks.allowed_hosts", hosts)
 
 
 class JobSettings(Settings):
@@ -616,6 +641,7 @@ class AppSettings(Settings):
     cors: CorsSettings = CorsSettings()
     http: HttpSettings = HttpSettings()
     jobs: JobSettings = JobSettings()
+    webhooks: WebhookSettings = WebhookSettings()
     store: StoreSettings = StoreSettings()
     results: ResultSettings = ResultSettings()
     provenance: ProvenanceSettings = ProvenanceSettings()

@@ -37,7 +37,9 @@ from serve_app.images.pixels import PICTURE_THREADS
 from serve_app.images.signing import check_signing
 from serve_app.jobs import stream as job_stream
 from serve_app.jobs.store import JobStore
+from serve_app.jobs.webhooks import Webhooks
 from serve_app.links.pictures import LinkedPictures
+from serve_app.outbound.addresses import CheckedBackend
 from serve_app.request import check_generation
 from serve_app.responses import edits, stream
 from serve_app.responses.errors import ErrorMiddleware, handle_routing_error
@@ -55,18 +57,19 @@ def create_app(
     on_serialized: Callable[[float], None] = lambda seconds: None,
     store: Store | None = None,
     shedder: LoadShedder | None = None,
-    fetcher: PictureFetcher | None = None,
+    backend: CheckedBackend | None = None,
 ) -> Starlette:
     """Create the application. Raises ValueError if the API keys or the signing key of the settings cannot be used.
 
     `on_serialized`: called with the seconds spent on building the response to an edit. `store`: in the memory of this
-    process by default. From its startup on, the application looks after what is in the store (`state`). `fetcher`: of
-    pictures by URL, by default as the settings say.
+    process by default. From its startup on, the application looks after what is in the store (`state`). `backend`:
+    connects to other servers, for pictures by URL and for webhooks; by default at public addresses only.
     """
     store = store or OpenStore()
-    jobs, keyed = JobStore(editor, store, settings), KeyedEdits(store, settings.limits)
+    webhooks = Webhooks(store, settings.webhooks, backend)
+    jobs, keyed = JobStore(editor, store, settings, webhooks), KeyedEdits(store, settings.limits)
     linked = LinkedPictures(store, settings.results)
-    sweeper = Sweeper([jobs.sweep, keyed.sweep, linked.sweep])
+    sweeper = Sweeper([jobs.sweep, keyed.sweep, linked.sweep, webhooks.sweep])
     api = _Api(
         editor,
         settings,
@@ -76,7 +79,8 @@ def create_app(
         keyed,
         linked,
         sweeper,
-        fetcher or PictureFetcher(settings),
+        PictureFetcher(settings, backend),
+        webhooks,
     )
     keys = KeyRing(settings.auth)
     check_signing(settings.provenance)
@@ -93,7 +97,7 @@ def create_app(
         exception_handlers={HTTPException: handle_routing_error},
         lifespan=partial(_sweep_while_it_runs, sweeper, jobs),
     )
-    app.state.jobs, app.state.linked, app.state.sweeper = jobs, linked, sweeper
+    app.state.jobs, app.state.linked, app.state.webhooks, app.state.sweeper = jobs, linked, webhooks, sweeper
     # A redirect would make the client upload its images twice.
     app.router.redirect_slashes = False
     return app
@@ -154,6 +158,7 @@ class _Api:
         linked: LinkedPictures,
         sweeper: Sweeper,
         fetcher: PictureFetcher,
+        webhooks: Webhooks,
     ) -> None:
         self._linked = linked
         self._sweeper = sweeper
@@ -162,6 +167,7 @@ class _Api:
         self._shedder = shedder
         self._keyed = keyed
         self._fetcher = fetcher
+        self._webhooks = webhooks
         self._settings = settings
         self._on_serialized = on_serialized
         self._started = int(time.time())
@@ -197,6 +203,7 @@ class _Api:
             is_job=entry.is_job,
             fetcher=self._fetcher,
         )
+        self._webhooks.check(form.webhook_url, is_job=entry.is_job)
         keepalive_s = self._settings.http.keepalive_s
         answer = self._answer(request, form, key, entry)
         # Streams have their own signs of life, and a job is answered at once.

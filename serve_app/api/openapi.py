@@ -531,6 +531,8 @@ def _texts(settings: AppSettings, kind: type[fields.EditFields] = fields.EditFie
     _offer(texts, "preset", settings.model.presets, enum=list(settings.model.presets))
     one = f"({'|'.join(map(re.escape, settings.model.adapters))})( *: *{_STRENGTH})?"
     _offer(texts, "adapters", settings.model.adapters, pattern=f"^({one}( *, *{one})*)?$")
+    hosts = [host.replace("*.", "hooks.") for host in settings.webhooks.allowed_hosts]
+    _offer(texts, "webhook_url", [f"https://{host}/jobs" for host in hosts], format="uri")
     return texts
 
 

@@ -46,6 +46,9 @@ class EditFields(EditParams):
         description="quality of jpeg and webp; webp at 100 is lossless",
     )
     stream: bool = Field(False, description="server-sent events")
+    webhook_url: str | None = Field(
+        None, max_length=2048, description="is told of the end of a job; only of hosts that this server allows"
+    )
     model: str | None = None
     user: str | None = Field(None, max_length=256, description="goes into the log")
 

@@ -47,7 +47,8 @@ class EditForm:
 
     `fingerprint`: digest of all that was sent, which distinguishes a retry from another edit; None if not requested.
     `ignored`: names of the fields that were accepted without effect. `provenance`: the marks of its output files.
-    `as_links`: its outputs are answered as links. `kept`: the form for a later process; None if not requested.
+    `as_links`: its outputs are answered as links. `webhook_url`: is told of the end of its job. `kept`: the form for a
+    later process; None if not requested.
     """
 
     request: EditRequest
@@ -59,6 +60,7 @@ class EditForm:
     ignored: tuple[str, ...] = ()
     provenance: ProvenanceSettings = field(default_factory=ProvenanceSettings)
     as_links: bool = False
+    webhook_url: str | None = None
     kept: bytes | None = None
 
 
@@ -159,6 +161,7 @@ async def _build(
         given.ignored,
         settings.provenance,
         given.response_format == "url",
+        given.webhook_url,
         kept,
     )
 

@@ -21,6 +21,9 @@ from serve_app.responses.schemas import (
     PartialImageEvent,
 )
 
+GROUP = "jobs"
+"""The group of records that jobs are."""
+
 _VERSION = 1
 """Of the state. A state of another version is a job that cannot be read."""
 
@@ -39,8 +42,9 @@ class Job:
     `caller`: the name of the key that it belongs to; None if the server had no keys. `created_s`, `ended_s`: seconds
     since the epoch; a job is open until `ended_s` is set. `starts`: how many processes have started it. `open_bytes`:
     size of its form and its decoded images, which are in memory while it is open. `generates`: it makes pictures from a
-    text alone. `as_links`: its outputs are shown as links. `is_accepted`: its caller may know of it. `pictures`: by
-    `IMAGE-VARIANT`, in the order of their events. `result`: the response without its pictures.
+    text alone. `as_links`: its outputs are shown as links. `webhook_url`: is told of its end. `is_accepted`: its caller
+    may know of it. `pictures`: by `IMAGE-VARIANT`, in the order of their events. `result`: the response without its
+    pictures.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -50,6 +54,7 @@ class Job:
     open_bytes: int = 0
     generates: bool = False
     as_links: bool = False
+    webhook_url: str | None = None
     is_accepted: bool = False
     progress: Progress = field(default_factory=lambda: Progress(0, 0, 1))
     pictures: dict[str, StoredPicture] = field(default_factory=dict)

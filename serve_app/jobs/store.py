@@ -21,8 +21,9 @@ from serve_app.editor import Editor
 from serve_app.errors import GenerationError, NotFound, StoreUnavailable
 from serve_app.forms.form import EditForm, parse_kept
 from serve_app.images.pixels import PICTURE_THREADS
-from serve_app.jobs.job import Job
+from serve_app.jobs.job import GROUP, Job
 from serve_app.jobs.runner import AcceptedEdit, JobRunner, patiently, restart_edit, start_edit
+from serve_app.jobs.webhooks import Webhooks
 from serve_app.links.pictures import LinkedPictures
 from serve_app.responses import stream
 from serve_app.responses.errors import to_public_error
@@ -35,7 +36,6 @@ from serve_app.store.store import Store
 
 logger = logging.getLogger("ray.serve")
 
-GROUP = "jobs"
 _FORM = "form"
 
 _MAX_STARTS = 6
@@ -68,7 +68,10 @@ class JobStore:
     A job belongs to the caller that has created it; for every other caller there is no such job.
     """
 
-    def __init__(self, editor: Editor, store: Store, settings: AppSettings, *, beat_s: float = BEAT_S) -> None:
+    def __init__(
+        self, editor: Editor, store: Store, settings: AppSettings, webhooks: Webhooks, *, beat_s: float = BEAT_S
+    ) -> None:
+        self._webhooks = webhooks
         self._editor = editor
         self._store = store
         self._settings = settings
@@ -102,7 +105,13 @@ class JobStore:
         assert form.kept is not None
         caller, open_bytes = form.request.caller, form.request.picture_bytes + len(form.kept)
         generates = stream.is_generation(form)
-        job = Job(caller=caller, open_bytes=open_bytes, generates=generates, as_links=form.as_links)
+        job = Job(
+            caller=caller,
+            open_bytes=open_bytes,
+            generates=generates,
+            as_links=form.as_links,
+            webhook_url=form.webhook_url,
+        )
         lease = await self._leases.open(job.id, job.dump(), open_bytes)
         assert isinstance(lease, Lease)
         entry = LogEntry(self._settings.log, request_id, key_name=caller, form=form, is_job=True)
@@ -258,6 +267,8 @@ class JobStore:
     async def _settle(self, run: _Run, size: int) -> None:
         """Store how the job has ended: from then on its caller sees the end. Then delete what it needs no longer."""
         run.lease.value, run.lease.size = run.job.dump(), size
+        # Before the end, so that no process can die between the two: it is told only once the job has ended.
+        await patiently(lambda: self._webhooks.announce(run.job), self._limits.ttl_s)
         await patiently(lambda: self._leases.settle(run.lease, self._limits.ttl_s), self._limits.ttl_s)
         with suppress(StoreUnavailable):
             if run.job.error is None:

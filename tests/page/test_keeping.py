@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
 from serve_app.errors import OutOfMemory
-from serve_app.jobs.store import GROUP
+from serve_app.jobs.job import GROUP
 from serve_app.settings import AppSettings
 from serve_app.store.memory_records import MemoryRecords
 from serve_app.store.store import OpenStore

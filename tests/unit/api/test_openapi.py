@@ -105,8 +105,8 @@ def test_its_fields_are_those_of_the_application() -> None:
     pictures = {"image": "images", "image[]": "images", "images[]": "images"}
     synonyms = {**pictures, "references[]": "references", "mask[]": "mask", "prompt[]": "prompt"}
     assert set(synonyms) >= set(SYNONYMS)
-    # Stated only where there are any: test_presets.py.
-    offered = {"preset", "adapters"}
+    # Stated only where there are any: test_presets.py, test_webhooks.py.
+    offered = {"preset", "adapters", "webhook_url"}
     assert set(properties) == FIELDS - set(synonyms) - offered
     for synonym, name in synonyms.items():
         assert f"`{synonym}`" in properties[name]["description"]

@@ -251,7 +251,7 @@ def test_an_edit_of_a_picture_by_url() -> None:
     async def go() -> None:
         async with scripted({**PICTURES, "/moved": redirect("/9.png")}) as server:
             settings = settings_for(server)
-            app = create_app(Inverter(), settings, fetcher=PictureFetcher(settings, local_backend()))
+            app = create_app(Inverter(), settings, backend=local_backend())
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 body = fill({"images": [{"image_url": "~/moved"}], "prompt": "x"}, server)

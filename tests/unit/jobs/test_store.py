@@ -19,7 +19,7 @@ import pytest
 from serve_app.api.keys import ApiKey
 from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
 from serve_app.events import Event, Progress
-from serve_app.jobs.store import GROUP
+from serve_app.jobs.job import GROUP
 from serve_app.request import EditRequest
 from serve_app.store.leases import BEAT_S
 from tests.editors import Gated
