@@ -139,6 +139,15 @@ def test_one_that_is_dropped_while_it_is_in_use_stays_with_its_samples(model):
     assert model.prefixes.stats.hits == 0
 
 
+def test_one_that_was_dropped_is_taken_over_from_an_edit_that_uses_it_and_kept_again(model):
+    [sample] = samples_of(model, [one()])
+    model.prefixes = PrefixCache(ROOM)
+    [other] = samples_of(model, [one(prompt="make the sky blue")])
+    assert other.state.encoding.positive.before is sample.state.encoding.positive.before
+    assert (model.prefixes.stats.hits, model.prefixes.stats.misses) == (1, 0)
+    assert model.prefixes.stats.bytes > 0
+
+
 @pytest.mark.parametrize("stage", ["step", "encode"])
 def test_memory_that_runs_out_takes_what_no_sample_uses(model, monkeypatch, stage):
     [sample] = samples_of(model, [one()])
