@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.edits import Effort, mixed, photos, plain, with_presets
+from benchmarks.engine import prefixes
 from benchmarks.load import report
 from benchmarks.load.baseline import checked_out, find_commit
 from benchmarks.load.bench import Results, add_photos, add_presets, bench
@@ -52,8 +53,10 @@ def _compare(wanted: list[Contender], arguments: argparse.Namespace, start: floa
     for_photos = [contender for contender in wanted if contender.loads is None]
     with running(for_photos, [*common, str(effort.photo_side)], arguments.logs.resolve() / "photos") as servers:
         results = add_photos(results, servers, photos(effort), **options)
+    log("edits of the same images, Qwen-Image-2.1")
+    same_images = prefixes.page(prefixes.measure())
     conditions = _conditions(arguments, minutes=(time.monotonic() - start) / 60)
-    _write(results, contenders, conditions, arguments.output)
+    _write(results, contenders, conditions, same_images, arguments.output)
 
 
 def _direct(effort: Effort, burst: int) -> Contender:
@@ -61,9 +64,11 @@ def _direct(effort: Effort, burst: int) -> Contender:
     return Contender(DIRECT.name, DIRECT.title, DIRECT.about, DIRECT.program, arguments)
 
 
-def _write(results: Results, contenders: list[Contender], conditions: report.Conditions, folder: Path) -> None:
+def _write(
+    results: Results, contenders: list[Contender], conditions: report.Conditions, same_images: str, folder: Path
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    page = report.page(results, contenders, conditions)
+    page = "\n".join([report.page(results, contenders, conditions), same_images])
     (folder / "RESULTS.md").write_text(page)
     report.plot(results, contenders, folder / report.PLOT)
     print(f"\n{page}\nWritten to {folder}")

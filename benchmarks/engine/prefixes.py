@@ -4,6 +4,7 @@ The miniature has random weights, on which time does not depend. All edits arriv
 """
 
 import argparse
+import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,8 +31,9 @@ from serve_app.settings import EngineSettings, Sharing
 from training.parts import build_tokenizer
 from training.qwen_image_21 import build_miniature
 
-_ROUNDS = 3
+ROUNDS = 3
 _SIDE = 256
+_PICTURES, _STEPS = 4, 8
 _TIMEOUT_S = 600
 CONTENDERS: Mapping[str, Sharing | None] = {
     "this server": "caller",
@@ -59,7 +61,7 @@ def edits(pictures: int, steps: int) -> list[EditRequest]:
     ]
 
 
-def measure(pictures: int, steps: int, rounds: int = _ROUNDS) -> dict[str, list[Outcome]]:
+def measure(pictures: int = _PICTURES, steps: int = _STEPS, rounds: int = ROUNDS) -> dict[str, list[Outcome]]:
     """Return the outcomes of each contender. They take turns, each in a process of its own, as a server has it."""
     found: dict[str, list[Outcome]] = {name: [] for name in CONTENDERS}
     for _ in range(rounds):
@@ -71,8 +73,7 @@ def measure(pictures: int, steps: int, rounds: int = _ROUNDS) -> dict[str, list[
 
 def _run(name: str, pictures: int, steps: int) -> Outcome:
     """Build the miniature, warm it up, and let a contender make all edits."""
-    torch.manual_seed(0)
-    pipeline = build_miniature(build_tokenizer(_PROMPTS), layers=8, heads=8, text_width=64, native_area=_SIDE * _SIDE)
+    pipeline = miniature()
     sharing = CONTENDERS[name]
     if sharing is None:
         stock = _stock(pipeline)
@@ -80,6 +81,11 @@ def _run(name: str, pictures: int, steps: int) -> Outcome:
         return _in_turn(stock, edits(pictures, steps))
     calibration = calibrate(pipeline, max_samples=8, default_guidance=1.0)
     return _serve(pipeline, calibration, sharing, edits(pictures, steps))
+
+
+def miniature() -> StepwiseQwenImage21Pipeline:
+    torch.manual_seed(0)
+    return build_miniature(build_tokenizer(_PROMPTS), layers=8, heads=8, text_width=64, native_area=_SIDE * _SIDE)
 
 
 def _stock(pipeline: StepwiseQwenImage21Pipeline) -> QwenImage21Pipeline:
@@ -127,23 +133,36 @@ def _in_turn(stock: QwenImage21Pipeline, some: Sequence[EditRequest]) -> Outcome
     return Outcome(ends_s[-1], mean(ends_s))
 
 
-def page(count: int, found: Mapping[str, Sequence[Outcome]]) -> str:
-    """Return a table in Markdown: the medians of all rounds, of so many edits each."""
-    rows = []
-    for name, outcomes in found.items():
-        total_s, mean_s = (median(values) for values in zip(*((o.total_s, o.mean_s) for o in outcomes), strict=True))
-        rows.append([name, f"{count / total_s:.2f}", f"{mean_s:.2f}"])
-    return "\n".join(table([f"{count} edits at once", "edits a second", "mean latency, s"], rows))
+def page(found: Mapping[str, Sequence[Outcome]], pictures: int = _PICTURES, steps: int = _STEPS) -> str:
+    """Return a section in Markdown: a table of the medians of all rounds, and what was measured."""
+    count = pictures * len(_PROMPTS)
+    medians = {
+        name: [median(values) for values in zip(*((o.total_s, o.mean_s) for o in outcomes), strict=True)]
+        for name, outcomes in found.items()
+    }
+    ours_s, *_ = next(iter(medians.values()))
+    rows = [
+        [name, f"{count / total_s:.2f}", f"{total_s / ours_s:.2f}", f"{mean_s:.2f}"]
+        for name, (total_s, mean_s) in medians.items()
+    ]
+    header = [f"{count} edits at once", "edits a second", "ours is × as fast", "mean latency, s"]
+    about = f"""## Edits of the same images, Qwen-Image-2.1
+
+`python -m benchmarks.engine.prefixes --pictures {pictures} --steps {steps}`, a part of `make bench`: a miniature with
+random weights, {len(_PROMPTS)} prompts for each of {pictures} images of {_SIDE} × {_SIDE} pixels, {steps} steps. All
+edits arrive at once, without HTTP. The contenders take turns, each in a process of its own; medians of
+{min(map(len, found.values()))} rounds. OMP_WAIT_POLICY is {os.environ.get("OMP_WAIT_POLICY", "not set")}."""
+    return "\n".join([about, "", *table(header, rows), ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engine.prefixes", description=__doc__)
-    parser.add_argument("--pictures", type=int, default=4, help="each with four prompts (%(default)s)")
-    parser.add_argument("--steps", type=int, default=8, help="of each edit (%(default)s)")
-    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="of which the median counts (%(default)s)")
+    parser.add_argument("--pictures", type=int, default=_PICTURES, help="each with four prompts (%(default)s)")
+    parser.add_argument("--steps", type=int, default=_STEPS, help="of each edit (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of which the median counts (%(default)s)")
     arguments = parser.parse_args()
     found = measure(arguments.pictures, arguments.steps, arguments.rounds)
-    print(page(arguments.pictures * len(_PROMPTS), found))
+    print(page(found, arguments.pictures, arguments.steps))
 
 
 if __name__ == "__main__":

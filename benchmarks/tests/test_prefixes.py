@@ -1,5 +1,6 @@
 """The table of edits of few pictures on Qwen-Image-2.1."""
 
+from benchmarks.engine import pauses
 from benchmarks.engine.prefixes import measure, page
 
 
@@ -8,4 +9,12 @@ def test_every_contender_makes_every_edit() -> None:
     assert len(found) == 3
     for [outcome] in found.values():
         assert 0 < outcome.mean_s <= outcome.total_s
-    assert len(page(4, found).splitlines()) == 2 + len(found)
+    rows = [line for line in page(found, pictures=1, steps=1).splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + len(found)
+    assert rows[2].split(" | ")[:3] == ["| this server", f"{4 / found['this server'][0].total_s:.2f}", "1.00"]
+
+
+def test_the_others_wait_less_for_a_prefix_in_pieces() -> None:
+    [pieces], [whole] = (pauses.measure(references=9, rounds=1)[name] for name in pauses.CONTENDERS)
+    assert 0 < pieces.prefill_steps < whole.prefill_steps
+    assert whole.encode_steps > 0
