@@ -20,9 +20,11 @@ class Line:
     """A line to the store, which may be cut, or lose the process at its end.
 
     `dies_at`: the call at which the process dies, from 1 on: before the store gets it, or `after` that has done it.
+    `fails_at`: the one call that fails.
     """
 
-    def __init__(self, dies_at: int | None = None, *, after: bool = False) -> None:
+    def __init__(self, dies_at: int | None = None, *, after: bool = False, fails_at: int | None = None) -> None:
+        self._fails_at = fails_at
         self.is_cut = False
         self.calls = 0
         self.dead = asyncio.Event()
@@ -31,7 +33,7 @@ class Line:
 
     async def call(self, work: Coroutine[Any, Any, T]) -> T:
         self.calls += 1
-        if self.is_cut:
+        if self.is_cut or self.calls == self._fails_at:
             work.close()
             raise StoreUnavailable("the line is cut", retry_after_s=5)
         if self._dies_at == self.calls and self._after:

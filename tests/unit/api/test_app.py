@@ -208,7 +208,7 @@ def test_a_large_request_is_refused(editor: Inverter) -> None:
 
 
 def test_unknown_paths_have_the_error_body(app: Starlette) -> None:
-    for path in ("/v1/images", "/v1/images/edits/", "/health/x", "/v1/images/edits/1"):
+    for path in ("/v1/images", "/v1/images/edits/", "/health/x", "/v1/images/edits/1/2"):
         response = call(app, "POST", path)
         assert response.status_code == 404
         assert error_of(response)["code"] == "NOT_FOUND"

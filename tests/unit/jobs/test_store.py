@@ -18,7 +18,7 @@ import pytest
 
 from serve_app.api.keys import ApiKey
 from serve_app.errors import InvalidInput, OutOfMemory, Overloaded
-from serve_app.events import Event, Progress
+from serve_app.events import Completed, Event, Progress
 from serve_app.jobs.job import GROUP
 from serve_app.request import EditRequest
 from serve_app.store.leases import BEAT_S
@@ -560,6 +560,56 @@ def test_a_process_may_die_at_any_call_and_each_accepted_job_has_one_right_end(a
         assert set(accepted) == {True, False}
 
     asyncio.run(all_stories())
+
+
+def test_a_job_that_is_accepted_survives_any_call_to_the_store_that_fails() -> None:
+    async def run(fails_at: int | None) -> int:
+        """Return how many calls were made. The first four accept the job, or refuse it."""
+        editor, shared, line = Gated(), SharedStore(), Line(fails_at=fails_at)
+        editor.gate.set()
+        caller, other = JobCaller(editor, shared, line=line), JobCaller(editor, shared)
+        response = await caller.post(values=(10, 20), seed="3")
+        if fails_at is not None and fails_at <= 4:
+            assert response.status_code == 503
+            assert not shared.records.records._group(GROUP).open
+        else:
+            job = await other.until(response.json()["id"], "succeeded", "failed")
+            assert job["error"] is None
+            assert len(editor.begun) == 1
+        await until(lambda: not caller.jobs._running)
+        return line.calls
+
+    async def all_calls() -> None:
+        for fails_at in range(1, 1 + await run(None)):
+            await run(fails_at)
+
+    asyncio.run(all_calls())
+
+
+def test_a_picture_that_is_done_after_its_job_was_deleted_elsewhere_is_not_left_behind() -> None:
+    class Halting(Gated):
+        """Halts after its first output."""
+
+        async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+            async for event in super().edit_stream(request):
+                yield event
+                if isinstance(event, Completed):
+                    await asyncio.Event().wait()
+
+    async def story() -> None:
+        editor, shared = Halting(), SharedStore()
+        runs, other = (JobCaller(editor, shared) for _ in range(2))
+        id = (await runs.post(values=(10, 20))).json()["id"]
+        await runs.until(id, "running")
+        await other.http.delete(f"/v1/jobs/{id}")
+        await other.jobs.sweep()
+        assert shared.blobs.names == []
+        editor.gate.set()
+        await until(lambda: shared.blobs.names != [])
+        await until(lambda: not runs.jobs._running)
+        assert shared.blobs.names == []
+
+    asyncio.run(story())
 
 
 def test_a_job_waits_for_a_store_that_is_away_and_loses_nothing() -> None:
