@@ -9,7 +9,7 @@ BIN := .venv/bin
 # With this variable set, every process compiles torch and diffusers anew: 20 s a start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-unit test-slow browser litellm quantization test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
+.PHONY: run test test-unit test-slow browser redis litellm quantization test-gpu soak fuzz check-deploy deploy-config docs docs-tables bench train lint install clean
 
 run: install  ## install what is missing and serve on 127.0.0.1:8000 (MODEL=Qwen/Qwen-Image-Edit make run; HOST, PORT)
 	@exec $(BIN)/python -m serve_app --model $(MODEL) $(if $(LICENSE),--accept-license $(LICENSE)) --host $(HOST) --port $(PORT)
@@ -24,7 +24,7 @@ PYTEST := CUDA_VISIBLE_DEVICES= OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 QUICK := -m "not gpu and not slow"
 
 # After the unit tests, the tests that share fixtures by file, and then those that share one Ray cluster.
-test: test-unit browser quantization  ## run the tests without a model, then all others but the slow ones
+test: redis test-unit browser quantization  ## run the tests without a model, then all others but the slow ones
 	$(PYTEST) $(QUICK) --ignore tests/unit --ignore tests/cluster --ignore tests/quantized --numprocesses 2 --dist loadfile
 	$(PYTEST) $(QUICK) tests/cluster
 	PYTHONPATH=$(QUANTIZATION) $(PYTEST) $(QUICK) tests/quantized
@@ -42,6 +42,14 @@ browser:  ## install Debian's Chromium for the tests of the page, if root may; a
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends chromium >/dev/null && exit; \
 	fi; \
 	echo "No Chromium, so the tests of the page are skipped; to run them: apt-get install chromium"
+
+# Without Redis the tests of the store outside are skipped, and say so. No service of it is started.
+redis:  ## install Debian's Redis for the tests of the store, if root may; a part of make test
+	@for name in redis-server valkey-server; do command -v $$name >/dev/null && exit; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -qq --no-install-recommends redis-server >/dev/null && exit; \
+	fi; \
+	echo "No Redis, so some tests of the store are skipped; to run them: apt-get install redis-server"
 
 # It needs older packages than ours, so it has an environment of its own.
 litellm: .venv/litellm/.installed  ## install LiteLLM for a test of clients; a part of make test-slow

@@ -18,7 +18,7 @@ import orjson
 import pybase64
 
 from serve_app.editor import Editor
-from serve_app.errors import GenerationError, NotFound, StoreUnavailable
+from serve_app.errors import RETRY_AFTER_S, GenerationError, NotFound, StoreUnavailable
 from serve_app.forms.form import EditForm, parse_kept
 from serve_app.images.pixels import PICTURE_THREADS
 from serve_app.jobs.job import GROUP, Job
@@ -201,6 +201,14 @@ class JobStore:
             except BaseException:
                 await edit.aclose()
                 raise
+        except (asyncio.CancelledError, LeaseLost) as error:
+            # Nobody has deleted a job that nobody knows of: the store did not answer for too long.
+            if not accepted.done():
+                message = "The store of jobs did not keep this job; send it again"
+                accepted.set_exception(StoreUnavailable(message, retry_after_s=RETRY_AFTER_S))
+            if isinstance(error, LeaseLost):
+                return
+            raise
         except Exception as error:
             with suppress(StoreUnavailable):
                 await self._leases.release(run.lease)

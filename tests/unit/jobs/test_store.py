@@ -416,17 +416,18 @@ def test_a_deleted_job_is_not_begun_again() -> None:
     play(story)
 
 
+class Hesitant(Gated):
+    """Accepts once its gate is open."""
+
+    async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
+        self.begun.append(request)
+        await self.gate.wait()
+        yield Progress(0, 4, place=2)
+
+
 def test_a_job_whose_caller_got_no_answer_is_not_begun_again() -> None:
-    class Full(Gated):
-        """Never accepts."""
-
-        async def edit_stream(self, request: EditRequest) -> AsyncGenerator[Event, None]:
-            self.begun.append(request)
-            await self.gate.wait()
-            yield Progress(0, 4, place=2)
-
     async def story() -> None:
-        editor, shared = Full(), SharedStore()
+        editor, shared = Hesitant(), SharedStore()
         before = JobCaller(editor, shared)
         asking = asyncio.create_task(before.post())
         await until(lambda: len(editor.begun) == 1)
@@ -435,6 +436,30 @@ def test_a_job_whose_caller_got_no_answer_is_not_begun_again() -> None:
         assert len(editor.begun) == 1
         assert (await shared.records.sweep(GROUP)).overdue == []
         asking.cancel()
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("notices", ["at the next renewal", "when it is accepted"])
+def test_a_caller_whose_job_is_lost_before_it_is_accepted_is_told_to_send_it_again(notices: str) -> None:
+    async def story() -> None:
+        editor, shared = Hesitant(), SharedStore()
+        caller = JobCaller(editor, shared)
+        asking = asyncio.create_task(caller.post())
+        await until(lambda: len(editor.begun) == 1)
+        if notices == "when it is accepted":
+            caller.jobs._leases.stop()
+        # As another process does with a job whose lease is over.
+        [id] = shared.records.records._group(GROUP).open
+        await shared.records.drop(GROUP, id)
+        if notices == "when it is accepted":
+            editor.gate.set()
+        refused = await asyncio.wait_for(asking, PATIENCE_S)
+        assert (refused.status_code, error_of(refused)["code"]) == (503, "STORE_UNAVAILABLE")
+        assert int(refused.headers["retry-after"]) >= 1
+        await until(lambda: not caller.jobs._running)
+        await caller.jobs.sweep()
+        assert shared.blobs.names == []
 
     asyncio.run(story())
 
@@ -536,8 +561,9 @@ def test_a_process_may_die_at_any_call_and_each_accepted_job_has_one_right_end(a
         await asyncio.wait_for(line.dead.wait(), PATIENCE_S)
         for _ in range(20):
             await asyncio.sleep(0)
+        accepted = asking.done()
         survivor = await JobCaller(editor, shared).after(caller)
-        if accepted := asking.done():
+        if accepted:
             job = await survivor.until(asking.result().json()["id"], "succeeded", "failed")
             assert [item["b64_json"] for item in job["result"]["data"]] == pictures
         asking.cancel()
