@@ -35,10 +35,14 @@ _TIMEOUT_S = 600
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """The longest pauses of the edit that runs, in steps of it: for prefill alone, and for encoding alone."""
+    """The longest pauses of the edit that runs, in steps of it: for prefill alone, and for encoding alone.
+
+    `prefills`: in how many calls the prefix of the other one was computed.
+    """
 
     prefill_steps: float
     encode_steps: float
+    prefills: int
 
 
 class _Timed(StepwiseQwenImage21Pipeline):
@@ -102,8 +106,10 @@ def _run(is_whole: bool, references: int) -> Pause:
     running.cancel()
     engine.stop()
     step_s = median(steps_s)
-    longest = (max(end_s - start_s for start_s, end_s in spans) for spans in (pipeline.prefills, pipeline.encodes))
-    return Pause(*(pause_s / step_s for pause_s in longest))
+    prefill_s, encode_s = (
+        max(end_s - start_s for start_s, end_s in spans) for spans in (pipeline.prefills, pipeline.encodes)
+    )
+    return Pause(prefill_s / step_s, encode_s / step_s, len(pipeline.prefills))
 
 
 def page(references: int, found: Mapping[str, Sequence[Pause]]) -> str:
