@@ -597,12 +597,12 @@ def test_a_job_that_is_accepted_survives_any_call_to_the_store_that_fails() -> N
         response = await caller.post(values=(10, 20), seed="3")
         if fails_at is not None and fails_at <= 4:
             assert response.status_code == 503
-            assert not shared.records.records._group(GROUP).open
         else:
             job = await other.until(response.json()["id"], "succeeded", "failed")
             assert job["error"] is None
             assert len(editor.begun) == 1
         await until(lambda: not caller.jobs._running)
+        assert not shared.records.records._group(GROUP).open
         return line.calls
 
     async def all_calls() -> None:
