@@ -32,7 +32,7 @@ OPTIONS = {
     "ray_actor_options": {"num_cpus": 0},
 }
 STEPS = 150
-CAPABILITIES = Capabilities(ArithmeticPipeline.max_references - 1, native_area=64 * 64)
+CAPABILITIES = Capabilities(ArithmeticPipeline.max_references - 1, native_area=64 * 64, generates=True)
 
 
 class EndlessEditor(SlowEditor):
