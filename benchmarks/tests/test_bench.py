@@ -96,6 +96,7 @@ def measure(contenders: Sequence[Contender], base_url: str) -> Results:
     return add_photos(results, for_photos, photos(EFFORT), **options)
 
 
+@pytest.mark.slow
 def test_every_contender_is_measured_under_its_loads_and_the_page_says_so(base_url, tmp_path):
     baseline = Contender(BASELINE, "ours at 0123abc", "our server as of commit 0123abc", "ours")
     contenders = [*CONTENDERS, baseline, DIRECT]

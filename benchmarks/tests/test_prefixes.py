@@ -1,7 +1,12 @@
 """The table of edits of few pictures on Qwen-Image-2.1."""
 
+import pytest
+
 from benchmarks.engine import pauses
 from benchmarks.engine.prefixes import measure, page
+
+# Each contender starts a process of its own.
+pytestmark = pytest.mark.slow
 
 
 def test_every_contender_makes_every_edit() -> None:
