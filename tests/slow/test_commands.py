@@ -178,7 +178,7 @@ def test_rays_own_ports_refuse_whoever_has_no_token_and_few_are_open_to_other_ma
         # A process that is being called has the method in its title.
         assert [name.partition(".")[0] for number, name in public if number == port] == [PROXY]
         replicas = [number for number, name in public if number != port and name.startswith("ray::ServeReplica:")]
-        assert len(replicas) == len(public) - 1 >= 4
+        assert len(replicas) == len(public) - 1 >= 2
         for number in replicas:
             with grpc.insecure_channel(f"127.0.0.1:{number}") as channel:
                 call, trap = ASGIServiceStub(channel).HandleRequest, tmp_path / f"trap {number}"
