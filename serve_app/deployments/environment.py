@@ -15,6 +15,8 @@ VARIABLES = {
     "RAY_ROTATION_BACKUP_COUNT": "3",
     # A proxy that has died is replaced after three failed checks: after 2 to 3 s, before 20 to 30.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    # Threads of torch that wait for work on a CPU spin by default, and take the cores from those that have some.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
