@@ -145,11 +145,12 @@ class KeyedEdits:
         while record.is_open:
             await asyncio.sleep(_POLL_S)
             later = await self._store.records.get(GROUP, record.id, awaiting=True)
-            if later is None or later.folder != record.folder or _is_abandoned(later):
+            if later is None or _is_abandoned(later):
                 return None
             record = later
         ended = _load(record)
-        if ended is None:
+        if ended is None or ended.fingerprint != fingerprint:
+            # The key was free for a moment, and belongs to another edit now.
             return None
         if ended.error is not None:
             raise ended.error

@@ -370,6 +370,23 @@ def test_a_follower_of_a_dead_leader_takes_its_place() -> None:
     play(story)
 
 
+def test_a_follower_never_gets_the_answer_of_another_edit_that_took_the_key_meanwhile() -> None:
+    async def story() -> None:
+        asked = Asked()
+        leader = KeyedEdits(asked.store, LimitSettings())
+        lease = await leader._leases.open(KEY.id, KeyRecord("f").dump(), 0)
+        assert isinstance(lease, Lease)
+        follows = await asked.ask(fingerprint="f")
+        # Both within one look of the follower.
+        await leader._leases.release(lease)
+        asked.work.gate.set()
+        assert (await (await asked.ask(asked.elsewhere, fingerprint="g"))).body == b"answer 1"
+        with pytest.raises(IdempotencyKeyReused):
+            await follows
+
+    play(story)
+
+
 def test_a_key_that_no_version_can_read_is_free() -> None:
     async def story() -> None:
         asked = Asked()
