@@ -66,9 +66,8 @@ def create_app(
     connects to other servers, for pictures by URL and for webhooks; by default at public addresses only.
     """
     store = store or OpenStore()
-    webhooks = Webhooks(store, settings.webhooks, backend)
-    jobs, keyed = JobStore(editor, store, settings, webhooks), KeyedEdits(store, settings.limits)
-    linked = LinkedPictures(store, settings.results)
+    webhooks, linked = Webhooks(store, settings.webhooks, backend), LinkedPictures(store, settings.results)
+    jobs, keyed = JobStore(editor, store, settings, webhooks, linked), KeyedEdits(store, settings.limits)
     sweeper = Sweeper([jobs.sweep, keyed.sweep, linked.sweep, webhooks.sweep])
     api = _Api(
         editor,

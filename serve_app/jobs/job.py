@@ -9,6 +9,7 @@ import orjson
 
 from serve_app.errors import EditError
 from serve_app.events import Progress
+from serve_app.links.pictures import place_of
 from serve_app.responses.errors import error_body
 from serve_app.responses.schemas import (
     CompletedEvent,
@@ -108,7 +109,7 @@ class Job:
     def outputs(self) -> list[tuple[OutputBody, str]]:
         """The outputs without their pictures, and the blob of each, in the order of the contract."""
         data: list[OutputBody] = [] if self.result is None else self.result["data"]  # type: ignore[assignment]
-        return [(output, self.pictures[_place_of(output)]["blob"]) for output in data]
+        return [(output, self.pictures[place_of(output)]["blob"]) for output in data]
 
     def body(self, ttl_s: float, outputs: list[OutputBody] | list[LinkedOutputBody]) -> bytes:
         """Return the JobBody as JSON. `outputs`: of a job that has succeeded, with their pictures or links to them.
@@ -128,11 +129,3 @@ class Job:
             "error": self.error,
         }
         return orjson.dumps(value)
-
-
-def place_of(image_index: int, variant_index: int) -> str:
-    return f"{image_index}-{variant_index}"
-
-
-def _place_of(output: OutputBody) -> str:
-    return place_of(output["input_index"], output["variant_index"])

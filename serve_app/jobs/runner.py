@@ -12,7 +12,8 @@ from serve_app.editor import Editor
 from serve_app.errors import RETRY_AFTER_S, NotReady, Overloaded, StoreUnavailable, TooManySamples
 from serve_app.events import Completed, Done, Event, Preview, Progress
 from serve_app.forms.form import EditForm
-from serve_app.jobs.job import Job, place_of
+from serve_app.jobs.job import Job
+from serve_app.links.pictures import place_of
 from serve_app.request import TokenCounts
 from serve_app.responses import edits, stream
 from serve_app.responses.log import LogEntry
@@ -131,15 +132,16 @@ class JobRunner:
         self._serialize_s += time.perf_counter() - start
         # Another name for each, so that no reader takes a later picture for an earlier one.
         preview = f".{event.preview_index}" if isinstance(event, Preview) else ""
-        blob = f"{self._lease.folder}/{place_of(*index)}{preview}.{self._form.output_format}"
+        output = edits.describe_output(*index, self._form.request.output_seed(*index), event.pixels)
+        place = place_of(output)
+        blob = f"{self._lease.folder}/{place}{preview}.{self._form.output_format}"
         media_type = f"image/{self._form.output_format}"
         await patiently(lambda: self._blobs.put(blob, data, media_type), self._patience_s)
-        output = edits.describe_output(*index, self._form.request.output_seed(*index), event.pixels)
         if isinstance(event, Completed):
             self._outputs[index], self._sizes[index] = output, len(data)
-        former = self._job.pictures.get(place_of(*index))
+        former = self._job.pictures.get(place)
         self._job.put_picture(
-            place_of(*index), {"blob": blob, "event": stream.picture_event(event, output, self._form, self._start)}
+            place, {"blob": blob, "event": stream.picture_event(event, output, self._form, self._start)}
         )
         if former is not None and former["blob"] != blob:
             await patiently(lambda: self._blobs.delete(former["blob"]), self._patience_s)

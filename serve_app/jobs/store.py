@@ -69,14 +69,21 @@ class JobStore:
     """
 
     def __init__(
-        self, editor: Editor, store: Store, settings: AppSettings, webhooks: Webhooks, *, beat_s: float = BEAT_S
+        self,
+        editor: Editor,
+        store: Store,
+        settings: AppSettings,
+        webhooks: Webhooks,
+        linked: LinkedPictures,
+        *,
+        beat_s: float = BEAT_S,
     ) -> None:
         self._webhooks = webhooks
+        self._linked = linked
         self._editor = editor
         self._store = store
         self._settings = settings
         self._limits = settings.jobs
-        self._linked = LinkedPictures(store, settings.results)
         bounds = Bounds(self._limits.max_jobs, self._limits.max_open_bytes, self._limits.max_result_bytes)
         self._leases = Leases(store, GROUP, "jobs", bounds, beat_s=beat_s)
         # Jobs that run in this process by their ids.
@@ -130,8 +137,7 @@ class JobStore:
         job = await self.find(id, caller)
         if job.as_links and job.ended_s is not None:
             left_s = job.ended_s + self._limits.ttl_s - time.time()
-            links = (self._linked.link(base_url, id, blob, output, at_most_s=left_s) for output, blob in job.outputs)
-            return self._view(job, [await link for link in links])
+            return self._view(job, await self._linked.link(base_url, id, job.outputs, at_most_s=left_s))
         return self._view(job, await asyncio.gather(*(self._filled(*output) for output in job.outputs)))
 
     async def _filled(self, output: OutputBody, blob: str) -> OutputBody:
@@ -140,11 +146,7 @@ class JobStore:
     async def find(self, id: str, caller: str | None) -> Job:
         """Return the state of a job of that caller. Raises NotFound and StoreUnavailable."""
         record = await self._store.records.get(GROUP, id)
-        try:
-            job = None if record is None else Job.load(record.value)
-        except (ValueError, TypeError):
-            # Of another version of this code.
-            job = None
+        job = None if record is None else _load(record)
         if job is None or job.caller != caller:
             raise self._not_found()
         return job
@@ -299,13 +301,9 @@ class JobStore:
             await self._take_over(record)
 
     async def _take_over(self, record: Record) -> None:
-        try:
-            job = Job.load(record.value)
-        except (ValueError, TypeError):
-            await self._store.records.drop(GROUP, record.id, record.version)
-            return
-        if not job.is_accepted:
-            # Its caller has got no answer.
+        job = _load(record)
+        if job is None or not job.is_accepted:
+            # Nobody can go on with it, or its caller has got no answer.
             await self._store.records.drop(GROUP, record.id, record.version)
             return
         job.starts += 1
@@ -338,3 +336,11 @@ class JobStore:
         except Exception as error:
             logger.warning("The form of job %s cannot be read: %r", run.job.short_id, error)
             raise GenerationError("the server was updated, and its new version cannot read this job") from None
+
+
+def _load(record: Record) -> Job | None:
+    """Return the job of a record, or None for one of another version of this code."""
+    try:
+        return Job.load(record.value)
+    except (ValueError, TypeError):
+        return None

@@ -15,7 +15,7 @@ import orjson
 
 from serve_app.errors import NotFound
 from serve_app.images.encoding import OutputFormat
-from serve_app.links.signature import is_signed, sign
+from serve_app.links.signature import is_signed, read_secret, sign
 from serve_app.responses.schemas import LinkedOutputBody, OutputBody
 from serve_app.settings import ResultSettings
 from serve_app.store.records import Bounds, Change
@@ -61,39 +61,43 @@ class LinkedPictures:
         # Before the blobs, so that they are deleted with it even if this process dies now.
         change = Change(id, folder, 0, is_open=False, value=value, keep_s=self._ttl_s, size=size)
         await self._store.records.put(_GROUP, [change], self._bounds)
-        names = [f"{place_of(output)}.{output_format}" for output, _ in pictures]
+        blobs = [(output, f"{folder}/{place_of(output)}.{output_format}") for output, _ in pictures]
         puts = (
-            self._store.blobs.put(f"{folder}/{name}", data, _media_type(output_format))
-            for name, (_, data) in zip(names, pictures, strict=True)
+            self._store.blobs.put(blob, data, _media_type(output_format))
+            for (_, blob), (_, data) in zip(blobs, pictures, strict=True)
         )
         await asyncio.gather(*puts)
-        return [
-            await self.link(base_url, id, f"{folder}/{name}", output)
-            for name, (output, _) in zip(names, pictures, strict=True)
-        ]
+        return await self.link(base_url, id, blobs)
 
     async def link(
-        self, base_url: str, id: str, blob: str, output: OutputBody, *, at_most_s: float | None = None
-    ) -> LinkedOutputBody:
-        """Return an output with the link to its blob. `at_most_s`: how long the blob is there. Raises StoreUnavailable.
+        self, base_url: str, id: str, pictures: list[tuple[OutputBody, str]], *, at_most_s: float | None = None
+    ) -> list[LinkedOutputBody]:
+        """Return outputs with the links to their blobs. `at_most_s`: how long those are there. Raises StoreUnavailable.
 
-        `id`: of the record in whose folder the blob lies.
+        `id`: of the record in whose folder the blobs lie.
         """
         ttl_s = self._ttl_s if at_most_s is None else min(self._ttl_s, at_most_s)
         expires_at = int(time.time() + ttl_s)
-        url = await self._store.blobs.sign(blob, ttl_s)
-        if url is None:
-            name = blob.rpartition("/")[2]
-            signature = await sign(self._store, _signed_text(id, name, expires_at))
-            url = f"{base_url}/v1/images/{id}/{name}?expires={expires_at}&signature={signature}"
-        return {
-            "url": url,
-            "expires_at": expires_at,
-            "size": output["size"],
-            "seed": output["seed"],
-            "input_index": output["input_index"],
-            "variant_index": output["variant_index"],
-        }
+        linked: list[LinkedOutputBody] = []
+        secret = b""
+        for output, blob in pictures:
+            url = await self._store.blobs.sign(blob, ttl_s)
+            if url is None:
+                secret = secret or await read_secret(self._store)
+                name = blob.rpartition("/")[2]
+                signature = sign(secret, _signed_text(id, name, expires_at))
+                url = f"{base_url}/v1/images/{id}/{name}?expires={expires_at}&signature={signature}"
+            linked.append(
+                {
+                    "url": url,
+                    "expires_at": expires_at,
+                    "size": output["size"],
+                    "seed": output["seed"],
+                    "input_index": output["input_index"],
+                    "variant_index": output["variant_index"],
+                }
+            )
+        return linked
 
     async def sweep(self) -> None:
         """Delete the pictures whose time is over. Raises StoreUnavailable."""
@@ -107,7 +111,7 @@ class LinkedPictures:
         """
         if not expires.isdecimal() or int(expires[:18]) <= time.time():
             raise _not_found()
-        if not await is_signed(self._store, _signed_text(id, name, int(expires[:18])), signature):
+        if not is_signed(await read_secret(self._store), _signed_text(id, name, int(expires[:18])), signature):
             raise _not_found()
         for group in (_GROUP, _JOBS):
             record = await self._store.records.get(group, id)

@@ -12,18 +12,21 @@ _BOUNDS = Bounds(max_records=1, max_open_bytes=0, max_ended_bytes=0)
 _KEEP_S = 10 * 365 * 86_400.0
 
 
-async def sign(store: Store, text: str) -> str:
-    """Return the signature of a text: HMAC-SHA256, as hexadecimal digits. Raises StoreUnavailable."""
-    return hmac.new(await _secret(store), text.encode(), hashlib.sha256).hexdigest()
+def sign(secret: bytes, text: str) -> str:
+    """Return the signature of a text: HMAC-SHA256, as hexadecimal digits."""
+    return hmac.new(secret, text.encode(), hashlib.sha256).hexdigest()
 
 
-async def is_signed(store: Store, text: str, signature: str) -> bool:
-    """Return whether the signature is that of the text, in constant time. Raises StoreUnavailable."""
-    return hmac.compare_digest(await sign(store, text), signature)
+def is_signed(secret: bytes, text: str, signature: str) -> bool:
+    """Return whether the signature is that of the text, in constant time."""
+    return hmac.compare_digest(sign(secret, text), signature)
 
 
-async def _secret(store: Store) -> bytes:
-    """Return the secret of the application. Not kept in this process: a store that has lost it gets a new one."""
+async def read_secret(store: Store) -> bytes:
+    """Return the secret of the application. Not kept in this process: a store that has lost it gets a new one.
+
+    Raises StoreUnavailable.
+    """
     found = await store.records.get(_GROUP, _ID)
     if found is None:
         change = Change(_ID, _ID, 0, is_open=False, value=secrets.token_bytes(32), keep_s=_KEEP_S, size=0)
