@@ -19,7 +19,8 @@ def sign(secret: bytes, text: str) -> str:
 
 def is_signed(secret: bytes, text: str, signature: str) -> bool:
     """Return whether the signature is that of the text, in constant time."""
-    return hmac.compare_digest(sign(secret, text), signature)
+    # As bytes: of texts, only those in ASCII can be compared.
+    return hmac.compare_digest(sign(secret, text).encode(), signature.encode())
 
 
 async def read_secret(store: Store) -> bytes:

@@ -122,6 +122,7 @@ def test_a_link_that_was_changed_or_made_up_opens_nothing() -> None:
             address,
             f"{address}?{expires}",
             f"{address}?{expires}&signature=",
+            f"{address}?{expires}&signature=%C3%A9",
             f"{address}?{expires}&{signature[:-1]}{'0' if signature[-1] != '0' else '1'}",
             f"{address}?{later}&{signature}",
             f"{second['url'].partition('?')[0]}?{query}",
