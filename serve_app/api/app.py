@@ -1,6 +1,5 @@
 """The Starlette application: its routes and their handlers, over any implementation of the Editor protocol."""
 
-import contextvars
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -231,7 +230,7 @@ class _Api:
             return await (self._start_job if entry.is_job else self._respond_watched)(request, form)
 
         fingerprint = f"{form.fingerprint} async={entry.is_job}"
-        return await self._keyed.respond(key, fingerprint, edit, entry.request_id, contextvars.Context())
+        return await self._keyed.respond(key, fingerprint, edit, entry.request_id)
 
     async def _respond_watched(self, request: Request, form: EditForm) -> Response:
         with self._shedder.watch(form.request.outputs):

@@ -107,13 +107,11 @@ class KeyedEdits:
         fingerprint: str,
         edit: Callable[[], Awaitable[Response]],
         request_id: str,
-        context: contextvars.Context,
     ) -> Response:
         """Return the response of `edit`, from this request, or from another one with the same key.
 
         Raises what `edit` raises, IdempotencyKeyReused for another fingerprint, Overloaded if no more keys can be kept,
-        and StoreUnavailable. `context`: the context to run the edit in; an empty one lets it outlive its request, since
-        Ray (2.60) cancels, at the end of a request, every call that was made in its context.
+        and StoreUnavailable.
         """
         value = KeyRecord(fingerprint)
         while True:
@@ -126,7 +124,7 @@ class KeyedEdits:
             else:
                 lease = found
             if lease is not None:
-                return await self._lead(lease, value, _run_edit(edit, request_id), context)
+                return await self._lead(lease, value, _run_edit(edit, request_id))
 
     # ---- another request runs the edit, or has run it ----
 
@@ -181,19 +179,18 @@ class KeyedEdits:
 
     # ---- this request runs the edit ----
 
-    async def _lead(
-        self, lease: Lease, value: KeyRecord, work: Coroutine[Any, Any, Response], context: contextvars.Context
-    ) -> Response:
-        run = _Run(lease, value, self._start_task(work, context))
-        ended = self._start_task(self._supervise(run), contextvars.Context())
+    async def _lead(self, lease: Lease, value: KeyRecord, work: Coroutine[Any, Any, Response]) -> Response:
+        run = _Run(lease, value, self._start_task(work))
+        ended = self._start_task(self._supervise(run))
         try:
             await asyncio.shield(ended)
             return run.work.result()
         finally:
             run.attended = False
 
-    def _start_task(self, work: Coroutine[Any, Any, Any], context: contextvars.Context) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work, context=context)
+    def _start_task(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        # In the context of no request: Ray (2.60) cancels, at the end of a request, every call made in its context.
+        task = asyncio.create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

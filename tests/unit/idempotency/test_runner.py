@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextvars
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -88,7 +87,7 @@ class Asked:
         self, keyed: KeyedEdits | None = None, key: Key = KEY, fingerprint: str = "f"
     ) -> "asyncio.Task[Response]":
         keyed = keyed or self.here
-        task = asyncio.create_task(keyed.respond(key, fingerprint, self.work, "req-1", contextvars.Context()))
+        task = asyncio.create_task(keyed.respond(key, fingerprint, self.work, "req-1"))
         # Far enough to lead or to follow.
         for _ in range(5):
             await asyncio.sleep(0)
